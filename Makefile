@@ -1,0 +1,67 @@
+# Everything that a developer, an operator trying the formula, or CI runs.
+.POSIX:
+.SILENT:
+
+BIN = .venv/bin
+LOCK_FLAGS =
+
+help: ## list the targets
+	awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-12s  %s\n", $$1, $$2 }' Makefile
+
+setup: ## make .venv: Salt 3008, the laboratory (.venv/bin/lab), the test tools
+	test/setup/environment .venv requirements/salt-3008.txt requirements/test.txt
+	test/setup/laboratory
+
+setup-3007: setup ## make .venv/salt-3007, for lab up --salt 3007
+	test/setup/environment .venv/salt-3007 requirements/salt-3007.txt
+
+setup-3006: setup ## make .venv/salt-3006, for lab up --salt 3006
+	test/setup/environment .venv/salt-3006 requirements/salt-3006.txt
+
+demo: setup ## see one master become three, and a master lost, on this machine
+	$(BIN)/python -m lab.demo
+
+test: lint ## lint, then every test that this machine can run
+	$(BIN)/pytest
+
+lint: setup ## check formatting, style, types, YAML and states
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --quiet --check .
+	$(BIN)/mypy --no-error-summary salt/_utils test/lab
+	$(BIN)/yamllint --strict .
+	find salt -name '*.sls' -exec $(BIN)/salt-lint {} +
+
+unit: setup ## test the pure core and the modules
+	$(BIN)/pytest test/unit
+
+render: setup ## test what the states and pillars render to
+	$(BIN)/pytest test/render
+
+integration: setup ## test in the laboratory: process driver, and Docker where an engine answers
+	$(BIN)/pytest test/integration
+
+test-matrix: setup-3007 setup-3006 ## run the tests of the other Salt series
+	$(BIN)/pytest --matrix -m matrix
+
+bench: setup ## measure, and compare with the recorded figures
+	$(BIN)/python test/bench/bench.py
+
+kitchen: setup ## Test Kitchen: create, converge, verify, destroy (needs Docker and Bundler)
+	test/kitchen/run
+
+lock: ## resolve requirements/*.in again; LOCK_FLAGS=--upgrade for newer releases
+	test/setup/environment .venv/lock requirements/lock.txt
+	for name in lock salt-3008 salt-3007 salt-3006 test; do \
+	    echo "requirements/$$name.txt"; \
+	    .venv/lock/bin/uv pip compile --quiet --no-config --default-index https://pypi.org/simple \
+	        --universal --python-version 3.10 --generate-hashes --custom-compile-command 'make lock' \
+	        $(LOCK_FLAGS) --output-file requirements/$$name.txt requirements/$$name.in; \
+	done
+
+clean: ## remove the laboratory in .lab, the environments and all caches
+	if [ -d .lab ]; then $(BIN)/lab down; fi
+	rm -rf .venv .lab .mypy_cache .pytest_cache .ruff_cache .hypothesis .kitchen
+	find salt pillar test -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help setup setup-3007 setup-3006 demo test lint unit render integration test-matrix \
+        bench kitchen lock clean

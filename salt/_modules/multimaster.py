@@ -1,0 +1,733 @@
+"""
+Manage the masters of a multi-master topology from the minion on each host.
+
+Thin: reads files and options, asks the core in ``salt/_utils`` what follows, and acts.  No function
+here returns a private key.
+"""
+
+import contextlib
+import grp
+import logging
+import os
+import pathlib
+import pwd
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+import psutil
+import salt.cache
+import salt.client
+import salt.config
+import salt.exceptions
+import salt.key
+import salt.payload
+import salt.utils.systemd
+import salt.utils.yaml
+import salt.version
+from salt.exceptions import CommandExecutionError, SaltException
+
+log = logging.getLogger(__name__)
+
+__virtualname__ = "multimaster"
+__func_alias__ = {"list_masters": "masters"}
+
+# Custom code that has to be the file server's, or the states would run with an older version's.
+SYNCED = {
+    "modules": ("multimaster.py",),
+    "states": ("multimaster.py",),
+    "utils": (
+        "multimaster_keypair.py",
+        "multimaster_restart.py",
+        "multimaster_topology.py",
+    ),
+}
+DROP_IN = "multimaster.conf"
+ROLES = {
+    "master": (salt.config.master_config, "SALT_MASTER_CONFIG"),
+    "minion": (salt.config.minion_config, "SALT_MINION_CONFIG"),
+}
+
+
+def __virtual__():
+    return __virtualname__
+
+
+def synced():
+    """
+    Tell whether this minion's copy of the formula's modules is the file server's.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' multimaster.synced
+    """
+    for kind, names in SYNCED.items():
+        for name in names:
+            served = __salt__["cp.hash_file"](f"salt://_{kind}/{name}")
+            local = os.path.join(__opts__["extension_modules"], kind, name)
+            if not served or not os.path.isfile(local):
+                return False
+            kind_of_hash = served["hash_type"]
+            if __salt__["file.get_hash"](local, kind_of_hash) != served["hsum"]:
+                return False
+    return True
+
+
+def list_masters():
+    """
+    Tell which masters this minion is configured for and which of them it is connected to.
+
+    Returns ``configured`` and ``connected``, lists of addresses.  Connected means an established
+    connection of the minion's own process to that master's publisher, which exists only after that
+    master has authenticated the minion.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' multimaster.masters
+    """
+    opts = _effective("minion", _config_dir())
+    configured = opts["master"] if isinstance(opts["master"], list) else [opts["master"]]
+    peers = _publisher_connections(opts)
+    return {
+        "configured": configured,
+        "connected": [address for address in configured if _resolve(address) & peers],
+    }
+
+
+def report(timeout=5):
+    """
+    Report on the master of this host: what it is and which minions answer to it.
+
+    timeout
+        Seconds to wait for the answers of the minions.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm2 multimaster.report
+    """
+    opts = _effective("master", _config_dir())
+    keys = salt.key.get_key({**opts, "__role": "master"}).list_keys()
+    running = _daemon(opts["pidfile"]) is not None
+    answers = {}
+    if running:
+        with salt.client.get_local_client(mopts=opts) as client:
+            answers = client.cmd("*", "test.ping", timeout=timeout)
+    pub = _read_pair(opts)[1]
+    return {
+        "running": running,
+        "version": salt.version.__version__,
+        "fingerprint": __utils__["multimaster_keypair.fingerprint"](pub) if pub else None,
+        "accepted": sorted(keys["minions"]),
+        "pending": sorted(keys["minions_pre"]),
+        "denied": sorted(keys["minions_denied"]),
+        "rejected": sorted(keys["minions_rejected"]),
+        "answering": sorted(name for name, value in answers.items() if value is True),
+    }
+
+
+def offered_keys(asker, nonce):
+    """
+    Offer the minion keys that this host's master has accepted to another master.
+
+    asker
+        Minion id of the host whose master asks.
+    nonce
+        A value that the asker has just made up; signed with the answer.
+
+    Returns ``answer`` (origin, asker, complete, keys) and ``signature``, made with the masters'
+    shared key, so that an answer is as good as that key and not as a minion id.  Not complete is
+    the answer of a master that is itself still waiting for the keys of the others.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm1 multimaster.offered_keys saltm2 0123456789abcdef
+    """
+    opts = _effective("master", _config_dir())
+    pem, _ = _read_pair(opts)
+    if pem is None:
+        raise CommandExecutionError(f"there is no master's key pair on {__opts__['id']}")
+    answer = {
+        "origin": __opts__["id"],
+        "asker": asker,
+        "complete": not os.path.exists(_joining(opts)),
+        "keys": _accepted_keys(opts),
+    }
+    with _translated():
+        signature = __utils__["multimaster_keypair.sign_answer"](answer, nonce, pem)
+    return {"answer": answer, "signature": signature}
+
+
+def install_keypair(config_dir=None, replace=False, test=False):
+    """
+    Bring this host's master key pair in line with the one that the pillar gives.
+
+    config_dir
+        Directory of the Salt configuration; that of this minion unless given.
+    replace
+        Replace a different pair even though the master has accepted minions.
+    test
+        Only tell what would be done.
+
+    Returns ``action`` (none, write, repair, replace or refuse), ``reason`` and ``fingerprint``, and
+    ``backup``, the directory with what was replaced.  Installs nothing if refused.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm2 multimaster.install_keypair test=True
+    """
+    opts = _effective("master", config_dir or _config_dir())
+    bundle = _bundle()
+    pem, pub = _read_pair(opts)
+    others = sorted(set(_accepted_ids(opts)) - set(bundle.minions) - {__opts__["id"]})
+    with _translated():
+        decision = __utils__["multimaster_keypair.decide"](pem, pub, bundle, others, replace)
+    action, reason = decision.action, decision.reason
+    if action == "none":
+        misfit = _misfit(opts)
+        if misfit:
+            action, reason = "repair", misfit
+    ret = {
+        "action": action,
+        "reason": reason,
+        "fingerprint": __utils__["multimaster_keypair.fingerprint"](bundle.pub),
+    }
+    if test or action in ("none", "refuse"):
+        return ret
+    if action in ("repair", "replace"):
+        ret["backup"] = _back_up(opts)
+    fresh = action == "replace" or (action == "write" and not pem)
+    _write_pair(opts, bundle)
+    if fresh:
+        # Tells the engine that this master has yet to hear of the minions' keys, and `left` that
+        # the pair came from here.
+        for flag in (_joining(opts), _ours(opts)):
+            _touch(opts, flag)
+    return ret
+
+
+def accept_masters(config_dir=None, test=False):
+    """
+    Accept the minion keys of the masters' hosts, which came with the key pair, on this master.
+
+    Returns the ids that were accepted, or would be with ``test``.  An id that has a different key
+    on this master is left alone and logged.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm2 multimaster.accept_masters test=True
+    """
+    opts = _effective("master", config_dir or _config_dir())
+    accepted = _accepted_keys(opts)
+    missing = {
+        name: pub
+        for name, pub in _bundle().minions.items()
+        if (accepted.get(name) or "").strip() != pub.strip()
+    }
+    for name in [name for name in missing if name in accepted]:
+        log.error("The key of %s on this master is not the one that the first master has", name)
+        del missing[name]
+    if not test:
+        for name, pub in missing.items():
+            _store_key(opts, name, pub)
+    return sorted(missing)
+
+
+def check_config(role, options, config_dir=None):
+    """
+    Parse a role's configuration with Salt's own loader as it would be with the given drop-in.
+
+    role
+        ``master`` or ``minion``.
+    options
+        Content of the drop-in ``multimaster.conf``; None for a configuration without it.
+
+    Returns the main file and all drop-ins, combined as Salt combines them.  Raises
+    CommandExecutionError if the result does not parse, or if another file overrides the drop-in.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 multimaster.check_config minion '{master: [192.0.2.1, 192.0.2.2]}'
+    """
+    config_dir = config_dir or _config_dir()
+    parse, variable = ROLES[role]
+    # Private, since drop-ins may hold secrets, and removed at once.
+    with tempfile.TemporaryDirectory(prefix="multimaster-") as scratch:
+        main = os.path.join(scratch, role)
+        drop_ins = os.path.join(scratch, f"{role}.d")
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copy(os.path.join(config_dir, role), main)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copytree(os.path.join(config_dir, f"{role}.d"), drop_ins)
+        os.makedirs(drop_ins, exist_ok=True)
+        ours = pathlib.Path(drop_ins, DROP_IN)
+        ours.unlink(missing_ok=True)
+        if options is not None:
+            ours.write_text(salt.utils.yaml.safe_dump(options))
+        try:
+            if role == "minion":
+                parse(main, cache_minion_id=False, ignore_config_errors=False)
+            else:
+                parse(main, exit_on_config_errors=False)
+            loaded = salt.config.load_config(main, variable, main)
+            include = loaded.get("default_include", f"{role}.d/*.conf")
+            loaded.update(salt.config.include_config(include, main, verbose=False))
+        except (SaltException, SystemExit, TypeError, ValueError) as err:
+            raise CommandExecutionError(
+                f"Salt cannot parse the {role} configuration with our drop-in: {err}"
+            ) from err
+    for option, value in (options or {}).items():
+        if loaded.get(option) != value:
+            raise CommandExecutionError(
+                f"{config_dir}/{role}.d: another file also sets {option!r}, so that it would be "
+                f"{loaded.get(option)!r} and not {value!r}; remove it there"
+            )
+    loaded.pop("conf_file", None)
+    return loaded
+
+
+def stale(service, files, config_dir=None):
+    """
+    Tell whether a daemon runs with older files than there are.
+
+    service
+        ``salt-master`` or ``salt-minion``.
+    files
+        Paths that the daemon read when it started.
+
+    Returns the paths that are newer than the daemon; nothing if it does not run.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 multimaster.stale salt-minion '[/etc/salt/minion.d/multimaster.conf]'
+    """
+    daemon = _daemon(_effective(_role(service), config_dir or _config_dir())["pidfile"])
+    if daemon is None:
+        return []
+    # The start of a process is known to a fraction of a second only.
+    started = daemon.create_time() + 1
+    return [path for path in files if os.path.exists(path) and os.path.getmtime(path) > started]
+
+
+def restart(service, timeout=600, config_dir=None):
+    """
+    Restart a Salt daemon of this host after the job that calls this is over and has been returned.
+
+    service
+        Name of the service of the minion or of the master.
+    timeout
+        Seconds after which running jobs are waited for no longer.
+
+    Returns at once; ``multimaster-restart.log`` beside the minion's log tells the outcome.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 multimaster.restart salt-minion
+    """
+    config_dir = config_dir or _config_dir()
+    opts = _effective(_role(service), config_dir)
+    logs = os.path.dirname(_effective("minion", config_dir)["log_file"])
+    log_file = os.path.join(logs, "multimaster-restart.log")
+    argv = [
+        sys.executable,
+        __utils__["multimaster_restart.program"](),
+        f"--config={os.path.join(config_dir, 'minion')}",
+        f"--service={service}",
+        f"--pidfile={opts['pidfile']}",
+        f"--pid={os.getpid()}",
+        f"--jid={_jid()}",
+        f"--timeout={timeout}",
+        f"--log={log_file}",
+    ]
+    if _role(service) == "master":
+        argv.append(f"--master-config={os.path.join(config_dir, 'master')}")
+    if salt.utils.systemd.booted(__context__) and not __opts__.get("providers", {}).get("service"):
+        # A unit of its own: stopping the minion's unit would end everything in it.
+        argv = ["systemd-run", "--no-block", "--collect", "--quiet", *argv]
+    else:
+        # Whose parent is init, and so nobody that the daemon could take down with it.
+        argv = ["setsid", "--fork", *argv]
+    # Not a pipe: the helper would hold it open, and this job would wait for the helper's end.
+    with open(log_file, "ab") as output:
+        result = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False
+        )
+    if result.returncode:
+        raise CommandExecutionError(f"cannot restart {service}; see {log_file}")
+    return True
+
+
+def leave(service="salt-master", config_dir=None, test=False):
+    """
+    Remove the master's key pair from this host if the formula had installed it, after a backup.
+
+    Returns ``removed`` and ``backup``; a master that there was before the formula keeps its pair.
+    The master must have been stopped.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm3 multimaster.leave test=True
+    """
+    opts = _effective("master", config_dir or _config_dir())
+    if not os.path.exists(_ours(opts)):
+        return {"removed": []}
+    paths = [str(path) for path in _pair_paths(opts) if os.path.lexists(path)]
+    ret = {"removed": paths}
+    if test or not paths:
+        return ret
+    if _daemon(opts["pidfile"]) is not None:
+        raise CommandExecutionError(f"{service} still runs")
+    ret["backup"] = _back_up(opts)
+    for path in paths:
+        os.unlink(path)
+    shutil.rmtree(os.path.dirname(_ours(opts)))
+    return ret
+
+
+def joined_by_us(config_dir=None):
+    """
+    Tell whether this host's master was made by the formula and did not exist before.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm3 multimaster.joined_by_us
+    """
+    return os.path.exists(_ours(_effective("master", config_dir or _config_dir())))
+
+
+def other_masters_up(timeout=2):
+    """
+    List the other masters of this minion that accept connections.
+
+    timeout
+        Seconds to wait for each.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm3 multimaster.other_masters_up
+    """
+    opts = _effective("minion", _config_dir())
+    declared = _effective("master", _config_dir()).get("multimaster", {}).get("masters", [])
+    up = []
+    for master in declared:
+        if master["id"] == __opts__["id"]:
+            continue
+        try:
+            with socket.create_connection((master["address"], opts["master_port"]), timeout):
+                up.append(master["id"])
+        except OSError:
+            continue
+    return up
+
+
+def unresolved(addresses):
+    """
+    List the names among some addresses that this host cannot resolve.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' multimaster.unresolved '[192.0.2.1, salt.example.com]'
+    """
+    return [address for address in addresses if not _resolve(address)]
+
+
+def daemon_group(role, config_dir=None):
+    """
+    Return the name of the group that a role's daemon runs with.
+
+    role
+        ``master`` or ``minion``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm1 multimaster.daemon_group master
+    """
+    opts = _effective(role, config_dir or _config_dir())
+    return grp.getgrgid(pwd.getpwnam(opts["user"]).pw_gid).gr_name
+
+
+@contextlib.contextmanager
+def _translated():
+    """Turn the core's errors, which are all ValueErrors, into Salt's."""
+    try:
+        yield
+    except ValueError as err:
+        raise CommandExecutionError(str(err)) from err
+
+
+def _config_dir():
+    return os.path.dirname(__opts__["conf_file"])
+
+
+def _role(service):
+    return "master" if "master" in service else "minion"
+
+
+def _jid():
+    """Return the id of the job that this process works on, or an empty string."""
+    for path in pathlib.Path(__opts__["cachedir"], "proc").glob("*"):
+        with contextlib.suppress(OSError, salt.exceptions.SaltDeserializationError):
+            job = salt.payload.loads(path.read_bytes())
+            if job.get("pid") == os.getpid():
+                return job["jid"]
+    return ""
+
+
+def _effective(role, config_dir):
+    """Return a role's options as its daemon would see them."""
+    path = os.path.join(config_dir, role)
+    if role == "minion":
+        return salt.config.minion_config(path, cache_minion_id=False)
+    opts = salt.config.master_config(path)
+    # Before the drop-in is there, a master's id follows from the host's name, and with it the
+    # name of its key pair. The formula gives it the minion's id, under which the pair has to be
+    # there, or the master would make itself a new one.
+    return {**opts, "multimaster_old_stem": _stem(opts), "id": __opts__["id"]}
+
+
+def _daemon(pidfile):
+    """Return the process of a pid file, or None."""
+    try:
+        process = psutil.Process(int(pathlib.Path(pidfile).read_text()))
+    except (OSError, ValueError, psutil.NoSuchProcess):
+        return None
+    return None if process.status() == psutil.STATUS_ZOMBIE else process
+
+
+def _publisher_connections(opts):
+    """Return the addresses of the publishers that the minion daemon is connected to."""
+    daemon = _daemon(opts["pidfile"])
+    peers = set()
+    for process in [daemon, *daemon.children(recursive=True)] if daemon else []:
+        with contextlib.suppress(psutil.Error):
+            for connection in process.net_connections("tcp"):
+                if (
+                    connection.status == psutil.CONN_ESTABLISHED
+                    and connection.raddr.port == opts["publish_port"]
+                ):
+                    peers.add(connection.raddr.ip.removeprefix("::ffff:"))
+    return peers
+
+
+def _resolve(address):
+    try:
+        return {entry[4][0] for entry in socket.getaddrinfo(address, None)}
+    except socket.gaierror:
+        return set()
+
+
+def _bundle():
+    """Return what the pillar gives this host: the sealed pair, or the plain one of masterless runs."""
+    given = (__pillar__.get("multimaster") or {}).get("keypair") or {}
+    with _translated():
+        if "sealed" not in given:
+            if not given:
+                raise CommandExecutionError(
+                    f"the pillar gives {__opts__['id']} no key pair: assign it the pillar "
+                    "multimaster.keypair, rendered by a master that has accepted this minion"
+                )
+            return __utils__["multimaster_keypair.plain_bundle"](given)
+        minion_pem = pathlib.Path(__opts__["pki_dir"], "minion.pem").read_text()
+        return __utils__["multimaster_keypair.open_bundle"](
+            given["sealed"], __opts__["id"], minion_pem
+        )
+
+
+def _cache(opts):
+    return salt.cache.Cache(opts, driver=opts["keys.cache_driver"])
+
+
+def _has_key_cache(opts):
+    """Tell whether this Salt (3008 and later) keeps its keys behind a cache driver."""
+    return "keys.cache_driver" in opts
+
+
+def _on_disk(opts):
+    return not _has_key_cache(opts) or opts["keys.cache_driver"] == "localfs_key"
+
+
+def _stem(opts):
+    """Return the name of the live pair: the master's id since Salt 3008, else ``master``."""
+    return opts["id"].removesuffix("_master") if _has_key_cache(opts) else "master"
+
+
+def _pair_paths(opts):
+    pki = pathlib.Path(opts["pki_dir"])
+    stems = dict.fromkeys((_stem(opts), "master"))
+    return [pki / f"{stem}.{suffix}" for stem in stems for suffix in ("pem", "pub")]
+
+
+def _read_pair(opts):
+    """Return private and public key that the master would use; None for each that is absent."""
+    pair = (None, None)
+    for stem in dict.fromkeys((_stem(opts), opts["multimaster_old_stem"], "master")):
+        if _on_disk(opts):
+            pki = pathlib.Path(opts["pki_dir"])
+            pair = tuple(_read(pki / f"{stem}.{suffix}") for suffix in ("pem", "pub"))
+        else:
+            pair = tuple(
+                _cache(opts).fetch("master_keys", f"{stem}.{suffix}") or None
+                for suffix in ("pem", "pub")
+            )
+        if any(pair):
+            break
+    return pair
+
+
+def _read(path):
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return None
+
+
+def _misfit(opts):
+    """Return what is wrong with the files of a pair whose content is right, or None."""
+    if not _on_disk(opts):
+        return None
+    owner = pwd.getpwnam(opts["user"]).pw_uid
+    pki = pathlib.Path(opts["pki_dir"])
+    for suffix, mode in (("pem", 0o400), ("pub", None)):
+        path = pki / f"{_stem(opts)}.{suffix}"
+        if path.is_symlink() or not path.is_file():
+            return f"{path.name} was not a regular file"
+        if path.stat().st_uid != owner:
+            return f"{path.name} did not belong to {opts['user']}"
+        if mode is not None and path.stat().st_mode & 0o777 != mode:
+            return f"{path.name} had mode {path.stat().st_mode & 0o777:04o}"
+        alias = pki / f"master.{suffix}"
+        if alias != path and alias.resolve() != path.resolve():
+            # Salt 3008 ignores it without a word; whoever put it there expects otherwise.
+            return f"{alias.name} was not a link to {path.name}"
+    return None
+
+
+def _write_pair(opts, bundle):
+    """Write the pair where this Salt reads it, as the user that the master runs as."""
+    _make_private_directories(opts)
+    stem = _stem(opts)
+    owner = pwd.getpwnam(opts["user"])
+    for suffix, text, mode in (("pem", bundle.pem, 0o400), ("pub", bundle.pub, 0o644)):
+        if not _on_disk(opts):
+            _cache(opts).store("master_keys", f"{stem}.{suffix}", text)
+            continue
+        path = pathlib.Path(opts["pki_dir"], f"{stem}.{suffix}")
+        if path.is_symlink():
+            path.unlink()
+        _write_atomically(path, text, mode, owner)
+        alias = path.with_name(f"master.{suffix}")
+        if alias != path and not (alias.is_symlink() and alias.resolve() == path.resolve()):
+            alias.unlink(missing_ok=True)
+            alias.symlink_to(path)
+
+
+def _write_atomically(path, text, mode, owner):
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=".multimaster-")
+    try:
+        with os.fdopen(handle, "w") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chown(scratch, owner.pw_uid, owner.pw_gid)
+        os.chmod(scratch, mode)
+        os.replace(scratch, path)
+    except BaseException:
+        os.unlink(scratch)
+        raise
+
+
+def _make_private_directories(opts):
+    owner = pwd.getpwnam(opts["user"])
+    pki = pathlib.Path(opts["pki_dir"])
+    for path in (pki, *(pki / name for name in ("minions", "minions_pre", "minions_rejected"))):
+        if not path.is_dir():
+            path.mkdir(parents=True, mode=0o700)
+            os.chown(path, owner.pw_uid, owner.pw_gid)
+
+
+def _back_up(opts):
+    """Copy the pair that is there into a private directory beside it; return that directory."""
+    stamp = time.strftime("%Y%m%dT%H%M%S")
+    target = tempfile.mkdtemp(prefix=f"multimaster-backup-{stamp}-", dir=opts["pki_dir"])
+    for path in _pair_paths(opts):
+        if path.is_file():
+            copy = os.path.join(target, path.name)
+            shutil.copyfile(path, copy)
+            os.chmod(copy, 0o400)
+    return target
+
+
+def _state_dir(opts):
+    return os.path.join(opts["cachedir"], "multimaster")
+
+
+def _joining(opts):
+    return os.path.join(_state_dir(opts), "joining")
+
+
+def _ours(opts):
+    return os.path.join(_state_dir(opts), "keypair-installed")
+
+
+def _touch(opts, path):
+    owner = pwd.getpwnam(opts["user"])
+    for directory in (opts["cachedir"], os.path.dirname(path)):
+        if not os.path.isdir(directory):
+            os.makedirs(directory, mode=0o750)
+            os.chown(directory, owner.pw_uid, owner.pw_gid)
+    pathlib.Path(path).touch(mode=0o640)
+    os.chown(path, owner.pw_uid, owner.pw_gid)
+
+
+def _accepted_ids(opts):
+    return salt.key.get_key({**opts, "__role": "master"}).list_keys()["minions"]
+
+
+def _accepted_keys(opts):
+    """Return id -> public key of every minion that this host's master has accepted."""
+    ids = _accepted_ids(opts)
+    if _has_key_cache(opts):
+        cache = _cache(opts)
+        return {name: cache.fetch("keys", name)["pub"] for name in ids}
+    accepted = pathlib.Path(opts["pki_dir"], "minions")
+    return {name: (accepted / name).read_text() for name in ids}
+
+
+def _store_key(opts, name, pub):
+    """Accept a key on a master that does not run yet."""
+    _make_private_directories(opts)
+    if _has_key_cache(opts):
+        _cache(opts).store("keys", name, {"state": "accepted", "pub": pub})
+    else:
+        owner = pwd.getpwnam(opts["user"])
+        _write_atomically(pathlib.Path(opts["pki_dir"], "minions", name), pub, 0o644, owner)

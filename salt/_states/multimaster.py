@@ -1,0 +1,296 @@
+"""
+States of a multi-master topology: a checked declaration, drop-ins, key pair, keys, restarts.
+
+Each reads what is there, returns if that is right, builds ``changes``, honours ``test=True`` and
+then acts.  What is right is for the core to say; files are written by ``file.serialize``.
+"""
+
+from salt.exceptions import CommandExecutionError
+
+__virtualname__ = "multimaster"
+
+
+def __virtual__():
+    return __virtualname__
+
+
+def declared(name, declaration):
+    """
+    Refuse an invalid declaration; every other state of the formula requires this one.
+
+    name
+        Shown only.
+    declaration
+        The mapping ``multimaster`` of the pillar, merged over the defaults.
+
+    .. code-block:: yaml
+
+        multimaster-declaration:
+          multimaster.declared:
+            - name: multimaster
+            - declaration: {{ multimaster | json }}
+    """
+    ret = _ret(name)
+    try:
+        topology = __utils__["multimaster_topology.parse"](declaration)
+    except ValueError as err:
+        return _failed(ret, f"The declaration is refused, nothing was changed:\n{err}")
+    ret["comment"] = f"mode {topology.mode}, masters {', '.join(topology.ids)}"
+    unresolved = __salt__["multimaster.unresolved"](topology.addresses)
+    if unresolved:
+        ret["warnings"] = [
+            f"{', '.join(unresolved)} cannot be resolved on this host; a minion waits for such a "
+            "name before it tries the other masters: prefer IP addresses"
+        ]
+    return ret
+
+
+def minion_config(name, declaration, config_dir):
+    """
+    Write the minion's drop-in: the list of masters and the options derived from the topology.
+
+    name
+        Path of the drop-in.
+    config_dir
+        Directory of the configuration that it belongs to.
+    """
+    topology = __utils__["multimaster_topology.parse"](declaration)
+    options = __utils__["multimaster_topology.minion_options"](topology, __opts__["id"])
+    return _write_drop_in(name, "minion", options, config_dir)
+
+
+def master_config(name, declaration, config_dir, extension_dir):
+    """
+    Write the master's drop-in: what is equal on all masters, and this master's id.
+
+    name
+        Path of the drop-in.
+    config_dir
+        Directory of the configuration that it belongs to.
+    extension_dir
+        Where this host has the formula's engine, runner and outputter.
+    """
+    try:
+        existing = __salt__["multimaster.check_config"]("master", None, config_dir)
+    except CommandExecutionError as err:
+        return _failed(_ret(name), str(err))
+    topology = __utils__["multimaster_topology.parse"](declaration)
+    options = __utils__["multimaster_topology.master_options"](
+        topology, __opts__["id"], extension_dir, existing
+    )
+    return _write_drop_in(name, "master", options, config_dir)
+
+
+def extended(name, files):
+    """
+    Give the master the formula's engine, runner and outputter, and what they need.
+
+    One state and not one ``file.managed`` for each, since Salt reloads all its modules after every
+    Python file that such a state changes.
+
+    name
+        Directory, in the master's ``module_dirs``.
+    files
+        Paths below it; each comes from ``salt://_`` and that path.
+    """
+    ret = _ret(name)
+    for path in files:
+        one = __states__["file.managed"](
+            f"{name}/{path}",
+            source=f"salt://_{path}",
+            mode="0644",
+            makedirs=True,
+            dir_mode="0755",
+            show_changes=False,
+        )
+        if one["result"] is False:
+            return _failed(ret, f"{path}: {one['comment']}")
+        if one["changes"]:
+            ret["changes"][path] = "written"
+    if ret["changes"]:
+        would = __opts__["test"]
+        ret["result"] = None if would else True
+        ret["comment"] = f"{len(ret['changes'])} files {'would be ' if would else ''}written"
+    else:
+        ret["comment"] = f"All {len(files)} files are in place"
+    return ret
+
+
+def keypair(name, config_dir, replace=False):
+    """
+    Have this host's master use the shared key pair, which comes from the pillar, sealed.
+
+    name
+        Shown only.
+    replace
+        Replace a different pair even though this master has accepted minions.
+    """
+    ret = _ret(name)
+    arguments = {"config_dir": config_dir, "replace": replace}
+    try:
+        plan = __salt__["multimaster.install_keypair"](test=True, **arguments)
+        if plan["action"] == "refuse":
+            return _failed(ret, plan["reason"])
+        if plan["action"] == "none":
+            ret["comment"] = plan["reason"]
+            return ret
+        ret["changes"] = {plan["action"]: plan["fingerprint"]}
+        ret["comment"] = plan["reason"]
+        if __opts__["test"]:
+            ret["result"] = None
+            return ret
+        done = __salt__["multimaster.install_keypair"](**arguments)
+    except (CommandExecutionError, OSError) as err:
+        return _failed(ret, str(err))
+    if "backup" in done:
+        ret["comment"] += f"; what was there is in {done['backup']}"
+    return ret
+
+
+def masters_accepted(name, config_dir):
+    """
+    Accept the minion keys of all masters' hosts on this master, so that masters can talk at once.
+
+    name
+        Shown only.
+    """
+    ret = _ret(name)
+    try:
+        missing = __salt__["multimaster.accept_masters"](config_dir, test=True)
+        if not missing:
+            ret["comment"] = "The masters' own minions are accepted"
+            return ret
+        ret["changes"] = {"accepted": missing}
+        if __opts__["test"]:
+            ret["result"] = None
+            ret["comment"] = "The masters' own minions would be accepted"
+            return ret
+        __salt__["multimaster.accept_masters"](config_dir)
+    except (CommandExecutionError, OSError) as err:
+        return _failed(ret, str(err))
+    ret["comment"] = "Accepted the masters' own minions"
+    return ret
+
+
+def current(name, files, config_dir, timeout=600):
+    """
+    Have a daemon run with the files that there are: restart it, after this job, if it is older.
+
+    name
+        The service, ``salt-minion`` or ``salt-master``.
+    files
+        What the daemon reads when it starts; also to be watched.
+    timeout
+        Seconds that running jobs are waited for before the restart.
+    """
+    ret = _ret(name)
+    newer = __salt__["multimaster.stale"](name, files, config_dir)
+    if not newer:
+        ret["comment"] = f"{name} runs with its present configuration"
+        return ret
+    return _restart(ret, timeout, config_dir)
+
+
+def mod_watch(name, sfun=None, files=(), config_dir=None, timeout=600, **kwargs):
+    """Restart the daemon after this job, unless it was started after the watched change."""
+    ret = _ret(name)
+    if not __salt__["service.status"](name):
+        ret["comment"] = f"{name} does not run"
+        return ret
+    if not __opts__["test"] and not __salt__["multimaster.stale"](name, files, config_dir):
+        ret["comment"] = f"{name} was started with its present configuration"
+        return ret
+    return _restart(ret, timeout, config_dir)
+
+
+def restarted(name, config_dir, timeout=600):
+    """
+    Restart a daemon after this job; to be used with ``onchanges``.
+
+    name
+        The service.
+    timeout
+        Seconds that running jobs are waited for before the restart.
+    """
+    return _restart(_ret(name), timeout, config_dir)
+
+
+def left(name, config_dir):
+    """
+    Remove the key pair that the formula gave to this host's master, after a backup.
+
+    name
+        The master's service, which must have been stopped.
+    """
+    ret = _ret(name)
+    try:
+        plan = __salt__["multimaster.leave"](name, config_dir, test=True)
+        if not plan["removed"]:
+            ret["comment"] = "There is no key pair that the formula installed"
+            return ret
+        ret["changes"] = {"removed": plan["removed"]}
+        if __opts__["test"]:
+            ret["result"] = None
+            ret["comment"] = "The key pair would be removed"
+            return ret
+        done = __salt__["multimaster.leave"](name, config_dir)
+    except (CommandExecutionError, OSError) as err:
+        return _failed(ret, str(err))
+    ret["comment"] = f"Removed the key pair; a copy is in {done['backup']}"
+    return ret
+
+
+def another_master(name):
+    """
+    Fail unless another declared master accepts connections: a guard before one is stopped.
+
+    name
+        Shown only.
+    """
+    ret = _ret(name)
+    up = __salt__["multimaster.other_masters_up"]()
+    if not up:
+        return _failed(ret, "No other declared master accepts connections; this one stays")
+    ret["comment"] = f"Also there: {', '.join(up)}"
+    return ret
+
+
+def _ret(name):
+    return {"name": name, "changes": {}, "result": True, "comment": ""}
+
+
+def _failed(ret, comment):
+    return {**ret, "changes": {}, "result": False, "comment": comment}
+
+
+def _restart(ret, timeout, config_dir):
+    ret["changes"] = {"restart": "after this job"}
+    if __opts__["test"]:
+        ret["result"] = None
+        ret["comment"] = f"{ret['name']} would be restarted after this job"
+        return ret
+    try:
+        __salt__["multimaster.restart"](ret["name"], timeout, config_dir)
+    except CommandExecutionError as err:
+        return _failed(ret, str(err))
+    ret["comment"] = f"{ret['name']} is restarted after this job"
+    return ret
+
+
+def _write_drop_in(name, role, options, config_dir):
+    """Check the drop-in with Salt's loader, then leave the writing to ``file.serialize``."""
+    try:
+        __salt__["multimaster.check_config"](role, options, config_dir)
+    except CommandExecutionError as err:
+        return _failed(_ret(name), str(err))
+    return __states__["file.serialize"](
+        name,
+        dataset=options,
+        serializer="yaml",
+        # The daemon's group reads it, the world does not: options may hold secrets.
+        group=__salt__["multimaster.daemon_group"](role, config_dir),
+        mode="0640",
+        makedirs=True,
+        dir_mode="0755",
+        show_changes=False,
+    )

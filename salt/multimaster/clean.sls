@@ -1,0 +1,68 @@
+# Takes this node back to what it was before the formula.
+{%- from 'multimaster/map.jinja' import multimaster, master, minion, config_dir, extension_dir with context %}
+{%- set master_drop_in = config_dir ~ '/master.d/multimaster.conf' %}
+{%- set minion_drop_in = config_dir ~ '/minion.d/multimaster.conf' %}
+{%- set is_master = salt['file.file_exists'](master_drop_in) %}
+{%- set made_by_us = salt['multimaster.joined_by_us'](config_dir) if 'multimaster.joined_by_us' in salt else false %}
+
+include:
+  - multimaster.declared
+
+{%- if is_master and made_by_us %}
+multimaster-clean-guard:
+  multimaster.another_master:
+    - name: multimaster
+    - require:
+      - multimaster: multimaster-declaration
+
+multimaster-clean-service:
+  service.dead:
+    - name: {{ master.service }}
+    - enable: false
+    - require:
+      - multimaster: multimaster-clean-guard
+
+multimaster-clean-keypair:
+  multimaster.left:
+    - name: {{ master.service }}
+    - config_dir: {{ config_dir }}
+    - require:
+      - service: multimaster-clean-service
+{%- endif %}
+
+{%- if is_master %}
+multimaster-clean-master-files:
+  file.absent:
+    - names:
+      - {{ master_drop_in }}
+      - {{ extension_dir }}
+    {%- if made_by_us %}
+    - require:
+      - multimaster: multimaster-clean-keypair
+    {%- endif %}
+{%- endif %}
+
+multimaster-clean-minion-config:
+  file.absent:
+    - name: {{ minion_drop_in }}
+
+{%- if is_master and not made_by_us %}
+# This master was there before; it goes on with the configuration that it had.
+multimaster-clean-master-restart:
+  multimaster.restarted:
+    - name: {{ master.service }}
+    - config_dir: {{ config_dir }}
+    - timeout: {{ multimaster.restart_timeout }}
+    - order: last
+    - onchanges:
+      - file: multimaster-clean-master-files
+{%- endif %}
+
+multimaster-clean-minion-restart:
+  multimaster.restarted:
+    - name: {{ minion.service }}
+    - config_dir: {{ config_dir }}
+    - timeout: {{ multimaster.restart_timeout }}
+    - order: last
+    - onchanges:
+      - file: multimaster-clean-minion-config

@@ -1,0 +1,86 @@
+# Makes this node a master: key pair first, then configuration, then the daemon.
+{%- from 'multimaster/map.jinja' import multimaster, install, master, config_dir, extension_dir with context %}
+{%- set drop_in = config_dir ~ '/master.d/multimaster.conf' %}
+{%- set extensions = [
+  'engines/multimaster.py',
+  'modules/multimaster.py',
+  'output/multimaster.py',
+  'runners/multimaster.py',
+  'utils/multimaster_keypair.py',
+  'utils/multimaster_restart.py',
+  'utils/multimaster_topology.py',
+] %}
+
+include:
+  - multimaster.declared
+  - multimaster.install
+
+multimaster-keypair:
+  multimaster.keypair:
+    - name: multimaster
+    - config_dir: {{ config_dir }}
+    - replace: {{ multimaster.replace_keypair }}
+    - require:
+      - multimaster: multimaster-declaration
+
+multimaster-masters-accepted:
+  multimaster.masters_accepted:
+    - name: multimaster
+    - config_dir: {{ config_dir }}
+    - require:
+      - multimaster: multimaster-keypair
+
+multimaster-extensions:
+  multimaster.extended:
+    - name: {{ extension_dir }}
+    - files: {{ extensions | json }}
+    - require:
+      - multimaster: multimaster-keypair
+
+multimaster-master-config:
+  multimaster.master_config:
+    - name: {{ drop_in }}
+    - declaration: {{ multimaster | json }}
+    - config_dir: {{ config_dir }}
+    - extension_dir: {{ extension_dir }}
+    - require:
+      - multimaster: multimaster-keypair
+
+{%- if install.method == 'pkg' %}
+multimaster-master-released:
+  service.unmasked:
+    - name: {{ master.service }}
+    - require:
+      - multimaster: multimaster-masters-accepted
+      - multimaster: multimaster-master-config
+      - multimaster: multimaster-extensions
+    - require_in:
+      - service: multimaster-master-service
+{%- endif %}
+
+multimaster-master-service:
+  service.running:
+    - name: {{ master.service }}
+    - enable: true
+    - require:
+      - multimaster: multimaster-masters-accepted
+      - multimaster: multimaster-master-config
+      - multimaster: multimaster-extensions
+
+# A master that ran already is restarted when all minions have returned from this job.
+multimaster-master-restart:
+  multimaster.current:
+    - name: {{ master.service }}
+    - files:
+      - {{ drop_in }}
+      {%- for path in extensions %}
+      - {{ extension_dir }}/{{ path }}
+      {%- endfor %}
+    - config_dir: {{ config_dir }}
+    - timeout: {{ multimaster.restart_timeout }}
+    - order: last
+    - require:
+      - service: multimaster-master-service
+    - watch:
+      - multimaster: multimaster-master-config
+      - multimaster: multimaster-extensions

@@ -1,0 +1,26 @@
+# Makes this node a minion of every declared master.
+{%- from 'multimaster/map.jinja' import multimaster, minion, config_dir with context %}
+{%- set drop_in = config_dir ~ '/minion.d/multimaster.conf' %}
+
+include:
+  - multimaster.declared
+
+multimaster-minion-config:
+  multimaster.minion_config:
+    - name: {{ drop_in }}
+    - declaration: {{ multimaster | json }}
+    - config_dir: {{ config_dir }}
+    - require:
+      - multimaster: multimaster-declaration
+
+# Last, since it ends this minion's process; detached, so that the job's return is sent first.
+multimaster-minion-restart:
+  multimaster.current:
+    - name: {{ minion.service }}
+    - files:
+      - {{ drop_in }}
+    - config_dir: {{ config_dir }}
+    - timeout: {{ multimaster.restart_timeout }}
+    - order: last
+    - watch:
+      - multimaster: multimaster-minion-config

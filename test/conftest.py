@@ -1,0 +1,50 @@
+"""Run what this machine can run, and say at the end what was left out and how to run it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+
+LEFT_OUT = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--matrix", action="store_true", help="run the tests of other Salt series too")
+
+
+def _docker_answers() -> bool:
+    try:
+        # Some clients exit with 0 though no engine answers; they print no server version then.
+        command = ["docker", "info", "--format", "{{.ServerVersion}}"]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return answer.returncode == 0 and bool(answer.stdout.strip())
+
+
+@pytest.hookimpl(trylast=True)  # after -k and -m: what they leave out is no news
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the tests of other Salt series, and those that need an engine where none answers."""
+    notices = config.stash.setdefault(LEFT_OUT, [])
+
+    def leave_out(marker: str, advice: str) -> None:
+        out = [item for item in items if item.get_closest_marker(marker)]
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in out]
+        notices.append(f"NOT RUN: {len(out)} test{'s' * (len(out) != 1)} {advice}")
+
+    if not config.getoption("--matrix") and any(i.get_closest_marker("matrix") for i in items):
+        leave_out("matrix", "of other Salt series; to run them: make test-matrix")
+    if any(i.get_closest_marker("docker") for i in items) and not _docker_answers():
+        if os.environ.get("LAB_REQUIRE_DOCKER") == "1":
+            raise pytest.UsageError("LAB_REQUIRE_DOCKER=1, and no Docker engine answers")
+        leave_out("docker", "that need Docker; start an engine, then: make test")
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    for notice in config.stash.get(LEFT_OUT, []):
+        terminalreporter.write_line(notice, yellow=True)

@@ -1,0 +1,44 @@
+"""Fixtures of the checks over Kitchen's instances; ``kitchen verify`` names the instance."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import testinfra
+from testinfra.host import Host
+
+pytest.register_assert_rewrite("kitchen.topology_checks")
+
+from kitchen.topology_checks import Topology  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def declared() -> dict:
+    """What kitchen.yml declares; without it, testinfra would check the machine we are on."""
+    if "KITCHEN_TOPOLOGY" not in os.environ:
+        pytest.fail("no KITCHEN_TOPOLOGY: these tests run in `kitchen verify` (make kitchen)")
+    return json.loads(os.environ["KITCHEN_TOPOLOGY"])
+
+
+@pytest.fixture(scope="session")
+def topology(declared: dict) -> Topology:
+    """The declared masters and minions."""
+    return Topology(masters=declared["masters"], minions=tuple(declared["minions"]))
+
+
+@pytest.fixture(scope="session")
+def masters(declared: dict) -> dict[str, Host]:
+    """All masters, by id, whichever instance is being verified."""
+    containers = declared["containers"]
+    return {
+        master: testinfra.get_host(f"docker://{containers}-{master}")
+        for master in declared["masters"]
+    }
+
+
+@pytest.fixture
+def host_id() -> str:
+    """The minion id of the instance being verified: Kitchen's suites are named so."""
+    return os.environ["KITCHEN_SUITE"]

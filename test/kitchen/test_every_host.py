@@ -1,0 +1,20 @@
+"""Claims about every host of the topology: each is a minion of all masters."""
+
+from kitchen import topology_checks as checks
+
+
+def test_the_minion_runs_and_starts_with_the_system(topology, host):
+    checks.check_unit(host, "salt-minion")
+
+
+def test_the_minion_knows_every_declared_master_in_order(topology, host):
+    checks.check_masters_of_minion(host, topology)
+
+
+def test_the_minion_answers_every_master(topology, masters, host_id):
+    for master in masters.values():
+        checks.check_minion_answers(master, host_id)
+
+
+def test_private_keys_lie_in_the_pki_directories_only(topology, host):
+    checks.check_private_keys_only_in_pki(host)

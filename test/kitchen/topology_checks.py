@@ -1,0 +1,171 @@
+"""What holds on every multi-master topology, seen from outside through testinfra.
+
+Each check takes testinfra hosts, waits where a system may need time, and raises
+:class:`AssertionError`.  Kitchen's tests and the tests over the docker laboratory share them;
+the paths are those of the packages.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from testinfra.host import Host
+
+from lab.model import LabError
+from lab.wait import until
+
+MASTER_PKI = "/etc/salt/pki/master"
+PORTS = (4505, 4506)
+# Seconds: four minions meet three masters on a small machine, with back-off between attempts.
+PATIENCE = 180
+
+
+@dataclass(frozen=True)
+class Topology:
+    """A declaration as the checks need it: masters by id with their addresses, other minions."""
+
+    masters: Mapping[str, str]
+    minions: tuple[str, ...]
+
+    @property
+    def ids(self) -> set[str]:
+        """Every minion id: masters are minions too."""
+        return {*self.masters, *self.minions}
+
+
+def check_unit(host: Host, unit: str) -> None:
+    """The unit runs and starts with the system."""
+    service = host.service(unit)
+    _eventually(lambda: service.is_running, True, f"{unit} to run")
+    assert service.is_enabled, f"{unit} does not start with the system"
+
+
+def check_listening(host: Host, address: str) -> None:
+    """The master listens on both of its ports, at the declared address or on all addresses."""
+    for port in PORTS:
+        accepted = {f"tcp://{at}:{port}" for at in (address, "0.0.0.0", "::")}
+
+        def listens(accepted: set[str] = accepted) -> bool:
+            return not accepted.isdisjoint(host.socket.get_listening_sockets())
+
+        _eventually(listens, True, f"port {port} to listen")
+
+
+def check_key_files(host: Host, master_id: str) -> None:
+    """The key pair that the master uses is its user's alone, and nobody's to change."""
+    for name in ("master.pem", "master.pub"):
+        key = host.file(live_key(host, master_id, name))
+        assert key.is_file, f"{key.path} is no regular file"
+        assert (key.user, key.group) == ("salt", "salt"), f"{key.path}: {key.user}:{key.group}"
+        assert key.mode == 0o400, f"{key.path} has mode {key.mode:o}"
+
+
+def check_same_key(masters: Mapping[str, Host]) -> None:
+    """All masters hold one key pair, and its halves belong together."""
+    found = {master: public_keys(host, master) for master, host in masters.items()}
+    digests = set().union(*found.values())
+    assert len(digests) == 1, f"public keys (SHA-256) differ: {found}"
+
+
+def check_masters_of_minion(host: Host, topology: Topology) -> None:
+    """The minion's effective configuration lists exactly the declared masters, in that order."""
+    expected = list(topology.masters.values())
+    _eventually(
+        lambda: _json(host, "salt-call --local config.get master").get("local"),
+        expected,
+        "the minion's configuration to list the masters",
+    )
+
+
+def check_everyone_answers(master: Host, topology: Topology) -> None:
+    """Every minion of the topology answers a command that this master sends, and nobody else."""
+    _eventually(lambda: answering(master), topology.ids, "every minion to answer this master")
+
+
+def check_minion_answers(master: Host, minion_id: str) -> None:
+    """This one minion answers a command that this master sends."""
+    _eventually(lambda: answering(master, minion_id), {minion_id}, f"{minion_id} to answer")
+
+
+def check_no_key_waits(master: Host, topology: Topology) -> None:
+    """This master has accepted every minion, and no key is pending, rejected or denied."""
+    _eventually(
+        lambda: {state: set(ids) for state, ids in _json(master, "salt-key --list=all").items()},
+        {
+            "minions": topology.ids,
+            "minions_pre": set(),
+            "minions_rejected": set(),
+            "minions_denied": set(),
+        },
+        "all keys to be accepted",
+    )
+
+
+def check_private_keys_only_in_pki(host: Host) -> None:
+    """No cache, log, configuration or temporary file holds a private key."""
+    found = host.run(
+        "grep --recursive --text --files-with-matches --extended-regexp"
+        " --regexp='-----BEGIN [A-Z ]*PRIVATE KEY-----'"
+        " /etc/salt /root /run /srv /tmp /var/cache/salt /var/log /var/tmp"
+    ).stdout.splitlines()
+    stray = [path for path in found if not path.startswith("/etc/salt/pki/")]
+    assert not stray, f"private keys in {stray}"
+
+
+def check_holds_no_master_key(host: Host) -> None:
+    """A host that is no master has no master's program, configuration or key."""
+    assert not host.package("salt-master").is_installed
+    assert not host.file(f"{MASTER_PKI}/master.pem").exists
+
+
+def answering(master: Host, target: str = "*") -> set[str]:
+    """Return the ids of the targeted minions that answer ``test.ping`` to this master."""
+    answers = _json(master, f"salt --static --timeout=10 '{target}' test.ping")
+    return {minion for minion, answer in answers.items() if answer is True}
+
+
+def live_key(host: Host, master_id: str, name: str) -> str:
+    """Return the path of the file that serves as ``master.pem`` or ``master.pub``.
+
+    Salt 3008 keeps the pair in ``<id>.pem`` and ``<id>.pub`` and links the old names to it.
+    """
+    own = f"{MASTER_PKI}/{master_id.removesuffix('_master')}{name.removeprefix('master')}"
+    return own if host.file(own).exists else f"{MASTER_PKI}/{name}"
+
+
+def public_keys(host: Host, master_id: str) -> set[str]:
+    """Return the SHA-256 of the public key, from each half of the master's pair.
+
+    Computed on the host: the private half never leaves it.
+    """
+    commands = (
+        f"openssl pkey -in {live_key(host, master_id, 'master.pem')} -pubout -outform DER",
+        f"openssl pkey -in {live_key(host, master_id, 'master.pub')} -pubin -pubout -outform DER",
+    )
+    return {host.check_output(f"{command} | sha256sum").split()[0] for command in commands}
+
+
+def _json(host: Host, command: str) -> dict[str, Any]:
+    """Return what a Salt command printed as JSON, empty while it does not succeed in that."""
+    result = host.run(f"{command} --out=json --log-level=quiet")
+    try:
+        return dict(json.loads(result.stdout))
+    except (ValueError, TypeError):
+        return {}
+
+
+def _eventually(observe: Callable[[], Any], expected: Any, what: str) -> None:
+    """Wait until ``observe`` returns what is expected; fail with what it returned last."""
+    seen: list[Any] = []
+
+    def met() -> bool:
+        seen[:] = [observe()]
+        return bool(seen[0] == expected)
+
+    try:
+        until(met, PATIENCE, what, interval=1)
+    except LabError as err:
+        raise AssertionError(f"{err}\nexpected: {expected}\nlast seen: {seen[0]}") from None

@@ -1,0 +1,459 @@
+"""The docker driver: every host a Debian container with systemd and Salt from real packages.
+
+No ``--privileged``.  systemd needs CAP_SYS_ADMIN (it mounts), no seccomp filter, and a cgroup tree
+that it may write; partitions need CAP_NET_ADMIN inside the container's own network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lab import docker_image
+from lab.model import UNITS, Host, Lab, LabError, Trees
+from lab.wait import until
+
+LABEL = "multimaster.lab"
+DEFAULT_NET = "192.168.50"
+
+# Where the directories of `Trees` appear, in every host: what shared storage would give.
+FILES, PILLAR = "/srv/lab/files", "/srv/lab/pillar"
+
+COMMAND_TIMEOUT = 60
+BOOT_TIMEOUT = 60
+INSTALL_TIMEOUT = 180
+KEYS_TIMEOUT = 90
+ANSWER_TIMEOUT = 120
+
+# The chain that holds the partitions, so that healing is to empty it.
+CHAIN = "LAB-CUT"
+
+SIGNALS = {"kill": "SIGKILL", "freeze": "SIGSTOP", "thaw": "SIGCONT"}
+
+
+def engine_answers() -> bool:
+    """Tell whether a Docker engine answers on this machine."""
+    try:
+        answer = subprocess.run(
+            ["docker", "version", "--format", "{{.Server.Version}}"],
+            capture_output=True,
+            text=True,
+            timeout=15,
+            stdin=subprocess.DEVNULL,
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return False
+    return answer.returncode == 0
+
+
+def name(lab: Lab) -> str:
+    """Return the name of the laboratory's network, prefix of its containers' names."""
+    digest = hashlib.sha256(str(lab.directory.resolve()).encode()).hexdigest()
+    return f"lab-{digest[:8]}"
+
+
+def container(lab: Lab, host: Host) -> str:
+    """Return the name of the host's container."""
+    return f"{name(lab)}-{host.id}"
+
+
+class DockerDriver:
+    """Containers on one user-defined network; see :class:`lab.model.Driver`."""
+
+    def __init__(self, directory: Path, salt: str) -> None:
+        self.directory = directory
+        self.salt = salt
+
+    def tree_paths(self, trees: Trees) -> tuple[list[str], list[str]]:
+        """Return file and pillar roots as every host sees them: where they are mounted."""
+        return (
+            [f"{FILES}/{number}" for number in range(len(trees.file_roots))],
+            [f"{PILLAR}/{number}" for number in range(len(trees.pillar_roots))],
+        )
+
+    def plan(self, host_id: str, roles: tuple[str, ...], index: int, net: str) -> Host:
+        """Return the host's description: addresses .10, .100, .101 ... and .150, .151 ..."""
+        if "master" in roles:
+            last = 10 if index == 0 else 99 + index
+            if last >= 150:
+                raise LabError(f"masters: got more than 51; the network {net}.0/24 has room for 51")
+        else:
+            last = 150 + index
+            if last >= 255:
+                raise LabError(f"minions: got more than 105; {net}.0/24 has room for 105")
+        return Host(
+            id=host_id,
+            roles=roles,
+            address=f"{net}.{last}",
+            config_dir="/etc/salt",
+            master_pki_dir="/etc/salt/pki/master",
+            minion_pki_dir="/etc/salt/pki/minion",
+            master_cache_dir="/var/cache/salt/master",
+            minion_cache_dir="/var/cache/salt/minion",
+            log_dir="/var/log/salt",
+            root="/",
+        )
+
+    def up(self, lab: Lab, trees: Trees) -> Iterator[str]:
+        """Build the image where needed, then create, start and join every host."""
+        _require_engine()
+        if _containers(lab):
+            raise LabError(f"the laboratory in {lab.directory} is up already; see: lab down")
+        yield from docker_image.build(lab.salt)
+        # `down` asks the engine only when this file says that there may be something of ours.
+        _marker(lab).write_text(name(lab) + "\n")
+
+        yield f"network {name(lab)} ({lab.net}.0/24)"
+        _create_network(lab)
+        yield f"starting {len(lab.hosts)} hosts"
+        cgroup = _docker("info", "--format", "{{.CgroupVersion}}").stdout.strip()
+        _each(lambda host: self._start(lab, host, trees, cgroup), lab.hosts)
+        _each(lambda host: self._wait_for_boot(lab, host), lab.hosts)
+
+        first = lab.masters[0]
+        yield f"installing salt-master on {first.id}"
+        self._install_master(lab, first)
+        yield "starting the minions"
+        argv = ["systemctl", "enable", "--now", "--no-block", "salt-minion.service"]
+        _each(lambda host: self._must(lab, host, argv), lab.hosts)
+        yield "accepting the minions' keys"
+        self._accept(lab, first)
+        yield "waiting for every minion's answer"
+        self._wait_for_answers(lab, first, int(trees.initial_master.get("publish_port", 4505)))
+
+    def exec(
+        self, lab: Lab, host: Host, argv: Sequence[str], **kwargs: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ``argv`` in the host's container; ``kwargs`` go to :func:`subprocess.run`.
+
+        With ``timeout`` the command is ended inside the container too, not only its client here.
+        """
+        kwargs.setdefault("text", True)
+        argv = list(argv)
+        if kwargs.get("timeout") is not None:
+            # One second later than the client's, so that the caller always sees TimeoutExpired.
+            argv = ["timeout", "--kill-after=5", f"{kwargs['timeout'] + 1:g}", *argv]
+        try:
+            return subprocess.run(
+                ["docker", "exec", "--interactive", container(lab, host), *argv], **kwargs
+            )
+        except FileNotFoundError:
+            raise LabError(_NO_CLIENT) from None
+
+    def control(self, lab: Lab, host: Host, verb: str, unit: str) -> None:
+        """Start or stop a unit through systemd, or signal all of its processes."""
+        if unit not in UNITS:
+            raise LabError(f"unit: got {unit!r}; supported: {', '.join(UNITS)}")
+        service = f"{unit}.service"
+        if verb == "start":
+            # A unit killed several times in ten seconds would otherwise be refused its next start.
+            self._run(lab, host, ["systemctl", "reset-failed", service])
+            self._must(lab, host, ["systemctl", "start", service], timeout=120)
+        elif verb == "stop":
+            # Nothing to stop on a host that has only been declared a master.
+            if self._state(lab, host, service) != "inactive":
+                self._must(lab, host, ["systemctl", "stop", service], timeout=120)
+        elif verb in SIGNALS:
+            if self._state(lab, host, service) in ("inactive", "failed"):
+                raise LabError(f"{unit} does not run on {host.id}")
+            self._must(lab, host, ["systemctl", "kill", "--signal", SIGNALS[verb], service])
+            if verb == "kill":
+                self._wait_for_death(lab, host, service)
+        else:
+            supported = ", ".join(["start", "stop", *SIGNALS])
+            raise LabError(f"verb: got {verb!r}; supported: {supported}")
+
+    def cut(self, lab: Lab, one: Host, other: Host) -> None:
+        """Drop, silently and on arrival, every packet between the two hosts."""
+        if one.id == other.id:
+            raise LabError(f"cut: got {one.id!r} twice; name two hosts")
+        for here, there in ((one, other), (other, one)):
+            # Dropped where it arrives: to drop it where it leaves would tell the sender.
+            self._run(lab, here, [*_IPTABLES, "--new-chain", CHAIN])
+            jump = ["INPUT", "--jump", CHAIN]
+            if self._run(lab, here, [*_IPTABLES, "--check", *jump]).returncode != 0:
+                self._must(lab, here, [*_IPTABLES, "--insert", *jump])
+            drop = [CHAIN, "--source", f"{there.address}/32", "--jump", "DROP"]
+            if self._run(lab, here, [*_IPTABLES, "--check", *drop]).returncode != 0:
+                self._must(lab, here, [*_IPTABLES, "--append", *drop])
+
+    def heal(self, lab: Lab) -> None:
+        """Empty the chain on every host; hosts that were never cut have none."""
+
+        def flush(host: Host) -> None:
+            if self._run(lab, host, [*_IPTABLES, "--list-rules", CHAIN]).returncode == 0:
+                self._must(lab, host, [*_IPTABLES, "--flush", CHAIN])
+
+        _each(flush, lab.hosts)
+
+    def down(self, lab: Lab) -> None:
+        """Remove every container and network with this laboratory's label, and nothing else."""
+        if not _marker(lab).exists():
+            return
+        _require_engine()
+        containers = _containers(lab)
+        if containers:
+            _docker("rm", "--force", "--volumes", *containers, timeout=120)
+            until(lambda: not _containers(lab), 60, "the laboratory's containers to be removed")
+        # A network keeps an end point for a moment after its container is gone.
+        until(lambda: _remove_networks(lab), 30, "the laboratory's network to be removed")
+        _marker(lab).unlink(missing_ok=True)
+
+    # Steps of `up`, and how hosts are asked.
+
+    def _run(
+        self, lab: Lab, host: Host, argv: Sequence[str], timeout: float = COMMAND_TIMEOUT
+    ) -> subprocess.CompletedProcess[str]:
+        try:
+            return self.exec(
+                lab, host, argv, capture_output=True, timeout=timeout, stdin=subprocess.DEVNULL
+            )
+        except subprocess.TimeoutExpired:
+            raise LabError(f"{host.id}: no result after {timeout:g} s: {' '.join(argv)}") from None
+
+    def _must(
+        self, lab: Lab, host: Host, argv: Sequence[str], timeout: float = COMMAND_TIMEOUT
+    ) -> str:
+        done = self._run(lab, host, argv, timeout)
+        if done.returncode != 0:
+            output = (done.stdout + done.stderr).strip()
+            raise LabError(f"{host.id}: {' '.join(argv)} ended with {done.returncode}: {output}")
+        return done.stdout
+
+    def _start(self, lab: Lab, host: Host, trees: Trees, cgroup: str) -> None:
+        """Create the host's container, give it its configuration, and start it."""
+        argv = ["create", "--name", container(lab, host), "--hostname", host.id]
+        argv += ["--label", f"{LABEL}={name(lab)}"]
+        argv += ["--network", name(lab), "--ip", host.address, "--network-alias", host.id]
+        argv += ["--cap-add", "SYS_ADMIN", "--cap-add", "NET_ADMIN"]
+        # AppArmor's and SELinux's container profiles forbid the mounts of systemd and of the trees.
+        for option in ("seccomp=unconfined", "apparmor=unconfined", "label=disable"):
+            argv += ["--security-opt", option]
+        argv += ["--tmpfs", "/run", "--tmpfs", "/run/lock"]
+        if cgroup == "1":
+            # Newer engines make the first mount read-only recursively; systemd writes the second.
+            argv += ["--volume", "/sys/fs/cgroup:/sys/fs/cgroup:ro"]
+            argv += ["--volume", "/sys/fs/cgroup/systemd:/sys/fs/cgroup/systemd:rw"]
+        else:
+            argv += ["--cgroupns", "private"]
+        file_paths, pillar_paths = self.tree_paths(trees)
+        sources = trees.file_roots + trees.pillar_roots
+        for source, target in zip(sources, file_paths + pillar_paths, strict=True):
+            argv += ["--mount", f"type=bind,source={source.resolve()},target={target},readonly"]
+        _docker(*argv, docker_image.tag(lab.salt))
+        configuration = _archive(self._configuration(lab, host, trees))
+        _docker("cp", "-", f"{container(lab, host)}:/", content=configuration)
+        _docker("start", container(lab, host))
+
+    def _configuration(self, lab: Lab, host: Host, trees: Trees) -> dict[str, str]:
+        """Return the configuration that the administrator has before the formula: path to text."""
+        first = lab.masters[0]
+        minion = dict(trees.initial_minion) | {"id": host.id, "master": first.address}
+        files = {"etc/salt/minion": _yaml(minion)}
+        if host.id == first.id:
+            file_roots, pillar_roots = self.tree_paths(trees)
+            # `user` is what upstream's own configuration file says; ours takes that file's place.
+            master = {"user": "salt"} | dict(trees.initial_master)
+            master |= {"file_roots": {"base": file_roots}}
+            master |= {"pillar_roots": {"base": pillar_roots}}
+            files["etc/salt/master"] = _yaml(master)
+        return files
+
+    def _wait_for_boot(self, lab: Lab, host: Host) -> None:
+        def booted() -> bool:
+            state = self._run(lab, host, ["systemctl", "is-system-running"]).stdout.strip()
+            return state in ("running", "degraded")
+
+        try:
+            until(booted, BOOT_TIMEOUT, f"systemd on {host.id} to have started")
+        except LabError as err:
+            logs = _docker("logs", "--tail", "20", container(lab, host), check=False)
+            raise LabError(f"{err}\n{logs.stdout}{logs.stderr}".rstrip()) from err
+
+    def _install_master(self, lab: Lab, host: Host) -> None:
+        # Its configuration is there already, and is to stay; DEBIAN_FRONTEND so that nothing asks.
+        argv = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "--yes", "--quiet"]
+        argv += ["--option", "Dpkg::Options::=--force-confold", "salt-master"]
+        self._must(lab, host, argv, timeout=INSTALL_TIMEOUT)
+        service = "salt-master.service"
+
+        def running() -> bool:
+            state = self._state(lab, host, service)
+            if state == "failed":
+                journal = ["journalctl", "--unit", service, "--lines", "20", "--no-pager"]
+                said = self._must(lab, host, journal)
+                raise LabError(f"salt-master on {host.id} does not start:\n{said}".rstrip())
+            return state == "active"
+
+        until(running, COMMAND_TIMEOUT, f"salt-master on {host.id} to run")
+
+    def _state(self, lab: Lab, host: Host, service: str) -> str:
+        argv = ["systemctl", "show", "--property", "ActiveState", "--value", service]
+        return self._must(lab, host, argv).strip()
+
+    def _wait_for_death(self, lab: Lab, host: Host, service: str) -> None:
+        until(
+            lambda: self._state(lab, host, service) in ("inactive", "failed"),
+            COMMAND_TIMEOUT,
+            f"{service} on {host.id} to be dead",
+        )
+
+    def _accept(self, lab: Lab, master: Host) -> None:
+        """Accept exactly the expected ids, each only with the key that its own host shows."""
+
+        def key(host: Host, path: str) -> str:
+            done = self._run(lab, host, ["cat", path])
+            return "".join(done.stdout.split()) if done.returncode == 0 else ""
+
+        def pending(host: Host) -> bool:
+            own = key(host, f"{host.minion_pki_dir}/minion.pub")
+            offered = key(master, f"{master.master_pki_dir}/minions_pre/{host.id}")
+            if own and offered and own != offered:
+                raise LabError(f"{host.id}: the key offered to {master.id} is not this host's")
+            return bool(own and offered)
+
+        _each(
+            lambda host: until(
+                lambda: pending(host), KEYS_TIMEOUT, f"the key of {host.id} to reach {master.id}"
+            ),
+            lab.hosts,
+        )
+        ids = ",".join(host.id for host in lab.hosts)
+        self._must(lab, master, ["salt-key", "--yes", "--accept", ids])
+
+    def _wait_for_answers(self, lab: Lab, master: Host, publish_port: int) -> None:
+        addresses = {host.address for host in lab.hosts}
+        sockets = ["ss", "--tcp", "--numeric", "--no-header", "state", "established"]
+        sockets += [f"sport = :{publish_port}"]
+
+        def missing() -> set[str]:
+            lines = self._must(lab, master, sockets).splitlines()
+            return addresses - {line.split()[-1].rpartition(":")[0] for line in lines}
+
+        # A test.ping that misses one minion takes 20 seconds; their connections cost nothing to
+        # look at, and each is made only after its minion was accepted.
+        until(
+            lambda: not missing(),
+            ANSWER_TIMEOUT,
+            f"every minion to be connected to {master.id}",
+        )
+
+        expected = {host.id for host in lab.hosts}
+        argv = ["salt", "--timeout", "5", "--out", "json", "--static", "*", "test.ping"]
+
+        def answers() -> bool:
+            done = self._run(lab, master, argv)
+            try:
+                result = json.loads(done.stdout)
+            except ValueError:
+                return False
+            return {host_id for host_id, value in result.items() if value is True} == expected
+
+        until(answers, ANSWER_TIMEOUT, "every minion to answer test.ping")
+
+
+_IPTABLES = ["iptables", "--wait", "10"]
+
+_NO_CLIENT = "no docker client on this machine; install Docker, or use --driver process"
+
+
+def _require_engine() -> None:
+    if engine_answers():
+        return
+    try:
+        subprocess.run(["docker", "--version"], capture_output=True, check=False)
+    except FileNotFoundError:
+        raise LabError(_NO_CLIENT) from None
+    raise LabError(
+        "no Docker engine answers: start it (systemctl start docker), check with `docker info` "
+        "that you may use it, or use --driver process"
+    )
+
+
+def _docker(
+    *arguments: str,
+    timeout: float = COMMAND_TIMEOUT,
+    check: bool = True,
+    content: bytes | None = None,
+) -> subprocess.CompletedProcess[str]:
+    argv = ["docker", *arguments]
+    try:
+        done = subprocess.run(argv, input=content or b"", capture_output=True, timeout=timeout)
+    except FileNotFoundError:
+        raise LabError(_NO_CLIENT) from None
+    except subprocess.TimeoutExpired:
+        raise LabError(f"no result after {timeout:g} s: {' '.join(argv)}") from None
+    stdout, stderr = (out.decode(errors="replace") for out in (done.stdout, done.stderr))
+    if check and done.returncode != 0:
+        raise LabError(f"docker {arguments[0]} ended with {done.returncode}: {stderr.strip()}")
+    return subprocess.CompletedProcess(argv, done.returncode, stdout, stderr)
+
+
+def _each(action: Callable[[Host], object], hosts: Iterable[Host]) -> None:
+    """Run ``action`` for all hosts at once; raise the first error after all have ended."""
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        for result in list(pool.map(_caught(action), hosts)):
+            if result is not None:
+                raise result
+
+
+def _caught(action: Callable[[Host], object]) -> Callable[[Host], LabError | None]:
+    def run(host: Host) -> LabError | None:
+        try:
+            action(host)
+        except LabError as err:
+            return err
+        return None
+
+    return run
+
+
+def _marker(lab: Lab) -> Path:
+    return lab.directory / "docker-network"
+
+
+def _containers(lab: Lab) -> list[str]:
+    label = f"label={LABEL}={name(lab)}"
+    return _docker("ps", "--all", "--quiet", "--filter", label).stdout.split()
+
+
+def _remove_networks(lab: Lab) -> bool:
+    label = f"label={LABEL}={name(lab)}"
+    for network in _docker("network", "ls", "--quiet", "--filter", label).stdout.split():
+        _docker("network", "rm", network, check=False)
+    return not _docker("network", "ls", "--quiet", "--filter", label).stdout.split()
+
+
+def _create_network(lab: Lab) -> None:
+    argv = ["network", "create", "--label", f"{LABEL}={name(lab)}", "--subnet", f"{lab.net}.0/24"]
+    made = _docker(*argv, name(lab), check=False)
+    if made.returncode != 0:
+        raise LabError(
+            f"cannot make a Docker network {lab.net}.0/24: {made.stderr.strip()}; "
+            "LAB_NET=<three octets> chooses other addresses"
+        )
+
+
+def _yaml(mapping: dict[str, Any]) -> str:
+    return yaml.safe_dump(mapping, sort_keys=False, default_flow_style=False)
+
+
+def _archive(files: dict[str, str]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for path, text in files.items():
+            content = text.encode()
+            entry = tarfile.TarInfo(path)
+            entry.size = len(content)
+            entry.mode = 0o644
+            archive.addfile(entry, io.BytesIO(content))
+    return stream.getvalue()

@@ -1,0 +1,290 @@
+"""
+Hosts as directories on this machine: no root, no Docker.
+
+Each host has its own ``root_dir``, a loopback address and a supervisord that stands in for init.
+Salt comes from the virtual environment of the chosen series.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import xmlrpc.client
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from lab.model import SERIES, UNITS, Host, Lab, LabError, Trees
+from lab.wait import until
+
+COMMANDS = ("salt", "salt-call", "salt-cp", "salt-key", "salt-run")
+SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP, "thaw": signal.SIGCONT}
+
+SUPERVISORD = """\
+[unix_http_server]
+file={sockets}/supervisor.sock
+chmod=0600
+[supervisord]
+directory={root}
+logfile={logs}/supervisord.log
+pidfile={root}/supervisord.pid
+childlogdir={logs}
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
+"""
+
+# As the packages' units do: SIGTERM to the main process, then SIGKILL to what is left; no restart.
+PROGRAM = """\
+[program:{unit}]
+command={prefix}/bin/{unit} -c {config_dir}
+autostart=false
+autorestart=false
+startsecs=1
+stopwaitsecs=30
+killasgroup=true
+redirect_stderr=true
+stdout_logfile={logs}/{unit}.out
+"""
+
+
+class ProcessDriver:
+    """See :class:`lab.model.Driver`."""
+
+    def __init__(self, directory: Path, salt: str) -> None:
+        self.directory = directory
+        self.salt = salt
+
+    @property
+    def prefix(self) -> Path:
+        """The virtual environment that the chosen Salt series is in."""
+        main = Path(sys.prefix)
+        return main if self.salt == SERIES[0] else main / f"salt-{self.salt}"
+
+    def plan(self, host_id: str, roles: tuple[str, ...], index: int, net: str) -> Host:
+        """Describe a host: masters at .10, .100, .101 ..., the others at .150, .151 ..."""
+        root = self.directory / "hosts" / host_id
+        number = (10 if index == 0 else 99 + index) if "master" in roles else 150 + index
+        return Host(
+            id=host_id,
+            roles=roles,
+            address=f"{net}.{number}",
+            config_dir=str(root / "etc/salt"),
+            master_pki_dir=str(root / "etc/salt/pki/master"),
+            minion_pki_dir=str(root / "etc/salt/pki/minion"),
+            master_cache_dir=str(root / "var/cache/salt/master"),
+            minion_cache_dir=str(root / "var/cache/salt/minion"),
+            log_dir=str(root / "var/log/salt"),
+            root=str(root),
+        )
+
+    def tree_paths(self, trees: Trees) -> tuple[list[str], list[str]]:
+        """Return file and pillar roots as the hosts see them: the machine's own paths."""
+        return [str(p) for p in trees.file_roots], [str(p) for p in trees.pillar_roots]
+
+    def up(self, lab: Lab, trees: Trees) -> Iterator[str]:
+        """Write every host, start the daemons, and wait until each minion answers."""
+        if not (self.prefix / "bin/salt").exists():
+            target = "setup" if self.salt == SERIES[0] else f"setup-{self.salt}"
+            raise LabError(f"Salt {self.salt} is not installed in {self.prefix}; run: make {target}")
+        # Unix sockets have short names only, whatever the depth of the laboratory's directory.
+        sockets = Path(tempfile.mkdtemp(prefix="lab-"))
+        (lab.directory / "sockets").symlink_to(sockets)
+        first = lab.masters[0]
+        for host in lab.hosts:
+            self._write_host(lab, host, trees)
+        yield f"{len(lab.hosts)} hosts written"
+        for host in lab.hosts:
+            self._run([f"{sys.prefix}/bin/supervisord", "-c", f"{host.root}/supervisord.conf"])
+        self.control(lab, first, "start", "salt-master")
+        for host in lab.hosts:
+            self._server(lab, host).startProcess("salt-minion", False)
+        yield f"daemons started: salt-master on {first.id}, salt-minion everywhere"
+        wanted = {host.id for host in lab.hosts}
+        until(
+            lambda: self._answering(lab, first) >= wanted, 90, f"an answer of {sorted(wanted)}"
+        )
+        yield "every minion answers"
+
+    def exec(
+        self, lab: Lab, host: Host, argv: Sequence[str], **kwargs: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ``argv`` with the host's Salt commands first in PATH."""
+        path = f"{host.root}/bin{os.pathsep}{self.prefix}/bin{os.pathsep}{os.environ['PATH']}"
+        command = shutil.which(argv[0], path=path) or argv[0]
+        kwargs.setdefault("text", True)
+        kwargs.setdefault("check", False)
+        return subprocess.run([command, *argv[1:]], env={**os.environ, "PATH": path}, **kwargs)
+
+    def control(self, lab: Lab, host: Host, verb: str, unit: str) -> None:
+        """Start or stop through supervisord; signals go to the daemon and all its children."""
+        server = self._server(lab, host)
+        running = server.getProcessInfo(unit)["statename"] in ("RUNNING", "STARTING")
+        if verb == "start" and not running:
+            server.startProcess(unit)
+        elif verb == "stop" and running:
+            server.stopProcess(unit)
+        elif verb in SIGNALS:
+            if not running:
+                raise LabError(f"{unit} does not run on {host.id}")
+            daemon = psutil.Process(server.getProcessInfo(unit)["pid"])
+            for process in [daemon, *daemon.children(recursive=True)]:
+                process.send_signal(SIGNALS[verb])
+            if verb == "kill":
+                until(
+                    lambda: server.getProcessInfo(unit)["statename"] not in ("RUNNING", "STOPPING"),
+                    10,
+                    f"the end of {unit} on {host.id}",
+                )
+
+    def cut(self, lab: Lab, one: Host, other: Host) -> None:
+        """Refuse: all hosts share one loopback interface."""
+        raise LabError("cut: the process driver cannot; supported with --driver docker")
+
+    def heal(self, lab: Lab) -> None:
+        """Refuse, like :meth:`cut`."""
+        raise LabError("heal: the process driver cannot; supported with --driver docker")
+
+    def down(self, lab: Lab) -> None:
+        """Stop every process that belongs to a host, whoever started it, and remove the hosts."""
+        roots = [f"{host.root}/" for host in lab.hosts]
+        until(lambda: not self._signal_all(roots), 30, "the end of the laboratory's processes")
+        link = lab.directory / "sockets"
+        if link.is_symlink():
+            shutil.rmtree(link.readlink(), ignore_errors=True)
+            link.unlink()
+        shutil.rmtree(lab.directory / "hosts", ignore_errors=True)
+
+    def _signal_all(self, roots: Sequence[str]) -> list[psutil.Process]:
+        """Kill what has a host's directory in its arguments; return what was still there."""
+        found = []
+        for process in psutil.process_iter(["cmdline", "status"]):
+            arguments = process.info["cmdline"] or []
+            if process.pid == os.getpid() or process.info["status"] == psutil.STATUS_ZOMBIE:
+                continue
+            if any(argument.startswith(root) for argument in arguments for root in roots):
+                found.append(process)
+        for process in found:
+            try:
+                for child in process.children(recursive=True):
+                    child.kill()
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        return found
+
+    def _write_host(self, lab: Lab, host: Host, trees: Trees) -> None:
+        root = Path(host.root)
+        sockets = lab.directory.joinpath("sockets").readlink() / host.id
+        for path in (sockets, *map(Path, (host.config_dir, host.log_dir)), root / "bin"):
+            path.mkdir(parents=True, exist_ok=True)
+        common = {"user": _user(), "root_dir": host.root, "sock_dir": str(sockets)}
+        file_roots, pillar_roots = self.tree_paths(trees)
+        minion = {
+            **trees.initial_minion,
+            **common,
+            "id": host.id,
+            "master": lab.masters[0].address,
+            "module_dirs": [str(Path(__file__).parent)],
+            "providers": {"service": "supervisor_service"},
+            "lab_supervisor": {
+                "socket": str(sockets / "supervisor.sock"),
+                "flags": str(root),
+            },
+        }
+        _write_yaml(Path(host.config_dir, "minion"), minion)
+        if "master" in host.roles:
+            # What a distribution's package brings: a base configuration, and no running daemon.
+            master: dict[str, Any] = {**common, "interface": host.address, "worker_threads": 3}
+            if host == lab.masters[0]:
+                master |= trees.initial_master
+                master["file_roots"] = {"base": file_roots}
+                master["pillar_roots"] = {"base": pillar_roots}
+            _write_yaml(Path(host.config_dir, "master"), master)
+        self._write_commands(host)
+        self._write_supervisor(host, sockets)
+        self._write_key(lab, host)
+
+    def _write_commands(self, host: Host) -> None:
+        for name in COMMANDS:
+            script = Path(host.root, "bin", name)
+            script.write_text(
+                f'#!/bin/sh\nexec "{self.prefix}/bin/{name}" -c "{host.config_dir}" "$@"\n'
+            )
+            script.chmod(0o755)
+
+    def _write_supervisor(self, host: Host, sockets: Path) -> None:
+        units = [unit for unit in UNITS if unit == "salt-minion" or "master" in host.roles]
+        text = SUPERVISORD.format(root=host.root, logs=host.log_dir, sockets=sockets)
+        for unit in units:
+            text += PROGRAM.format(
+                unit=unit, prefix=self.prefix, config_dir=host.config_dir, logs=host.log_dir
+            )
+        Path(host.root, "supervisord.conf").write_text(text)
+
+    def _write_key(self, lab: Lab, host: Host) -> None:
+        """Make the minion's key pair, and have it accepted by the first master."""
+        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        pem = key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.TraditionalOpenSSL,
+            serialization.NoEncryption(),
+        )
+        pub = key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        pki = Path(host.minion_pki_dir)
+        pki.mkdir(parents=True, mode=0o700)
+        (pki / "minion.pem").touch(mode=0o600)
+        (pki / "minion.pem").write_bytes(pem)
+        (pki / "minion.pub").write_bytes(pub)
+        accepted = Path(lab.masters[0].master_pki_dir, "minions")
+        accepted.mkdir(parents=True, exist_ok=True)
+        (accepted / host.id).write_bytes(pub)
+
+    def _answering(self, lab: Lab, master: Host) -> set[str]:
+        argv = ["salt", "*", "test.ping", "--out=json", "--static", "--timeout=2"]
+        answer = self.exec(lab, master, argv, capture_output=True, timeout=60)
+        try:
+            return {name for name, value in json.loads(answer.stdout).items() if value is True}
+        except ValueError:
+            return set()
+
+    def _server(self, lab: Lab, host: Host) -> Any:
+        """Return supervisord's interface on a host, once it answers."""
+        from supervisor.xmlrpc import SupervisorTransport
+
+        socket = lab.directory / "sockets" / host.id / "supervisor.sock"
+        transport = SupervisorTransport(serverurl=f"unix://{socket.resolve()}")
+        server = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport).supervisor
+
+        def answers() -> bool:
+            try:
+                return bool(server.getState()["statecode"] == 1)
+            except OSError:
+                return False
+
+        until(answers, 10, f"supervisord of {host.id}", interval=0.05)
+        return server
+
+    def _run(self, argv: Sequence[str]) -> None:
+        result = subprocess.run(argv, capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise LabError(f"{argv[0]}: {result.stderr.strip() or result.stdout.strip()}")
+
+
+def _user() -> str:
+    return psutil.Process().username()
+
+
+def _write_yaml(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
