@@ -59,7 +59,7 @@ lock: ## resolve requirements/*.in again; LOCK_FLAGS=--upgrade for newer release
 	done
 
 clean: ## remove the laboratory in .lab, the environments and all caches
-	if [ -d .lab ]; then $(BIN)/lab down; fi
+	if [ -d .lab ] && [ -x $(BIN)/lab ]; then $(BIN)/lab down; fi
 	rm -rf .venv .lab .mypy_cache .pytest_cache .ruff_cache .hypothesis .kitchen
 	find salt pillar test -name __pycache__ -type d -prune -exec rm -rf {} +
 

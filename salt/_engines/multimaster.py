@@ -65,25 +65,30 @@ def _pull(peers):
         answers = client.cmd(
             peers, "multimaster.offered_keys", [asker, nonce], timeout=TIMEOUT, tgt_type="list"
         )
-    pub = _master_pub()
-    complete = False
+    valid = {}
     for peer, reply in answers.items():
-        if not isinstance(reply, dict) or set(reply) != {"answer", "signature"}:
-            log.warning("%s gave no answer to use: %.200r", peer, reply)
-            continue
-        answer = reply["answer"]
         try:
-            __utils__["multimaster_keypair.verify_answer"](answer, nonce, reply["signature"], pub)
+            valid[peer] = _verified(reply, peer, asker, nonce)
         except ValueError as err:
             log.error("Refused the answer of %s: %s", peer, err)
-            continue
-        if answer["origin"] != peer or answer["asker"] != asker:
-            log.error("Refused the answer of %s: it is from another master or for one", peer)
-            continue
-        if answer["complete"]:
-            _accept(peer, answer["keys"])
-            complete = True
-    return complete
+    complete = {peer: answer for peer, answer in valid.items() if answer["complete"]}
+    if not complete and set(valid) == set(peers):
+        # All masters are new, so that there is nobody else to ask.
+        complete = valid
+    for peer, answer in complete.items():
+        _accept(peer, answer["keys"])
+    return bool(complete)
+
+
+def _verified(reply, peer, asker, nonce):
+    """Return the answer in a reply; ValueError unless the holder of the shared key gave it to us."""
+    if not isinstance(reply, dict) or set(reply) != {"answer", "signature"}:
+        raise ValueError(f"it is {str(reply)[:200]!r}")
+    answer = reply["answer"]
+    __utils__["multimaster_keypair.verify_answer"](answer, nonce, reply["signature"], _master_pub())
+    if answer["origin"] != peer or answer["asker"] != asker:
+        raise ValueError("it comes from another master, or is meant for one")
+    return answer
 
 
 def _accept(peer, offered):

@@ -46,6 +46,7 @@ SYNCED = {
     ),
 }
 DROP_IN = "multimaster.conf"
+KEY_MODE = 0o400
 ROLES = {
     "master": (salt.config.master_config, "SALT_MASTER_CONFIG"),
     "minion": (salt.config.minion_config, "SALT_MINION_CONFIG"),
@@ -206,7 +207,7 @@ def install_keypair(config_dir=None, replace=False, test=False):
     }
     if test or action in ("none", "refuse"):
         return ret
-    if action in ("repair", "replace"):
+    if _would_be_lost(opts, bundle):
         ret["backup"] = _back_up(opts)
     fresh = action == "replace" or (action == "write" and not pem)
     _write_pair(opts, bundle)
@@ -222,8 +223,8 @@ def accept_masters(config_dir=None, test=False):
     """
     Accept the minion keys of the masters' hosts, which came with the key pair, on this master.
 
-    Returns the ids that were accepted, or would be with ``test``.  An id that has a different key
-    on this master is left alone and logged.
+    Returns the ids that were accepted, or would be with ``test``.  An id that is rejected or denied
+    on this master, or accepted with another key, is left alone and logged.
 
     CLI Example:
 
@@ -232,15 +233,17 @@ def accept_masters(config_dir=None, test=False):
         salt saltm2 multimaster.accept_masters test=True
     """
     opts = _effective("master", config_dir or _config_dir())
-    accepted = _accepted_keys(opts)
-    missing = {
-        name: pub
-        for name, pub in _bundle().minions.items()
-        if (accepted.get(name) or "").strip() != pub.strip()
-    }
-    for name in [name for name in missing if name in accepted]:
-        log.error("The key of %s on this master is not the one that the first master has", name)
-        del missing[name]
+    known = _key_states(opts)
+    missing = {}
+    for name, pub in _bundle().minions.items():
+        state = known.get(name)
+        if state in ("minions_rejected", "minions_denied"):
+            log.error("The key of the master %s is in %s on this master; left there", name, state)
+        elif state == "minions":
+            if _key(opts, state, name).strip() != pub.strip():
+                log.error("The key of the master %s differs from the one accepted here", name)
+        else:
+            missing[name] = pub
     if not test:
         for name, pub in missing.items():
             _store_key(opts, name, pub)
@@ -617,13 +620,15 @@ def _misfit(opts):
         return None
     owner = pwd.getpwnam(opts["user"]).pw_uid
     pki = pathlib.Path(opts["pki_dir"])
-    for suffix, mode in (("pem", 0o400), ("pub", None)):
+    for suffix in ("pem", "pub"):
         path = pki / f"{_stem(opts)}.{suffix}"
+        if not path.exists():
+            return f"there was no {path.name}"
         if path.is_symlink() or not path.is_file():
             return f"{path.name} was not a regular file"
         if path.stat().st_uid != owner:
             return f"{path.name} did not belong to {opts['user']}"
-        if mode is not None and path.stat().st_mode & 0o777 != mode:
+        if path.stat().st_mode & 0o777 != KEY_MODE:
             return f"{path.name} had mode {path.stat().st_mode & 0o777:04o}"
         alias = pki / f"master.{suffix}"
         if alias != path and alias.resolve() != path.resolve():
@@ -637,14 +642,14 @@ def _write_pair(opts, bundle):
     _make_private_directories(opts)
     stem = _stem(opts)
     owner = pwd.getpwnam(opts["user"])
-    for suffix, text, mode in (("pem", bundle.pem, 0o400), ("pub", bundle.pub, 0o644)):
+    for suffix, text in (("pem", bundle.pem), ("pub", bundle.pub)):
         if not _on_disk(opts):
             _cache(opts).store("master_keys", f"{stem}.{suffix}", text)
             continue
         path = pathlib.Path(opts["pki_dir"], f"{stem}.{suffix}")
         if path.is_symlink():
             path.unlink()
-        _write_atomically(path, text, mode, owner)
+        _write_atomically(path, text, KEY_MODE, owner)
         alias = path.with_name(f"master.{suffix}")
         if alias != path and not (alias.is_symlink() and alias.resolve() == path.resolve()):
             alias.unlink(missing_ok=True)
@@ -675,6 +680,15 @@ def _make_private_directories(opts):
             os.chown(path, owner.pw_uid, owner.pw_gid)
 
 
+def _would_be_lost(opts, bundle):
+    """Tell whether a file that is about to be replaced has content of its own."""
+    ours = {bundle.pem.strip(), bundle.pub.strip()}
+    return _on_disk(opts) and any(
+        path.is_file() and path.read_text(errors="replace").strip() not in ours
+        for path in _pair_paths(opts)
+    )
+
+
 def _back_up(opts):
     """Copy the pair that is there into a private directory beside it; return that directory."""
     stamp = time.strftime("%Y%m%dT%H%M%S")
@@ -683,7 +697,7 @@ def _back_up(opts):
         if path.is_file():
             copy = os.path.join(target, path.name)
             shutil.copyfile(path, copy)
-            os.chmod(copy, 0o400)
+            os.chmod(copy, KEY_MODE)
     return target
 
 
@@ -709,25 +723,35 @@ def _touch(opts, path):
     os.chown(path, owner.pw_uid, owner.pw_gid)
 
 
+def _key_states(opts):
+    """Return id -> name of the state (minions, minions_pre ...) of every key on this master."""
+    listed = salt.key.get_key({**opts, "__role": "master"}).list_keys()
+    return {name: state for state, names in listed.items() for name in names}
+
+
+def _key(opts, state, name):
+    """Return the public key that this host's master has for an id."""
+    if _has_key_cache(opts):
+        return (_cache(opts).fetch("keys", name) or {}).get("pub", "")
+    return _read(pathlib.Path(opts["pki_dir"], state, name)) or ""
+
+
 def _accepted_ids(opts):
-    return salt.key.get_key({**opts, "__role": "master"}).list_keys()["minions"]
+    return [name for name, state in _key_states(opts).items() if state == "minions"]
 
 
 def _accepted_keys(opts):
     """Return id -> public key of every minion that this host's master has accepted."""
-    ids = _accepted_ids(opts)
-    if _has_key_cache(opts):
-        cache = _cache(opts)
-        return {name: cache.fetch("keys", name)["pub"] for name in ids}
-    accepted = pathlib.Path(opts["pki_dir"], "minions")
-    return {name: (accepted / name).read_text() for name in ids}
+    return {name: _key(opts, "minions", name) for name in _accepted_ids(opts)}
 
 
 def _store_key(opts, name, pub):
-    """Accept a key on a master that does not run yet."""
+    """Accept a key on a master that may not run yet."""
     _make_private_directories(opts)
     if _has_key_cache(opts):
         _cache(opts).store("keys", name, {"state": "accepted", "pub": pub})
     else:
-        owner = pwd.getpwnam(opts["user"])
-        _write_atomically(pathlib.Path(opts["pki_dir"], "minions", name), pub, 0o644, owner)
+        pki = pathlib.Path(opts["pki_dir"])
+        _write_atomically(pki / "minions" / name, pub, 0o644, pwd.getpwnam(opts["user"]))
+        # Or the key would be listed twice.
+        (pki / "minions_pre" / name).unlink(missing_ok=True)

@@ -44,9 +44,7 @@ def status(timeout=5):
         )
         configured = client.cmd("*", "multimaster.masters", timeout=timeout)
     reports = {name: value for name, value in reports.items() if isinstance(value, dict)}
-    masters = {
-        master["id"]: _master_row(master, reports.get(master["id"])) for master in declared
-    }
+    masters = {master["id"]: _master_row(master, reports.get(master["id"])) for master in declared}
     minions = sorted({name for report in reports.values() for name in report["accepted"]})
     rows = {}
     for minion in minions:

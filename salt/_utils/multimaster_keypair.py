@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -80,11 +80,19 @@ def open_bundle(sealed: str, minion_id: str, minion_pem: str) -> Bundle:
             f"the sealed key pair does not open with the minion key of {minion_id}: it was made "
             "for another host or key, or was changed on its way"
         ) from err
-    return Bundle(pem=content["pem"], pub=content["pub"], minions=dict(content["minions"]))
+    try:
+        bundle = Bundle(pem=content["pem"], pub=content["pub"], minions=dict(content["minions"]))
+    except (KeyError, TypeError, ValueError) as err:
+        raise KeypairError("the sealed key pair is incomplete") from err
+    if not all(
+        isinstance(text, str) for text in (bundle.pem, bundle.pub, *bundle.minions.values())
+    ):
+        raise KeypairError("the sealed key pair is incomplete")
+    return bundle
 
 
 def plain_bundle(pair: Mapping[str, Any]) -> Bundle:
-    """Return the pair that a masterless pillar gives as it is; :class:`KeypairError` if it is half."""
+    """Return the pair that a masterless pillar gives; :class:`KeypairError` if it is half."""
     pem, pub = pair.get("pem"), pair.get("pub")
     if not isinstance(pem, str) or not isinstance(pub, str):
         raise KeypairError(
@@ -147,10 +155,9 @@ def decide(
 def fingerprint(pub: str) -> str | None:
     """Return the SHA-256 of a public key in DER, in hexadecimal; None if it is not one."""
     try:
-        key = serialization.load_pem_public_key(pub.encode())
-    except (ValueError, TypeError):
+        return hashlib.sha256(_der(_public(pub))).hexdigest()
+    except KeypairError:
         return None
-    return hashlib.sha256(_der(key)).hexdigest() if isinstance(key, rsa.RSAPublicKey) else None
 
 
 def sign_answer(answer: Mapping[str, Any], nonce: str, pem: str) -> str:
@@ -167,9 +174,7 @@ def sign_answer(answer: Mapping[str, Any], nonce: str, pem: str) -> str:
 
 def verify_answer(answer: Mapping[str, Any], nonce: str, signature: str, pub: str) -> None:
     """Raise :class:`KeypairError` unless the holder of the shared key gave this answer."""
-    key = serialization.load_pem_public_key(pub.encode())
-    if not isinstance(key, rsa.RSAPublicKey):
-        raise KeypairError("the master's public key is not an RSA key")
+    key = _public(pub)
     try:
         raw = base64.b64decode(signature, validate=True)
         key.verify(raw, _canonical(answer, nonce), _PSS, hashes.SHA256())
@@ -193,10 +198,20 @@ def _replace_if(found: str, minions: Sequence[str], replace: bool) -> Decision:
 def _private(pem: str, what: str) -> rsa.RSAPrivateKey:
     try:
         key = serialization.load_pem_private_key(pem.encode(), password=None)
-    except (ValueError, TypeError) as err:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as err:
         raise KeypairError(f"{what} is not a readable PEM without passphrase") from err
     if not isinstance(key, rsa.RSAPrivateKey):
         raise KeypairError(f"{what} is not an RSA key")
+    return key
+
+
+def _public(pub: str) -> rsa.RSAPublicKey:
+    try:
+        key = serialization.load_pem_public_key(pub.encode())
+    except (ValueError, TypeError, UnsupportedAlgorithm) as err:
+        raise KeypairError("a public key is not a readable PEM") from err
+    if not isinstance(key, rsa.RSAPublicKey):
+        raise KeypairError("a public key is not an RSA key")
     return key
 
 

@@ -9,6 +9,7 @@ finding at once; the options of each node are derived from its result.
 # Annotations stay evaluated: Salt's loader keeps a module out of sys.modules while it runs, where
 # dataclasses would look postponed ones up.
 import ipaddress
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ DERIVED_MINION = (
     *FAILOVER,
 )
 
-_ID = re.compile(r"[^\s/\\\0]+")
+_ID = re.compile(r"(?!\.{1,2}$)[^\s/\\\0]+")
 _NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_-]+)*")
 
 
@@ -110,7 +111,7 @@ def parse(declaration: Any) -> Topology:
     failover = declaration.get("failover") or {}
     if isinstance(failover, Mapping):
         if failover and mode == "hot":
-            refuse("failover", sorted(failover), "no failover options with mode: hot")
+            refuse("failover", sorted(map(str, failover)), "no failover options with mode: hot")
         if failover.get("master_failback") and not failover.get("master_alive_interval"):
             refuse(
                 "failover:master_alive_interval",
@@ -184,6 +185,9 @@ def master_options(
     """
     config = topology.master_config
     engines = config.get("engines", existing.get("engines")) or []
+    if isinstance(engines, Mapping):
+        # Salt takes that form, too; the one with a list has room for ours.
+        engines = [{name: options} for name, options in engines.items()]
     directories = config.get("module_dirs", existing.get("module_dirs")) or []
     return {
         **config,
@@ -248,7 +252,7 @@ def _is_address(value: str) -> bool:
 
 
 def _is_seconds(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _is_word(value: Any) -> bool:
@@ -305,6 +309,9 @@ _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "master:package": _KINDS["word"],
     "master:service": _KINDS["word"],
     "master:config": _KINDS["mapping"],
+    # Extended by the formula.
+    "master:config:engines": ("a list or a mapping", lambda value: isinstance(value, (list, dict))),
+    "master:config:module_dirs": ("a list", lambda value: isinstance(value, list)),
     "minion": _KINDS["mapping"],
     "minion:service": _KINDS["word"],
     "minion:config": _KINDS["mapping"],

@@ -3,17 +3,17 @@
 {%- set master_drop_in = config_dir ~ '/master.d/multimaster.conf' %}
 {%- set minion_drop_in = config_dir ~ '/minion.d/multimaster.conf' %}
 {%- set is_master = salt['file.file_exists'](master_drop_in) %}
-{%- set made_by_us = salt['multimaster.joined_by_us'](config_dir) if 'multimaster.joined_by_us' in salt else false %}
+{%- set made_by_us = is_master and salt['multimaster.joined_by_us'](config_dir) %}
 
 include:
-  - multimaster.declared
+  - multimaster.modules
 
-{%- if is_master and made_by_us %}
+{%- if made_by_us %}
 multimaster-clean-guard:
   multimaster.another_master:
     - name: multimaster
     - require:
-      - multimaster: multimaster-declaration
+      - sls: multimaster.modules
 
 multimaster-clean-service:
   service.dead:
@@ -36,15 +36,21 @@ multimaster-clean-master-files:
     - names:
       - {{ master_drop_in }}
       - {{ extension_dir }}
-    {%- if made_by_us %}
     - require:
+      - sls: multimaster.modules
+      {%- if made_by_us %}
       - multimaster: multimaster-clean-keypair
-    {%- endif %}
+      {%- endif %}
 {%- endif %}
 
 multimaster-clean-minion-config:
   file.absent:
     - name: {{ minion_drop_in }}
+    - require:
+      - sls: multimaster.modules
+      {%- if made_by_us %}
+      - multimaster: multimaster-clean-keypair
+      {%- endif %}
 
 {%- if is_master and not made_by_us %}
 # This master was there before; it goes on with the configuration that it had.

@@ -11,6 +11,10 @@ def test_the_minion_knows_every_declared_master_in_order(topology, host):
     checks.check_masters_of_minion(host, topology)
 
 
+def test_the_minion_trusts_the_key_that_all_masters_hold(masters, host):
+    checks.check_minion_trusts(host, masters)
+
+
 def test_the_minion_answers_every_master(topology, masters, host_id):
     for master in masters.values():
         checks.check_minion_answers(master, host_id)

@@ -7,6 +7,7 @@ the paths are those of the packages.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from lab.model import LabError
 from lab.wait import until
 
 MASTER_PKI = "/etc/salt/pki/master"
+MINION_MASTER = "/etc/salt/pki/minion/minion_master.pub"
 PORTS = (4505, 4506)
 # Seconds: four minions meet three masters on a small machine, with back-off between attempts.
 PATIENCE = 180
@@ -55,18 +57,20 @@ def check_listening(host: Host, address: str) -> None:
 
 
 def check_key_files(host: Host, master_id: str) -> None:
-    """The key pair that the master uses is its user's alone, and nobody's to change."""
-    for name in ("master.pem", "master.pub"):
+    """The master's user owns the pair, alone reads the private half, and nobody changes either."""
+    for name, mode in (("master.pem", 0o400), ("master.pub", 0o644)):
         key = host.file(live_key(host, master_id, name))
         assert key.is_file, f"{key.path} is no regular file"
         assert (key.user, key.group) == ("salt", "salt"), f"{key.path}: {key.user}:{key.group}"
-        assert key.mode == 0o400, f"{key.path} has mode {key.mode:o}"
+        # Any subset of the mode will do.
+        assert key.mode | mode == mode, f"{key.path} has mode {key.mode:o}"
 
 
 def check_same_key(masters: Mapping[str, Host]) -> None:
     """All masters hold one key pair, and its halves belong together."""
     found = {master: public_keys(host, master) for master, host in masters.items()}
     digests = set().union(*found.values())
+    assert "" not in digests, f"a key cannot be read: {found}"
     assert len(digests) == 1, f"public keys (SHA-256) differ: {found}"
 
 
@@ -78,6 +82,12 @@ def check_masters_of_minion(host: Host, topology: Topology) -> None:
         expected,
         "the minion's configuration to list the masters",
     )
+
+
+def check_minion_trusts(host: Host, masters: Mapping[str, Host]) -> None:
+    """The one master key that the minion has seen is the one that all masters hold."""
+    expected = set().union(*(public_keys(master, name) for name, master in masters.items()))
+    _eventually(lambda: {_digest(host, MINION_MASTER)}, expected, "the minion to have met a master")
 
 
 def check_everyone_answers(master: Host, topology: Topology) -> None:
@@ -111,6 +121,7 @@ def check_private_keys_only_in_pki(host: Host) -> None:
         " --regexp='-----BEGIN [A-Z ]*PRIVATE KEY-----'"
         " /etc/salt /root /run /srv /tmp /var/cache/salt /var/log /var/tmp"
     ).stdout.splitlines()
+    assert found, "the search found not even the minion's own key"
     stray = [path for path in found if not path.startswith("/etc/salt/pki/")]
     assert not stray, f"private keys in {stray}"
 
@@ -139,13 +150,19 @@ def live_key(host: Host, master_id: str, name: str) -> str:
 def public_keys(host: Host, master_id: str) -> set[str]:
     """Return the SHA-256 of the public key, from each half of the master's pair.
 
-    Computed on the host: the private half never leaves it.
+    The public key is computed on the host: the private half never leaves it.
     """
-    commands = (
-        f"openssl pkey -in {live_key(host, master_id, 'master.pem')} -pubout -outform DER",
-        f"openssl pkey -in {live_key(host, master_id, 'master.pub')} -pubin -pubout -outform DER",
-    )
-    return {host.check_output(f"{command} | sha256sum").split()[0] for command in commands}
+    private = live_key(host, master_id, "master.pem")
+    return {
+        _digest(host, private, private=True),
+        _digest(host, live_key(host, master_id, "master.pub")),
+    }
+
+
+def _digest(host: Host, path: str, private: bool = False) -> str:
+    """Return the SHA-256 of the public key in a file, empty where there is no such key."""
+    result = host.run(f"openssl pkey -in {path} {'' if private else '-pubin'} -pubout")
+    return hashlib.sha256(result.stdout.encode()).hexdigest() if result.succeeded else ""
 
 
 def _json(host: Host, command: str) -> dict[str, Any]:

@@ -38,6 +38,7 @@ def up(
     salt: str = SERIES[0],
     net: str | None = None,
     say: Any = print,
+    initial_master: Mapping[str, Any] | None = None,
 ) -> Lab:
     """
     Make a laboratory: one running master, everything else its minions, our trees served.
@@ -46,6 +47,10 @@ def up(
         Hosts declared as masters (saltm1 ...) and further minions (web1 ...).
     pillar
         Merged over the laboratory's own pillar, ``multimaster:`` on top.
+    net
+        First three octets of the hosts' addresses.
+    initial_master
+        Options of the one master that there is before the formula.
 
     Raises :class:`LabError`; what was started by then is removed by ``lab down``.
     """
@@ -62,17 +67,23 @@ def up(
     ] + [engine.plan(f"web{number + 1}", ("minion",), number, net) for number in range(minions)]
     lab = Lab(directory=directory, driver=driver, salt=salt, net=net, hosts=tuple(hosts))
     lab.save()
-    trees = Trees(
-        file_roots=(REPOSITORY / "salt", directory / "srv/salt"),
-        pillar_roots=(directory / "srv/pillar",),
-        initial_master={},
-        initial_minion={},
-    )
+    trees = trees_of(directory, initial_master or {})
     declare(lab, trees, pillar or {})
     started = time.monotonic()
     for line in engine.up(lab, trees):
         say(f"[{time.monotonic() - started:5.1f} s] {line}")
     return lab
+
+
+def trees_of(directory: Path, initial_master: Mapping[str, Any] | None = None) -> Trees:
+    """Return what the first master of the laboratory in ``directory`` serves."""
+    return Trees(
+        file_roots=(REPOSITORY / "salt", directory / "srv/salt"),
+        pillar_roots=(directory / "srv/pillar",),
+        # Seconds: several hosts share one machine, and a slow answer is not a missing one.
+        initial_master={"gather_job_timeout": 20, **(initial_master or {})},
+        initial_minion={},
+    )
 
 
 def declare(lab: Lab, trees: Trees, pillar: Mapping[str, Any]) -> None:
@@ -93,9 +104,7 @@ def declare(lab: Lab, trees: Trees, pillar: Mapping[str, Any]) -> None:
     for directory in (files, pillars / "multimaster"):
         directory.mkdir(parents=True, exist_ok=True)
     _write_yaml(files / "top.sls", {"base": {"*": ["multimaster"]}})
-    _write_yaml(
-        pillars / "multimaster/init.sls", _merge({"multimaster": declaration}, pillar)
-    )
+    _write_yaml(pillars / "multimaster/init.sls", _merge({"multimaster": declaration}, pillar))
     for name in ("top.sls", "multimaster/keypair.sls"):
         (pillars / name).write_text((REPOSITORY / "pillar" / name).read_text())
 

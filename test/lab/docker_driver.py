@@ -23,16 +23,16 @@ from lab.model import UNITS, Host, Lab, LabError, Trees
 from lab.wait import until
 
 LABEL = "multimaster.lab"
-DEFAULT_NET = "192.168.50"
 
 # Where the directories of `Trees` appear, in every host: what shared storage would give.
 FILES, PILLAR = "/srv/lab/files", "/srv/lab/pillar"
 
-COMMAND_TIMEOUT = 60
-BOOT_TIMEOUT = 60
-INSTALL_TIMEOUT = 180
-KEYS_TIMEOUT = 90
-ANSWER_TIMEOUT = 120
+# Generous: these bound a hang, and the machine may be busy with other laboratories.
+COMMAND_TIMEOUT = 90
+BOOT_TIMEOUT = 120
+INSTALL_TIMEOUT = 300
+KEYS_TIMEOUT = 240
+ANSWER_TIMEOUT = 240
 
 # The chain that holds the partitions, so that healing is to empty it.
 CHAIN = "LAB-CUT"
@@ -270,8 +270,8 @@ class DockerDriver:
 
     def _wait_for_boot(self, lab: Lab, host: Host) -> None:
         def booted() -> bool:
-            state = self._run(lab, host, ["systemctl", "is-system-running"]).stdout.strip()
-            return state in ("running", "degraded")
+            done = self._run(lab, host, ["systemctl", "is-system-running", "--wait"], BOOT_TIMEOUT)
+            return done.stdout.strip() in ("running", "degraded")
 
         try:
             until(booted, BOOT_TIMEOUT, f"systemd on {host.id} to have started")
@@ -310,25 +310,23 @@ class DockerDriver:
     def _accept(self, lab: Lab, master: Host) -> None:
         """Accept exactly the expected ids, each only with the key that its own host shows."""
 
-        def key(host: Host, path: str) -> str:
-            done = self._run(lab, host, ["cat", path])
-            return "".join(done.stdout.split()) if done.returncode == 0 else ""
+        pending = f"{master.master_pki_dir}/minions_pre"
+        ids = {host.id for host in lab.hosts}
 
-        def pending(host: Host) -> bool:
-            own = key(host, f"{host.minion_pki_dir}/minion.pub")
-            offered = key(master, f"{master.master_pki_dir}/minions_pre/{host.id}")
-            if own and offered and own != offered:
+        def missing() -> set[str]:
+            return ids - set(self._must(lab, master, ["ls", pending]).split())
+
+        # One look a second: every look starts a process on a machine that is busy with the hosts.
+        until(lambda: not missing(), KEYS_TIMEOUT, f"every key to reach {master.id}", interval=1)
+
+        def compare(host: Host) -> None:
+            own = self._must(lab, host, ["cat", f"{host.minion_pki_dir}/minion.pub"])
+            offered = self._must(lab, master, ["cat", f"{pending}/{host.id}"])
+            if own.split() != offered.split():
                 raise LabError(f"{host.id}: the key offered to {master.id} is not this host's")
-            return bool(own and offered)
 
-        _each(
-            lambda host: until(
-                lambda: pending(host), KEYS_TIMEOUT, f"the key of {host.id} to reach {master.id}"
-            ),
-            lab.hosts,
-        )
-        ids = ",".join(host.id for host in lab.hosts)
-        self._must(lab, master, ["salt-key", "--yes", "--accept", ids])
+        _each(compare, lab.hosts)
+        self._must(lab, master, ["salt-key", "--yes", "--accept", ",".join(sorted(ids))])
 
     def _wait_for_answers(self, lab: Lab, master: Host, publish_port: int) -> None:
         addresses = {host.address for host in lab.hosts}
@@ -345,6 +343,7 @@ class DockerDriver:
             lambda: not missing(),
             ANSWER_TIMEOUT,
             f"every minion to be connected to {master.id}",
+            interval=1,
         )
 
         expected = {host.id for host in lab.hosts}

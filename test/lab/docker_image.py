@@ -66,9 +66,8 @@ def tag(series: str = "3008", target: str = "host") -> str:
     :param target: ``host``, or ``kitchen`` (the same with an SSH server and sudo).
     """
     digest = hashlib.sha256()
-    for path in sorted(path for path in RECIPE.rglob("*") if path.is_file()):
-        digest.update(str(path.relative_to(RECIPE)).encode() + b"\0" + path.read_bytes())
-    digest.update(lock_file(series).read_bytes())
+    for name, content in sorted(_recipe(series).items()):
+        digest.update(name.encode() + b"\0" + content)
     suffix = "" if target == "host" else f"-{target}"
     return f"{NAME}:{series}-{digest.hexdigest()[:12]}{suffix}"
 
@@ -177,10 +176,15 @@ def _ca_bundle() -> bytes:
     return b""
 
 
-def _context(series: str) -> bytes:
-    """Return the build context as a tar archive: the recipe, the requirements, the CA bundle."""
+def _recipe(series: str) -> dict[str, bytes]:
+    """Return what decides the image's content: the recipe's files and the requirements."""
     files = {path.name: path.read_bytes() for path in RECIPE.iterdir() if path.is_file()}
-    files["requirements.txt"] = lock_file(series).read_bytes()
+    return files | {"requirements.txt": lock_file(series).read_bytes()}
+
+
+def _context(series: str) -> bytes:
+    """Return the build context as a tar archive: the recipe, Salt's requirement, the CA bundle."""
+    files = _recipe(series)
     files["salt.txt"] = salt_requirement(series)[1].encode()
     files["ca-bundle.pem"] = _ca_bundle()
     stream = io.BytesIO()

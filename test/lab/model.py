@@ -10,7 +10,6 @@ import dataclasses
 import json
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,7 +55,7 @@ class Lab:
 
     @property
     def masters(self) -> tuple[Host, ...]:
-        """The hosts declared as masters, in that order; only the first runs one before the apply."""
+        """The hosts declared as masters, in order; only the first runs one before the apply."""
         return tuple(host for host in self.hosts if "master" in host.roles)
 
     def host(self, host_id: str) -> Host:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ import psutil
 import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from supervisor.xmlrpc import SupervisorTransport
 
 from lab.model import SERIES, UNITS, Host, Lab, LabError, Trees
 from lab.wait import until
@@ -95,7 +97,9 @@ class ProcessDriver:
         """Write every host, start the daemons, and wait until each minion answers."""
         if not (self.prefix / "bin/salt").exists():
             target = "setup" if self.salt == SERIES[0] else f"setup-{self.salt}"
-            raise LabError(f"Salt {self.salt} is not installed in {self.prefix}; run: make {target}")
+            raise LabError(
+                f"Salt {self.salt} is not installed in {self.prefix}; run: make {target}"
+            )
         # Unix sockets have short names only, whatever the depth of the laboratory's directory.
         sockets = Path(tempfile.mkdtemp(prefix="lab-"))
         (lab.directory / "sockets").symlink_to(sockets)
@@ -106,13 +110,18 @@ class ProcessDriver:
         for host in lab.hosts:
             self._run([f"{sys.prefix}/bin/supervisord", "-c", f"{host.root}/supervisord.conf"])
         self.control(lab, first, "start", "salt-master")
+        until(lambda: _listens(first.address, 4506), 60, f"salt-master on {first.id} to listen")
+        yield f"salt-master runs on {first.id}"
         for host in lab.hosts:
-            self._server(lab, host).startProcess("salt-minion", False)
-        yield f"daemons started: salt-master on {first.id}, salt-minion everywhere"
-        wanted = {host.id for host in lab.hosts}
+            self._ask(lab, host, "startProcess", "salt-minion", False)
+        # A test.ping that misses one minion takes 20 seconds; to look at connections costs nothing.
         until(
-            lambda: self._answering(lab, first) >= wanted, 90, f"an answer of {sorted(wanted)}"
+            lambda: all(self._connected(lab, host, first.address) for host in lab.hosts),
+            90,
+            f"every minion to be connected to {first.id}",
         )
+        wanted = {host.id for host in lab.hosts}
+        until(lambda: self._answering(lab, first) >= wanted, 90, f"an answer of {sorted(wanted)}")
         yield "every minion answers"
 
     def exec(
@@ -127,21 +136,22 @@ class ProcessDriver:
 
     def control(self, lab: Lab, host: Host, verb: str, unit: str) -> None:
         """Start or stop through supervisord; signals go to the daemon and all its children."""
-        server = self._server(lab, host)
-        running = server.getProcessInfo(unit)["statename"] in ("RUNNING", "STARTING")
+        if unit == "salt-master" and "master" not in host.roles:
+            raise LabError(f"{host.id} is not declared a master")
+        running = self._state(lab, host, unit) in ("RUNNING", "STARTING")
         if verb == "start" and not running:
-            server.startProcess(unit)
+            self._ask(lab, host, "startProcess", unit)
         elif verb == "stop" and running:
-            server.stopProcess(unit)
+            self._ask(lab, host, "stopProcess", unit)
         elif verb in SIGNALS:
             if not running:
                 raise LabError(f"{unit} does not run on {host.id}")
-            daemon = psutil.Process(server.getProcessInfo(unit)["pid"])
+            daemon = psutil.Process(self._ask(lab, host, "getProcessInfo", unit)["pid"])
             for process in [daemon, *daemon.children(recursive=True)]:
                 process.send_signal(SIGNALS[verb])
             if verb == "kill":
                 until(
-                    lambda: server.getProcessInfo(unit)["statename"] not in ("RUNNING", "STOPPING"),
+                    lambda: self._state(lab, host, unit) not in ("RUNNING", "STOPPING"),
                     10,
                     f"the end of {unit} on {host.id}",
                 )
@@ -206,9 +216,9 @@ class ProcessDriver:
             # What a distribution's package brings: a base configuration, and no running daemon.
             master: dict[str, Any] = {**common, "interface": host.address, "worker_threads": 3}
             if host == lab.masters[0]:
-                master |= trees.initial_master
                 master["file_roots"] = {"base": file_roots}
                 master["pillar_roots"] = {"base": pillar_roots}
+                master |= trees.initial_master
             _write_yaml(Path(host.config_dir, "master"), master)
         self._write_commands(host)
         self._write_supervisor(host, sockets)
@@ -251,6 +261,19 @@ class ProcessDriver:
         accepted.mkdir(parents=True, exist_ok=True)
         (accepted / host.id).write_bytes(pub)
 
+    def _connected(self, lab: Lab, host: Host, address: str) -> bool:
+        """Tell whether the host's minion listens to the publisher at an address."""
+        pid = self._ask(lab, host, "getProcessInfo", "salt-minion")["pid"]
+        try:
+            daemon = psutil.Process(pid)
+            for process in [daemon, *daemon.children(recursive=True)]:
+                for connection in process.net_connections("tcp"):
+                    if connection.raddr == (address, 4505) and connection.status == "ESTABLISHED":
+                        return True
+        except psutil.Error:
+            return False
+        return False
+
     def _answering(self, lab: Lab, master: Host) -> set[str]:
         argv = ["salt", "*", "test.ping", "--out=json", "--static", "--timeout=2"]
         answer = self.exec(lab, master, argv, capture_output=True, timeout=60)
@@ -259,27 +282,42 @@ class ProcessDriver:
         except ValueError:
             return set()
 
-    def _server(self, lab: Lab, host: Host) -> Any:
-        """Return supervisord's interface on a host, once it answers."""
-        from supervisor.xmlrpc import SupervisorTransport
+    def _ask(self, lab: Lab, host: Host, method: str, *arguments: Any) -> Any:
+        """Call supervisord on a host, once it answers."""
+        socket_file = (lab.directory / "sockets" / host.id / "supervisor.sock").resolve()
 
-        socket = lab.directory / "sockets" / host.id / "supervisor.sock"
-        transport = SupervisorTransport(serverurl=f"unix://{socket.resolve()}")
-        server = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport).supervisor
+        def call(name: str, *args: Any) -> Any:
+            transport = SupervisorTransport(serverurl=f"unix://{socket_file}")
+            try:
+                proxy = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport)
+                return getattr(proxy.supervisor, name)(*args)
+            finally:
+                transport.close()
 
         def answers() -> bool:
             try:
-                return bool(server.getState()["statecode"] == 1)
+                return bool(call("getState")["statecode"] == 1)
             except OSError:
                 return False
 
         until(answers, 10, f"supervisord of {host.id}", interval=0.05)
-        return server
+        return call(method, *arguments)
+
+    def _state(self, lab: Lab, host: Host, unit: str) -> str:
+        return str(self._ask(lab, host, "getProcessInfo", unit)["statename"])
 
     def _run(self, argv: Sequence[str]) -> None:
         result = subprocess.run(argv, capture_output=True, text=True, check=False)
         if result.returncode:
             raise LabError(f"{argv[0]}: {result.stderr.strip() or result.stdout.strip()}")
+
+
+def _listens(address: str, port: int) -> bool:
+    try:
+        with socket.create_connection((address, port), timeout=1):
+            return True
+    except OSError:
+        return False
 
 
 def _user() -> str:

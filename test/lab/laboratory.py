@@ -1,0 +1,203 @@
+"""A laboratory as tests use it: verbs, bounded waits, and the scan for private keys."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from lab import cli
+from lab.model import Host, Lab, LabError
+from lab.wait import until
+
+SCANNER = Path(__file__).with_name("scan_host.py")
+# Seconds. Several Salt hosts start on two cores; the waits end with their conditions.
+PATIENCE = 180
+
+
+class Laboratory:
+    """A laboratory with the verbs that tests need; every wait is bounded and named."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.driver = cli.driver_of(lab.directory, lab.driver, lab.salt)
+        self.arguments_seen: set[str] = set()
+
+    def host(self, host_id: str) -> Host:
+        """Return the host with that id."""
+        return self.lab.host(host_id)
+
+    @property
+    def ids(self) -> set[str]:
+        """The minion ids of all hosts."""
+        return {host.id for host in self.lab.hosts}
+
+    def run(self, host_id: str, *argv: str, timeout: float = 300, **kwargs: Any) -> Any:
+        """Run a command on a host; the result has returncode, stdout and stderr."""
+        return self.driver.exec(
+            self.lab, self.host(host_id), argv, capture_output=True, timeout=timeout, **kwargs
+        )
+
+    def json(self, host_id: str, *argv: str) -> Any:
+        """Run a Salt command and return its output; an AssertionError shows what it printed."""
+        done = self.run(host_id, *argv, "--out=json", "--log-level=error")
+        try:
+            return json.loads(done.stdout)
+        except ValueError:
+            raise AssertionError(f"{' '.join(argv)}: {done.stdout}{done.stderr}") from None
+
+    def salt(self, master: str, target: str, *argv: str) -> dict[str, Any]:
+        """Give a command on a master; return what each minion returned."""
+        flags = ["--static", "--timeout=60", "--list"]
+        ids = ",".join(sorted(self.ids)) if target == "*" else target
+        return dict(self.json(master, "salt", *flags, ids, *argv))
+
+    def apply(self, target: str = "*", master: str = "saltm1", *argv: str) -> dict[str, Any]:
+        """Apply the formula, watching the arguments of all processes meanwhile."""
+        with self._watching():
+            return self.salt(master, target, "state.apply", "multimaster", *argv)
+
+    def answering(self, master: str) -> set[str]:
+        """Return the minions that answer a command given on a master."""
+        argv = ["salt", "--static", "--out=json", "--timeout=5", "*", "test.ping"]
+        done = self.run(master, *argv)
+        with contextlib.suppress(ValueError):
+            return {name for name, value in json.loads(done.stdout).items() if value is True}
+        return set()
+
+    def status(self, master: str = "saltm1") -> tuple[int, dict[str, Any]]:
+        """Return exit status and data of ``multimaster.status``."""
+        done = self.run(master, "salt-run", "multimaster.status", "--out=json")
+        try:
+            return done.returncode, json.loads(done.stdout)
+        except ValueError:
+            return done.returncode, {"problems": [done.stdout + done.stderr]}
+
+    def until_connected(self, master: str = "saltm1") -> dict[str, Any]:
+        """Wait until the status on a master finds nothing wrong; return it."""
+        seen: list[Any] = []
+
+        def connected() -> bool:
+            code, data = self.status(master)
+            seen[:] = [data.get("problems")]
+            return code == 0
+
+        try:
+            until(connected, PATIENCE, "everything to be connected", interval=1)
+        except LabError as err:
+            raise AssertionError(f"{err}; last problems: {seen}") from err
+        return self.status(master)[1]
+
+    def declare(self, **changes: Any) -> None:
+        """Change the declaration that saltm1 serves."""
+        cli.declare(self.lab, cli.trees_of(self.lab.directory), {"multimaster": changes})
+
+    def masters(self, count: int) -> list[dict[str, str]]:
+        """Return the declaration of the first ``count`` hosts that are to be masters."""
+        return [{"id": host.id, "address": host.address} for host in self.lab.masters[:count]]
+
+    @contextlib.contextmanager
+    def stopped(self, host_id: str, unit: str) -> Iterator[None]:
+        """Stop a daemon for the duration of the block."""
+        self.driver.control(self.lab, self.host(host_id), "stop", unit)
+        try:
+            yield
+        finally:
+            self.driver.control(self.lab, self.host(host_id), "start", unit)
+
+    def read(self, host_id: str, path: str) -> str:
+        """Return the content of a file on a host."""
+        return str(self.run(host_id, "cat", path).stdout)
+
+    def private_key(self) -> str:
+        """Return the masters' private key, from the first master's disk."""
+        pki = self.host("saltm1").master_pki_dir
+        return self.read("saltm1", f"{pki}/master.pem")
+
+    def assert_no_key_outside_pki(self) -> None:
+        """Scan every file and the recorded arguments of every host for the private key."""
+        needles = needles_of(self.private_key())
+        for host in self.lab.hosts:
+            docker = self.lab.driver == "docker"
+            roots = ["/etc", "/var", "/tmp", "/root", "/run"] if docker else [host.root]
+            job = {
+                "needles": needles,
+                "roots": roots,
+                "allowed": [f"{host.master_pki_dir}/", f"{host.minion_pki_dir}/"],
+            }
+            python = "/opt/saltstack/salt/bin/python3" if docker else "python3"
+            done = self.run(host.id, python, "-c", SCANNER.read_text(), input=json.dumps(job))
+            assert done.returncode == 0, done.stderr
+            assert json.loads(done.stdout) == [], f"private key on {host.id}"
+        for arguments in self.arguments_seen:
+            assert not any(needle in arguments for needle in needles), "private key in arguments"
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Record the arguments of all processes of this machine, containers' included."""
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(0.1):
+                for process in psutil.process_iter(["cmdline"]):
+                    self.arguments_seen.add(" ".join(process.info["cmdline"] or []))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+
+
+def needles_of(pem: str) -> list[str]:
+    """Return pieces by which a private key is found: its lines, and them encoded once more."""
+    lines = [line for line in pem.splitlines() if not line.startswith("-----")]
+    assert len(lines) > 10, "no private key to look for"
+    body = lines[3:8]
+    encoded = [
+        base64.b64encode("\n".join(lines)[shift:].encode()).decode()[100:160] for shift in range(3)
+    ]
+    return body + encoded
+
+
+@contextlib.contextmanager
+def laboratory(
+    directory: Path, driver: str, pillar: Mapping[str, Any] | None = None, **kwargs: Any
+) -> Iterator[Laboratory]:
+    """Make a laboratory and remove it, whatever happens."""
+    try:
+        yield Laboratory(cli.up(directory, driver, pillar=pillar, **kwargs))
+    finally:
+        if (directory / "lab.json").exists():
+            cli.down(directory)
+
+
+def failures(result: Mapping[str, Any]) -> list[str]:
+    """Return what failed in the result of a state run, in words."""
+    found = []
+    for minion, states in result.items():
+        if not isinstance(states, dict):
+            found.append(f"{minion}: {states}")
+            continue
+        for state in states.values():
+            if state["result"] is False:
+                found.append(f"{minion}: {state['__id__']}: {state['comment']}")
+    return found
+
+
+def changed(result: Mapping[str, Any]) -> list[str]:
+    """Return the ids of the states that changed something, as minion:id."""
+    return [
+        f"{minion}:{state['__id__']}"
+        for minion, states in result.items()
+        for state in states.values()
+        if state["changes"]
+    ]

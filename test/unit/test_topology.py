@@ -1,0 +1,562 @@
+"""The declaration: what is refused and in which words, what is accepted, what follows from it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import multimaster_topology as topology
+
+DEFAULTS = Path(__file__).parents[2] / "salt/multimaster/defaults.yaml"
+MASTERS = [{"id": f"saltm{number}", "address": f"192.0.2.{number}"} for number in range(1, 6)]
+TOP_KEYS = ", ".join(topology._SHAPE)
+ONE_MASTER = "a non-empty list of {id: MINION-ID, address: ADDRESS}"
+SECONDS = "a number of seconds, 0 or more"
+ADDRESS = "an IP address or a host name, without a port"
+
+
+def declare(masters: int = 3, **changes: Any) -> dict[str, Any]:
+    """A declaration of some masters, with changes at the top."""
+    return {"masters": MASTERS[:masters], **changes}
+
+
+def findings(declaration: Any) -> list[str]:
+    with pytest.raises(topology.TopologyError) as refusal:
+        topology.parse(declaration)
+    assert str(refusal.value) == "\n".join(refusal.value.findings)
+    return refusal.value.findings
+
+
+def refused(claim: str, declaration: Any, where: str, received: Any, supported: str) -> Any:
+    return pytest.param(declaration, f"{where}: got {received!r}; supported: {supported}", id=claim)
+
+
+def entry(claim: str, bad: Any, received: Any) -> Any:
+    """A master's entry of the wrong shape."""
+    return refused(
+        claim, declare(masters=0) | {"masters": [bad]}, "masters:0", received, ONE_MASTER
+    )
+
+
+def identity(
+    claim: str, bad: Any, supported: str = "a minion id without spaces and slashes"
+) -> Any:
+    masters = [MASTERS[0], {"id": bad, "address": "192.0.2.2"}]
+    return refused(claim, {"masters": masters}, "masters:1:id", bad, supported)
+
+
+def address(claim: str, bad: Any, supported: str = ADDRESS) -> Any:
+    masters = [MASTERS[0], {"id": "saltm2", "address": bad}]
+    return refused(claim, {"masters": masters}, "masters:1:address", bad, supported)
+
+
+def option(claim: str, name: str, bad: Any, supported: str) -> Any:
+    """An option of failover with a value that it cannot have."""
+    declaration = declare(mode="failover", failover={name: bad})
+    return refused(claim, declaration, f"failover:{name}", bad, supported)
+
+
+def value(claim: str, path: str, bad: Any, supported: str) -> Any:
+    """A setting with a value that it cannot have; the path has its keys, joined by colons."""
+    inner = bad
+    for key in reversed(path.split(":")):
+        inner = {key: inner}
+    return refused(claim, declare(**inner), path, bad, supported)
+
+
+REFUSED = [
+    # The declaration as a whole
+    refused("a string", "hot", "multimaster", "hot", "a mapping with at least 'masters'"),
+    refused("a list", MASTERS, "multimaster", MASTERS, "a mapping with at least 'masters'"),
+    refused("nothing", None, "multimaster", None, "a mapping with at least 'masters'"),
+    # Keys
+    refused("unknown key", declare(turbo=1), "turbo", "turbo", TOP_KEYS),
+    refused("unknown key that is no string", declare() | {7: 1}, "7", 7, TOP_KEYS),
+    refused(
+        "unknown key in install",
+        declare(install={"via": "pip"}),
+        "install:via",
+        "via",
+        "method, add_repository, repository",
+    ),
+    refused(
+        "unknown key in master",
+        declare(master={"pkg": "x"}),
+        "master:pkg",
+        "pkg",
+        "package, service, config",
+    ),
+    refused(
+        "unknown key in minion",
+        declare(minion={"package": "x"}),
+        "minion:package",
+        "package",
+        "service, config",
+    ),
+    refused(
+        "unknown failover option",
+        declare(mode="failover", failover={"interval": 5}),
+        "failover:interval",
+        "interval",
+        "master_alive_interval, random_master, master_failback, master_failback_interval",
+    ),
+    # The list of masters
+    refused("no masters", {}, "masters", None, ONE_MASTER),
+    refused("empty list of masters", {"masters": []}, "masters", [], ONE_MASTER),
+    refused("masters as a number", {"masters": 5}, "masters", 5, ONE_MASTER),
+    refused("masters as a string", {"masters": "saltm1"}, "masters", "saltm1", ONE_MASTER),
+    refused("masters as a mapping", {"masters": {"a": "b"}}, "masters", {"a": "b"}, ONE_MASTER),
+    # Its entries
+    entry("entry that is no mapping", "saltm1", "saltm1"),
+    entry("entry that is a list", ["saltm1", "192.0.2.1"], ["saltm1", "192.0.2.1"]),
+    entry("entry without id", {"address": "192.0.2.1"}, {"address": "192.0.2.1"}),
+    entry("entry without address", {"id": "saltm1"}, {"id": "saltm1"}),
+    entry("entry with a further key", MASTERS[0] | {"port": 1}, MASTERS[0] | {"port": 1}),
+    entry("empty entry", {}, {}),
+    # Ids
+    identity("id that is a number", 5),
+    identity("id that is nothing", None),
+    identity("id that is a list", ["saltm2"]),
+    identity("empty id", ""),
+    identity("id with a space", "salt m2"),
+    identity("id with a slash", "salt/m2"),
+    identity("id with a backslash", "salt\\m2"),
+    identity("id with a null byte", "salt\0m2"),
+    identity("id that is a directory", ".."),
+    identity("duplicate id", "saltm1", "each id once"),
+    # Addresses
+    address("address that is a number", 3232248330),
+    address("address that is nothing", None),
+    address("address that is a mapping", {"ip": "192.0.2.2"}),
+    address("empty address", ""),
+    address("address beyond 255", "300.1.1.1"),
+    address("address with three numbers", "192.0.2"),
+    address("address with a port", "192.0.2.2:4506"),
+    address("IPv6 address with a port", "[2001:db8::1]:4506"),
+    address("name with a port", "salt2.example.com:4506"),
+    address("name with a space", "salt 2"),
+    address("name with a scheme", "tcp://salt2"),
+    address("name that is too long", "a" * 254),
+    address("duplicate address", "192.0.2.1", "each address once"),
+    # Values
+    value("unknown mode", "mode", "failsafe", "hot, failover"),
+    value("mode that is a list", "mode", ["hot"], "hot, failover"),
+    value("mode that is nothing", "mode", None, "hot, failover"),
+    value("replace_keypair as a string", "replace_keypair", "yes", "true or false"),
+    value("replace_keypair as a number", "replace_keypair", 1, "true or false"),
+    value("unknown install method", "install:method", "pip", "none, pkg"),
+    value("add_repository as a string", "install:add_repository", "no", "true or false"),
+    value("repository as a string", "install:repository", "deb x", "a mapping"),
+    value("install as a string", "install", "pkg", "a mapping"),
+    value("master as a list", "master", [], "a mapping"),
+    value("master's package that is nothing", "master:package", None, "a name"),
+    value("master's service as a list", "master:service", ["salt-master"], "a name"),
+    value("master's config as a list", "master:config", [{"a": 1}], "a mapping"),
+    value("engines as a string", "master:config:engines", "reactor", "a list or a mapping"),
+    value("module_dirs as a string", "master:config:module_dirs", "/srv", "a list"),
+    value("minion as nothing", "minion", None, "a mapping"),
+    value("minion's service without a name", "minion:service", "", "a name"),
+    value("minion's config as a string", "minion:config", "x", "a mapping"),
+    value("negative restart_timeout", "restart_timeout", -1, SECONDS),
+    value("boolean where a number belongs", "restart_timeout", True, SECONDS),
+    value("restart_timeout as a string", "restart_timeout", "60", SECONDS),
+    value("restart_timeout without end", "restart_timeout", math.inf, SECONDS),
+    value("relative config_dir", "config_dir", "etc/salt", "an absolute path"),
+    value("extension_dir as a number", "extension_dir", 5, "an absolute path"),
+    value("failover as a list", "failover", ["master_alive_interval"], "a mapping"),
+    option("negative interval", "master_alive_interval", -5, SECONDS),
+    option("boolean as interval", "master_alive_interval", True, SECONDS),
+    option("interval as a string", "master_alive_interval", "10s", SECONDS),
+    option("negative failback interval", "master_failback_interval", -0.5, SECONDS),
+    option("number as random_master", "random_master", 1, "true or false"),
+    option("string as random_master", "random_master", "on", "true or false"),
+    # Contradictions
+    refused(
+        "failover options with mode hot",
+        declare(mode="hot", failover={"random_master": True}),
+        "failover",
+        ["random_master"],
+        "no failover options with mode: hot",
+    ),
+    refused(
+        "failover options without a mode, which is hot",
+        declare(failover={"random_master": True}),
+        "failover",
+        ["random_master"],
+        "no failover options with mode: hot",
+    ),
+    refused(
+        "failback without an interval",
+        declare(mode="failover", failover={"master_failback": True}),
+        "failover:master_alive_interval",
+        0,
+        "a positive number of seconds with master_failback: true",
+    ),
+    refused(
+        "failback with the interval 0",
+        declare(mode="failover", failover={"master_failback": True, "master_alive_interval": 0}),
+        "failover:master_alive_interval",
+        0,
+        "a positive number of seconds with master_failback: true",
+    ),
+]
+
+
+@pytest.mark.parametrize(("declaration", "finding"), REFUSED)
+def test_refuses_and_says_what_was_received_and_what_is_supported(declaration, finding):
+    assert finding in findings(declaration)
+
+
+@pytest.mark.parametrize(("declaration", "finding"), REFUSED)
+def test_one_mistake_is_reported_once(declaration, finding):
+    assert len(findings(declaration)) == 1
+
+
+@pytest.mark.parametrize(
+    ("role", "name"),
+    [
+        *(("master", name) for name in topology.DERIVED_MASTER),
+        *(("minion", name) for name in topology.DERIVED_MINION),
+    ],
+)
+def test_refuses_a_derived_option_set_by_hand(role, name):
+    declaration = declare(**{role: {"config": {name: "mine"}}})
+    assert findings(declaration) == [
+        f"{role}:config:{name}: got 'mine'; "
+        "supported: nothing here; the formula derives this option"
+    ]
+
+
+@pytest.mark.parametrize("mode", topology.MODES)
+def test_every_derived_minion_option_is_refused_in_config(mode):
+    parsed = topology.parse(declare(mode=mode))
+    assert set(topology.minion_options(parsed, "web1")) <= set(topology.DERIVED_MINION)
+
+
+def test_every_derived_master_option_is_refused_in_config_or_extended():
+    parsed = topology.parse(declare())
+    derived = set(topology.master_options(parsed, "saltm1", "/ext", {}))
+    assert derived <= {*topology.DERIVED_MASTER, "engines", "module_dirs"}
+
+
+def test_signing_is_refused_as_long_as_it_is_not_implemented():
+    (finding,) = findings(declare(signing=True))
+    assert finding == "signing: got True; supported: false"
+
+
+def test_all_findings_come_at_once():
+    declaration = {
+        "turbo": True,
+        "mode": "failsafe",
+        "masters": [{"id": "a b", "address": "300.1.1.1"}, "saltm2"],
+        "restart_timeout": -1,
+        "minion": {"config": {"master": "x"}},
+    }
+    found = findings(declaration)
+    assert [finding.partition(": got")[0] for finding in found] == [
+        "turbo",
+        "mode",
+        "restart_timeout",
+        "masters:0:id",
+        "masters:0:address",
+        "masters:1",
+        "minion:config:master",
+    ]
+
+
+# Accepted
+
+
+@pytest.mark.parametrize("number", [1, 3, 5])
+def test_accepts_masters_in_the_declared_order(number):
+    parsed = topology.parse(declare(masters=number))
+    assert parsed.mode == "hot"
+    assert parsed.ids == tuple(f"saltm{i}" for i in range(1, number + 1))
+    assert parsed.addresses == tuple(f"192.0.2.{i}" for i in range(1, number + 1))
+
+
+def test_accepts_the_defaults_with_masters():
+    defaults = yaml.safe_load(DEFAULTS.read_text())
+    parsed = topology.parse(defaults | {"masters": MASTERS[:3]})
+    assert parsed == topology.parse(declare())
+
+
+def test_the_defaults_alone_lack_only_masters():
+    (finding,) = findings(yaml.safe_load(DEFAULTS.read_text()))
+    assert finding.startswith("masters: got []")
+
+
+def test_every_setting_has_a_default():
+    def keys(shape, prefix=""):
+        for key, inner in shape.items():
+            yield f"{prefix}{key}"
+            if isinstance(inner, dict) and key != "failover":
+                yield from keys(inner, f"{prefix}{key}:")
+
+    defaults = yaml.safe_load(DEFAULTS.read_text())
+    assert set(keys(topology._SHAPE)) == {
+        path for path in keys(defaults) if topology._lookup(defaults, path)[0]
+    }
+
+
+@pytest.mark.parametrize(
+    "good",
+    ["192.0.2.1", "2001:db8::1", "salt", "salt-1.example.com", "10.example.com", "_salt._tcp.x"],
+)
+def test_accepts_an_address(good):
+    parsed = topology.parse({"masters": [{"id": "saltm1", "address": good}]})
+    assert parsed.addresses == (good,)
+
+
+@pytest.mark.parametrize("good", ["saltm1", "salt.example.com", "salt_master", "münchen", "a@b"])
+def test_accepts_a_minion_id(good):
+    parsed = topology.parse({"masters": [{"id": good, "address": "192.0.2.1"}]})
+    assert parsed.ids == (good,)
+
+
+def test_accepts_failover_with_all_of_its_options():
+    options = {
+        "master_alive_interval": 5,
+        "random_master": True,
+        "master_failback": True,
+        "master_failback_interval": 0.5,
+    }
+    assert topology.parse(declare(mode="failover", failover=options)).failover == options
+
+
+def test_keeps_free_options_and_the_operators_word():
+    parsed = topology.parse(
+        declare(
+            replace_keypair=True,
+            master={"config": {"worker_threads": 8}},
+            minion={"config": {"log_level": "info"}},
+        )
+    )
+    assert parsed.replace_keypair is True
+    assert parsed.master_config == {"worker_threads": 8}
+    assert parsed.minion_config == {"log_level": "info"}
+
+
+# Derived options of minions
+
+
+def test_a_hot_minion_is_connected_to_all_masters():
+    options = topology.minion_options(topology.parse(declare()), "web1")
+    assert options["master"] == ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
+    assert options["master_type"] == "str"
+
+
+def test_a_failover_minion_has_the_whole_list_and_changes_masters_by_itself():
+    options = topology.minion_options(topology.parse(declare(mode="failover")), "web1")
+    assert options["master"] == ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
+    assert options["master_type"] == "failover"
+    assert options["master_alive_interval"] > 0
+    assert options["retry_dns"] == 0
+    assert options["auth_retries"] > 0
+
+
+def test_declared_failover_options_take_the_place_of_derived_ones():
+    declaration = declare(
+        mode="failover", failover={"master_alive_interval": 3, "random_master": True}
+    )
+    options = topology.minion_options(topology.parse(declaration), "web1")
+    assert options["master_alive_interval"] == 3
+    assert options["random_master"] is True
+
+
+@pytest.mark.parametrize("master", ["saltm1", "saltm2", "saltm3"])
+def test_a_masters_own_minion_is_hot_whatever_the_mode(master):
+    hot = topology.minion_options(topology.parse(declare()), master)
+    failover = topology.minion_options(topology.parse(declare(mode="failover")), master)
+    assert failover == hot
+    assert failover["master_type"] == "str"
+
+
+@pytest.mark.parametrize("mode", topology.MODES)
+@pytest.mark.parametrize("minion", ["saltm1", "web1"])
+def test_one_masters_rejection_never_ends_a_minion(mode, minion):
+    parsed = topology.parse(declare(mode=mode))
+    assert topology.minion_options(parsed, minion)["rejected_retry"] is True
+
+
+def test_a_hot_minion_never_takes_a_name_for_the_loopback_address():
+    # What retry_dns: 0 does in hot mode.
+    assert topology.minion_options(topology.parse(declare()), "web1")["retry_dns"] > 0
+
+
+def test_free_minion_options_are_carried_over():
+    parsed = topology.parse(declare(minion={"config": {"log_level": "info"}}))
+    assert topology.minion_options(parsed, "web1")["log_level"] == "info"
+
+
+# Derived options of masters
+
+
+def master_options(existing=None, config=None):
+    parsed = topology.parse(declare(master={"config": config or {}}))
+    return topology.master_options(parsed, "saltm2", "/ext", existing or {})
+
+
+def test_a_master_has_its_minions_id_and_the_whole_declaration():
+    options = master_options()
+    assert options["id"] == "saltm2"
+    assert options["multimaster"] == {"mode": "hot", "masters": MASTERS[:3]}
+
+
+def test_the_drop_ins_of_two_masters_differ_in_the_id_only():
+    parsed = topology.parse(declare(master={"config": {"worker_threads": 8}}))
+    first, second = (
+        topology.master_options(parsed, name, "/ext", {}) for name in ("saltm1", "saltm2")
+    )
+    assert first | {"id": None} == second | {"id": None}
+
+
+def test_engines_and_module_dirs_of_the_host_are_kept():
+    options = master_options({"engines": ["one", {"two": {"x": 1}}], "module_dirs": ["/srv/mods"]})
+    assert options["engines"] == ["one", {"two": {"x": 1}}, {"multimaster": {}}]
+    assert options["module_dirs"] == ["/srv/mods", "/ext"]
+
+
+def test_engines_written_as_a_mapping_keep_their_options():
+    # Salt takes that form too.
+    options = master_options({"engines": {"one": {"x": 1}, "two": None}})
+    assert options["engines"] == [{"one": {"x": 1}}, {"two": None}, {"multimaster": {}}]
+
+
+@pytest.mark.parametrize(
+    "ours", [["multimaster"], [{"multimaster": {}}], {"multimaster": {}}], ids=str
+)
+def test_our_own_engine_and_directory_are_named_once(ours):
+    options = master_options({"engines": ours, "module_dirs": ["/ext"]})
+    assert options["engines"] == [{"multimaster": {}}]
+    assert options["module_dirs"] == ["/ext"]
+
+
+def test_declared_engines_take_the_place_of_the_hosts():
+    options = master_options({"engines": ["one"]}, {"engines": ["two"], "module_dirs": ["/a"]})
+    assert options["engines"] == ["two", {"multimaster": {}}]
+    assert options["module_dirs"] == ["/a", "/ext"]
+
+
+@pytest.mark.parametrize("nothing", [{}, {"engines": None, "module_dirs": None}], ids=str)
+def test_a_host_without_engines_gets_ours_only(nothing):
+    options = master_options(nothing)
+    assert options["engines"] == [{"multimaster": {}}]
+    assert options["module_dirs"] == ["/ext"]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("192.0.2.1", False), ("2001:db8::1", False), ("salt", True), ("300.1.1.1", True)],
+)
+def test_tells_names_from_addresses(text, name):
+    assert topology.is_name(text) is name
+
+
+# Properties
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.dates(),
+    st.binary(max_size=8),
+    st.sampled_from(["hot", "failover", "pkg", "192.0.2.1", "saltm1", "/etc/salt"]),
+)
+KEYS = st.one_of(
+    st.sampled_from(
+        ["id", "address", "config", "method", "engines", "module_dirs", *topology.FAILOVER]
+    ),
+    st.text(max_size=8),
+    st.integers(),
+    st.booleans(),
+    st.none(),
+    st.floats(),
+    st.tuples(st.integers(), st.text(max_size=3)),
+)
+ANYTHING = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=8,
+)
+SEVERAL = [MASTERS[:1], MASTERS[:3], MASTERS]
+# A declaration with the right keys and anything below them gets further than mere garbage.
+ALMOST = st.fixed_dictionaries(
+    {"masters": ANYTHING | st.sampled_from(SEVERAL)},
+    optional={
+        **{key: ANYTHING for key in topology._SHAPE if key != "masters"},
+        "master": ANYTHING | st.fixed_dictionaries({"config": ANYTHING}),
+    },
+)
+VALID = st.fixed_dictionaries(
+    {
+        "mode": st.sampled_from(topology.MODES),
+        "masters": st.lists(
+            st.fixed_dictionaries(
+                {
+                    "id": st.from_regex(r"[a-z][a-z0-9.-]{0,20}", fullmatch=True),
+                    "address": st.one_of(
+                        st.ip_addresses().map(str),
+                        st.from_regex(r"[a-z]([a-z0-9-]{0,9}[a-z0-9])?", fullmatch=True),
+                    ),
+                }
+            ),
+            min_size=1,
+            max_size=9,
+            unique_by=(lambda master: master["id"], lambda master: master["address"]),
+        ),
+    }
+)
+
+
+def attempt(
+    declaration: Any,
+) -> tuple[topology.Topology | None, topology.TopologyError | None]:
+    try:
+        return topology.parse(declaration), None
+    except topology.TopologyError as refusal:
+        return None, refusal
+
+
+# The machine's load must not decide about a property.
+@settings(deadline=None, max_examples=300)
+@given(ANYTHING | ALMOST)
+def test_whatever_is_declared_it_is_accepted_or_refused_in_words(declaration):
+    accepted, refusal = attempt(declaration)
+    if refusal:
+        assert all(": got " in finding for finding in refusal.findings)
+        assert all("; supported: " in finding for finding in refusal.findings)
+    else:
+        # What is accepted can be carried out.
+        topology.minion_options(accepted, "web1")
+        topology.master_options(accepted, accepted.ids[0], "/ext", {})
+
+
+@settings(deadline=None)
+@given(VALID, st.text(max_size=10))
+def test_every_minion_knows_every_address_in_the_declared_order(declaration, minion):
+    parsed = topology.parse(declaration)
+    addresses = [master["address"] for master in declaration["masters"]]
+    for name in (minion, *parsed.ids):
+        assert topology.minion_options(parsed, name)["master"] == addresses
+
+
+@settings(deadline=None)
+@given(VALID, st.data())
+def test_a_repeated_master_is_refused_wherever_it_stands(declaration, data):
+    masters = declaration["masters"]
+    again = data.draw(st.sampled_from(masters))
+    place = data.draw(st.integers(0, len(masters)))
+    declaration = declaration | {"masters": [*masters[:place], again, *masters[place:]]}
+    found = findings(declaration)
+    assert len(found) == 2
+    assert found[0].endswith("each id once")
+    assert found[1].endswith("each address once")
