@@ -4,7 +4,8 @@ Gives a master-to-be, and nobody else, the masters' shared key pair, sealed to t
 accepted minion key.  What travels, and what every cache and log may hold, is ciphertext.
 
 Renders on the master, next to the declaration in ``init.sls``; assign it to every minion, since it
-is empty for all but the declared masters.  Its counterpart is ``salt/_utils/multimaster_keypair.py``.
+is empty for all but the declared masters.  The counterpart of ``seal`` is ``open_bundle`` in
+``salt/_utils/multimaster_keypair.py``.
 """
 
 import base64

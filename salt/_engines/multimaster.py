@@ -25,8 +25,10 @@ __virtualname__ = "multimaster"
 # Seconds between two attempts: the first while daemons start, the last while peers are away.
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 60.0
-# Seconds that a peer's minion has for its answer.
-TIMEOUT = 10
+# Seconds that a peer's minion has for its answer, and after which one that works on none is given
+# up: peers that are not there yet must not hold up those that are.
+TIMEOUT = 3
+GIVE_UP = 2
 
 
 def __virtual__():
@@ -63,7 +65,12 @@ def _pull(peers):
     asker = __opts__["id"]
     with salt.client.get_local_client(mopts=__opts__) as client:
         answers = client.cmd(
-            peers, "multimaster.offered_keys", [asker, nonce], timeout=TIMEOUT, tgt_type="list"
+            peers,
+            "multimaster.offered_keys",
+            [asker, nonce],
+            timeout=TIMEOUT,
+            gather_job_timeout=GIVE_UP,
+            tgt_type="list",
         )
     valid = {}
     for peer, reply in answers.items():
@@ -81,7 +88,7 @@ def _pull(peers):
 
 
 def _verified(reply, peer, asker, nonce):
-    """Return the answer in a reply; ValueError unless the holder of the shared key gave it to us."""
+    """Return the answer in a reply; ValueError unless a holder of the shared key gave it to us."""
     if not isinstance(reply, dict) or set(reply) != {"answer", "signature"}:
         raise ValueError(f"it is {str(reply)[:200]!r}")
     answer = reply["answer"]

@@ -95,7 +95,8 @@ def list_masters():
     """
     opts = _effective("minion", _config_dir())
     configured = opts["master"] if isinstance(opts["master"], list) else [opts["master"]]
-    peers = _publisher_connections(opts)
+    # The port is what the masters told this minion's daemon when it signed in.
+    peers = _publisher_connections(opts["pidfile"], __opts__.get("publish_port", 4505))
     return {
         "configured": configured,
         "connected": [address for address in configured if _resolve(address) & peers],
@@ -290,7 +291,8 @@ def check_config(role, options, config_dir=None):
                 parse(main, exit_on_config_errors=False)
             loaded = salt.config.load_config(main, variable, main)
             include = loaded.get("default_include", f"{role}.d/*.conf")
-            loaded.update(salt.config.include_config(include, main, verbose=False))
+            # The master itself would log a broken drop-in and start without it.
+            loaded.update(salt.config.include_config(include, main, False, True))
         except (SaltException, SystemExit, TypeError, ValueError) as err:
             raise CommandExecutionError(
                 f"Salt cannot parse the {role} configuration with our drop-in: {err}"
@@ -527,16 +529,16 @@ def _daemon(pidfile):
     return None if process.status() == psutil.STATUS_ZOMBIE else process
 
 
-def _publisher_connections(opts):
+def _publisher_connections(pidfile, port):
     """Return the addresses of the publishers that the minion daemon is connected to."""
-    daemon = _daemon(opts["pidfile"])
+    daemon = _daemon(pidfile)
     peers = set()
     for process in [daemon, *daemon.children(recursive=True)] if daemon else []:
         with contextlib.suppress(psutil.Error):
             for connection in process.net_connections("tcp"):
                 if (
                     connection.status == psutil.CONN_ESTABLISHED
-                    and connection.raddr.port == opts["publish_port"]
+                    and connection.raddr.port == port
                 ):
                     peers.add(connection.raddr.ip.removeprefix("::ffff:"))
     return peers
@@ -550,7 +552,7 @@ def _resolve(address):
 
 
 def _bundle():
-    """Return what the pillar gives this host: the sealed pair, or the plain one of masterless runs."""
+    """Return what the pillar gives this host: the sealed pair, or a masterless run's plain one."""
     given = (__pillar__.get("multimaster") or {}).get("keypair") or {}
     with _translated():
         if "sealed" not in given:
@@ -609,7 +611,8 @@ def _read_pair(opts):
 
 def _read(path):
     try:
-        return path.read_text()
+        # What is no text is no key either, which is for the core to say.
+        return path.read_text(errors="replace")
     except FileNotFoundError:
         return None
 

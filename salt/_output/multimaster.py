@@ -46,5 +46,5 @@ def _mark(value):
 
 def _table(rows):
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in rows]
-    return [line.rstrip() for line in lines]
+    padded = ([cell.ljust(widths[at]) for at, cell in enumerate(row)] for row in rows)
+    return ["  ".join(cells).rstrip() for cells in padded]

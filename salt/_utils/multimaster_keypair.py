@@ -91,13 +91,14 @@ def open_bundle(sealed: str, minion_id: str, minion_pem: str) -> Bundle:
     return bundle
 
 
-def plain_bundle(pair: Mapping[str, Any]) -> Bundle:
+def plain_bundle(pair: Any) -> Bundle:
     """Return the pair that a masterless pillar gives; :class:`KeypairError` if it is half."""
-    pem, pub = pair.get("pem"), pair.get("pub")
+    given = pair if isinstance(pair, Mapping) else {}
+    pem, pub = given.get("pem"), given.get("pub")
     if not isinstance(pem, str) or not isinstance(pub, str):
-        raise KeypairError(
-            f"multimaster:keypair: got {sorted(pair)}; supported: sealed, or pem and pub"
-        )
+        # Its keys only: a value may be half of a secret.
+        got = sorted(map(str, pair)) if isinstance(pair, Mapping) else type(pair).__name__
+        raise KeypairError(f"multimaster:keypair: got {got}; supported: sealed, or pem and pub")
     return Bundle(pem=pem, pub=pub, minions={})
 
 

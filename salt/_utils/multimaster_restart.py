@@ -1,5 +1,6 @@
 """
-Restarts a Salt daemon from within one of its own jobs, and after that job.
+Restarts a Salt daemon from within one of its own jobs, and after that job: a program, not a part of
+the core, and here because it has to be a file on every host.
 
 A daemon that stops takes its job processes with it, children and all, so this runs as a program of
 its own, outside the daemon's process tree.  It waits until the job that asked for it, and every
@@ -13,6 +14,8 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 POLL = 0.2
 # How long a master's job may stay without any new return before it counts as over.
@@ -21,12 +24,12 @@ QUIET = 30
 log = logging.getLogger("multimaster.restart")
 
 
-def program():
+def program() -> str:
     """Return the path of this file, for whoever starts it as a program."""
     return os.path.abspath(__file__)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns 0 when the service runs with a daemon younger than the request."""
     args = _parser().parse_args(argv)
     logging.basicConfig(
@@ -53,7 +56,7 @@ def main(argv=None):
         return _restart(opts, args.service, args.pidfile)
 
 
-def _restart(opts, service, pidfile):
+def _restart(opts: dict[str, Any], service: str, pidfile: str) -> int:
     """Restart through Salt's service module and wait until a new daemon is there."""
     import salt.client
 
@@ -65,8 +68,8 @@ def _restart(opts, service, pidfile):
     return 0 if came else 1
 
 
-def _wait_for_returns(master_config, jid, deadline):
-    """Wait until each minion that this master sent the job to has returned, or none does any more."""
+def _wait_for_returns(master_config: str, jid: str, deadline: float) -> None:
+    """Wait until each minion that got the job from this master has returned, or none does more."""
     import salt.config
     import salt.loader
 
@@ -77,7 +80,8 @@ def _wait_for_returns(master_config, jid, deadline):
     if not expected:
         # The job came from another master, whose restart is not asked for here.
         return
-    returned, last = set(), time.monotonic()
+    returned: set[str] = set()
+    last = time.monotonic()
     while returned < expected and time.monotonic() < min(deadline, last + QUIET):
         now = set(returners[f"{cache}.get_jid"](jid))
         if now != returned:
@@ -87,7 +91,7 @@ def _wait_for_returns(master_config, jid, deadline):
         log.warning("no return of job %s from %s", jid, ", ".join(sorted(expected - returned)))
 
 
-def _wait(condition, deadline):
+def _wait(condition: Callable[[], bool], deadline: float) -> bool:
     while not condition():
         if time.monotonic() > deadline:
             return False
@@ -95,33 +99,33 @@ def _wait(condition, deadline):
     return True
 
 
-def _alive(pid):
+def _alive(pid: int) -> bool:
     import psutil
 
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
 
-def _jobs(opts):
+def _jobs(opts: dict[str, Any]) -> list[Any]:
     import salt.utils.minion
 
-    return salt.utils.minion.running(opts)
+    return list(salt.utils.minion.running(opts))
 
 
-def _started(pidfile):
-    """Return when the daemon of a pid file was started, in seconds since the epoch; 0 if none runs."""
+def _started(pidfile: str) -> float:
+    """Return when the daemon of a pid file was started, in seconds since the epoch; else 0."""
     import psutil
 
     try:
         with open(pidfile) as handle:
-            return psutil.Process(int(handle.read())).create_time()
+            return float(psutil.Process(int(handle.read())).create_time())
     except (OSError, ValueError, psutil.NoSuchProcess):
         return 0.0
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Restart a Salt daemon after a job.")
     parser.add_argument("--config", required=True, help="the minion's configuration file")
     parser.add_argument("--service", required=True)

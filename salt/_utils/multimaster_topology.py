@@ -40,7 +40,9 @@ DERIVED_MINION = (
 )
 
 _ID = re.compile(r"(?!\.{1,2}$)[^\s/\\\0]+")
-_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_-]+)*")
+_NAME = re.compile(
+    r"(?=.{1,253}$)(?!.*[^.]{64})[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_-]+)*"
+)
 
 
 class TopologyError(ValueError):

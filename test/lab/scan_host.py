@@ -10,7 +10,7 @@ import sys
 CHUNK = 1 << 20
 
 
-def holds(path, needles, longest):
+def holds(path: str, needles: list[bytes], longest: int) -> bool:
     """Tell whether a file holds a needle, also across the border of two chunks."""
     with open(path, "rb") as handle:
         tail = b""
@@ -21,7 +21,7 @@ def holds(path, needles, longest):
     return False
 
 
-def main():
+def main() -> None:
     """Read ``{needles, roots, allowed}`` and print the paths found as JSON."""
     job = json.load(sys.stdin)
     needles = [needle.encode() for needle in job["needles"]]

@@ -52,7 +52,8 @@ class Host:
         opts |= {"grains": {"id": ID, **GRAINS}, "pillar": {}, "test": False}
         # Salt's own state runtime, since some of Salt's states need what it gives them.
         self.runtime = salt.state.State(opts, initial_pillar={"multimaster": {}})
-        self.modules, self.states = self.runtime.functions, self.runtime.states
+        self.states = self.runtime.states
+        self.modules = self.states.pack["__salt__"]
 
     def reset(self) -> None:
         """Back to a minion without a master, a pillar and keys."""

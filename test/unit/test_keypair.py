@@ -281,6 +281,15 @@ def test_half_a_plain_pair_is_refused_in_words(half):
     )
 
 
+@pytest.mark.parametrize(("given", "kind"), [("x", "str"), (["x"], "list"), (5, "int")])
+def test_what_is_no_pair_at_all_is_refused_without_quoting_it(given, kind):
+    with pytest.raises(keypair.KeypairError) as refusal:
+        keypair.plain_bundle(given)
+    assert str(refusal.value) == (
+        f"multimaster:keypair: got {kind}; supported: sealed, or pem and pub"
+    )
+
+
 # Sealing
 
 

@@ -1,31 +1,412 @@
-"""x"""
+"""The execution module on a real host: key store, configuration files, processes, connections."""
 
-import time
+from __future__ import annotations
+
+import contextlib
+import getpass
+import grp
+import os
+import pwd
+import socket
+import stat
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ID = "saltm2"
 
 
-def test_x(host, shared):
-    t = time.process_time()
-    print(host.modules.pack.keys())
-    host.pillar = {"multimaster": {"keypair": {"pem": shared.pem, "pub": shared.pub}}}
-    print(host.call("install_keypair"))
-    print(time.process_time() - t)
-    t = time.process_time()
-    print(host.files())
-    print(time.process_time() - t)
-    t = time.process_time()
-    print(host.state("keypair", "x", config_dir=str(host.config_dir)))
-    print(host.call("check_config", "minion", {"master": ["a"]}))
-    print(time.process_time() - t)
-    t = time.process_time()
-    print(
-        host.state("declared", "x", declaration={"masters": [{"id": "a", "address": "192.0.2.1"}]})
+@pytest.fixture
+def offer(host, shared, minion_keys, pillar_file):
+    """The pillar gives this host the shared pair and the masters' minions, sealed."""
+    host.write("etc/salt/pki/minion/minion.pem", minion_keys[ID].pem)
+    minions = {name: minion_keys[name].pub for name in ("saltm1", ID)}
+    content = {"pem": shared.pem, "pub": shared.pub, "minions": minions}
+    sealed = pillar_file.seal(content, ID, minion_keys[ID].pub)
+    host.pillar = {"multimaster": {"keypair": {"sealed": sealed}}}
+
+
+def refused(host, words, function, *args, **kwargs):
+    from salt.exceptions import CommandExecutionError
+
+    with pytest.raises(CommandExecutionError, match=words):
+        host.call(function, *args, **kwargs)
+
+
+def run_daemon(host, role):
+    """This process stands in for the daemon: only its pid and its start are looked at."""
+    return host.write(f"var/run/salt-{role}.pid", str(os.getpid()))
+
+
+@contextlib.contextmanager
+def listening(address):
+    with socket.create_server((address, 0)) as server:
+        yield server.getsockname()[1]
+
+
+# The masters' own minions
+
+
+@pytest.mark.usefixtures("offer")
+class TestAcceptMasters:
+    def test_accepts_the_minions_of_all_masters(self, host, minion_keys):
+        assert host.call("accept_masters") == ["saltm1", ID]
+        assert host.accepted() == {"saltm1", ID}
+        stored = (host.pki / "minions/saltm1").read_text()
+        assert stored.strip() == minion_keys["saltm1"].pub
+
+    def test_accepts_nobody_twice(self, host):
+        host.call("accept_masters")
+        before = host.files()
+        assert host.call("accept_masters") == []
+        assert host.files() == before
+
+    def test_says_whom_it_would_accept(self, host):
+        host.call("accept_masters")
+        (host.pki / "minions/saltm1").unlink()
+        before = host.files()
+        assert host.call("accept_masters", test=True) == ["saltm1"]
+        assert host.files() == before
+
+    def test_accepts_a_pending_key(self, host, minion_keys):
+        host.accept({"saltm1": minion_keys["saltm1"].pub}, "minions_pre")
+        host.call("accept_masters")
+        assert host.accepted() == {"saltm1", ID}
+        assert not (host.pki / "minions_pre/saltm1").exists()
+
+    def test_takes_a_trailing_newline_for_nothing(self, host, minion_keys):
+        host.accept({name: minion_keys[name].pub + "\n\n" for name in ("saltm1", ID)})
+        assert host.call("accept_masters") == []
+
+    def test_leaves_a_different_accepted_key_alone_and_says_so(self, host, other, caplog):
+        host.accept({"saltm1": other.pub})
+        assert host.call("accept_masters") == [ID]
+        assert (host.pki / "minions/saltm1").read_text() == other.pub
+        assert "saltm1 differs from the one accepted here" in caplog.text
+
+    @pytest.mark.parametrize("where", ["minions_rejected", "minions_denied"])
+    def test_leaves_a_refused_key_to_the_operator_and_says_so(
+        self, host, minion_keys, where, caplog
+    ):
+        host.accept({"saltm1": minion_keys["saltm1"].pub}, where)
+        assert host.call("accept_masters") == [ID]
+        assert host.accepted() == {ID}
+        assert (host.pki / where / "saltm1").exists()
+        assert f"saltm1 is in {where} on this master" in caplog.text
+
+    def test_leaves_other_minions_alone(self, host, other):
+        host.accept({"web1": other.pub})
+        host.call("accept_masters")
+        assert host.accepted() == {"saltm1", ID, "web1"}
+
+
+# Keys for other masters
+
+
+@pytest.mark.usefixtures("offer")
+class TestOfferedKeys:
+    def test_are_signed_with_the_shared_key(self, host, shared, minion_keys):
+        import multimaster_keypair
+
+        host.call("install_keypair")
+        host.accept({"web1": minion_keys["web1"].pub})
+        reply = host.call("offered_keys", "saltm3", "nonce")
+        multimaster_keypair.verify_answer(reply["answer"], "nonce", reply["signature"], shared.pub)
+        assert reply["answer"]["origin"] == ID
+        assert reply["answer"]["asker"] == "saltm3"
+        assert reply["answer"]["keys"] == {"web1": minion_keys["web1"].pub}
+        assert not shared.shows_in(repr(reply))
+
+    def test_are_those_that_were_accepted_only(self, host, minion_keys):
+        host.call("install_keypair")
+        for where in ("minions_pre", "minions_rejected", "minions_denied"):
+            host.accept({where: minion_keys["web1"].pub}, where)
+        assert host.call("offered_keys", "saltm3", "nonce")["answer"]["keys"] == {}
+
+    def test_are_incomplete_on_a_master_that_still_waits_for_them(self, host):
+        host.call("install_keypair")
+        assert host.call("offered_keys", "saltm3", "nonce")["answer"]["complete"] is False
+        (host.root / "var/cache/salt/master/multimaster/joining").unlink()
+        assert host.call("offered_keys", "saltm3", "nonce")["answer"]["complete"] is True
+
+    def test_are_refused_by_a_host_without_a_pair(self, host):
+        refused(host, "no master's key pair on saltm2", "offered_keys", "saltm3", "nonce")
+
+
+# Configuration
+
+
+class TestCheckConfig:
+    @pytest.mark.parametrize("role", ["minion", "master"])
+    def test_returns_main_file_and_drop_ins_together(self, host, role):
+        host.write(f"etc/salt/{role}.d/a.conf", {"log_level": "debug"})
+        options = host.call("check_config", role, {"timeout": 7})
+        assert options["root_dir"] == str(host.root)
+        assert options["log_level"] == "debug"
+        assert options["timeout"] == 7
+
+    @pytest.mark.parametrize("role", ["minion", "master"])
+    def test_puts_the_new_drop_in_in_place_of_the_old_one(self, host, role):
+        host.write(f"etc/salt/{role}.d/multimaster.conf", {"timeout": 1, "log_level": "debug"})
+        assert "log_level" not in host.call("check_config", role, {"timeout": 7})
+        assert "timeout" not in host.call("check_config", role, None)
+
+    def test_takes_a_host_without_any_configuration(self, host):
+        (host.config_dir / "master").unlink()
+        assert host.call("check_config", "master", {"timeout": 7})["timeout"] == 7
+
+    @pytest.mark.parametrize(
+        ("role", "name", "content"),
+        [
+            ("minion", "zz.conf", {"master": "192.0.2.9"}),
+            ("master", "zz.conf", {"id": "mine"}),
+            # Two lists would be one list of both.
+            ("minion", "aa.conf", {"master": ["192.0.2.9"]}),
+        ],
+        ids=["minion", "master", "lists"],
     )
-    print(
-        host.state(
-            "extended", str(host.root / "var/x"), files=["modules/multimaster.py"], test=True
+    def test_names_an_option_that_another_file_sets_too(self, host, role, name, content):
+        host.write(f"etc/salt/{role}.d/{name}", content)
+        options = {"master": ["192.0.2.1", "192.0.2.2"]} if role == "minion" else {"id": ID}
+        (option,) = content
+        refused(host, f"another file also sets '{option}'", "check_config", role, options)
+
+    @pytest.mark.parametrize("role", ["minion", "master"])
+    @pytest.mark.parametrize("path", ["", ".d/a.conf"], ids=["main file", "drop-in"])
+    def test_names_a_configuration_that_does_not_parse(self, host, role, path):
+        host.write(f"etc/salt/{role}{path}", "a: [1\nb: }")
+        refused(host, f"cannot parse the {role} configuration", "check_config", role, {"x": 1})
+
+    def test_changes_nothing_and_leaves_nothing(self, host, tmp_path, monkeypatch):
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        host.write("etc/salt/minion.d/multimaster.conf", {"timeout": 1})
+        before = host.files()
+        host.call("check_config", "minion", {"timeout": 7})
+        assert host.files() == before
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_daemon_runs_with_its_users_group(host):
+    user = pwd.getpwnam(getpass.getuser())
+    assert host.call("daemon_group", "master") == grp.getgrgid(user.pw_gid).gr_name
+
+
+# Restarts
+
+
+class TestStale:
+    @pytest.mark.parametrize("service", ["salt-minion", "salt-master"])
+    def test_names_files_that_are_newer_than_the_daemon(self, host, service):
+        import psutil
+
+        run_daemon(host, service.removeprefix("salt-"))
+        started = psutil.Process().create_time()
+        old, new = host.write("var/old", "x"), host.write("var/new", "x")
+        os.utime(old, (started - 10, started - 10))
+        os.utime(new, (started + 10, started + 10))
+        paths = [str(old), str(new), str(host.root / "var/missing")]
+        assert host.call("stale", service, paths) == [str(new)]
+
+    @pytest.mark.parametrize("pid", [None, "", "nonsense", "999999999"], ids=repr)
+    def test_is_nothing_without_a_daemon(self, host, pid):
+        if pid is not None:
+            host.write("var/run/salt-minion.pid", pid)
+        new = host.write("var/new", "x")
+        assert host.call("stale", "salt-minion", [str(new)]) == []
+
+
+class TestRestart:
+    @pytest.fixture
+    def commands(self, monkeypatch):
+        """What would be run; really run, it would restart this process's service."""
+        commands = []
+        monkeypatch.setattr(
+            "subprocess.run",
+            lambda argv, **kwargs: commands.append(argv) or SimpleNamespace(returncode=0),
         )
-    )
-    print(host.state("extended", str(host.root / "var/x"), files=["modules/multimaster.py"]))
-    print(time.process_time() - t)
-    t = time.process_time()
-    print(host.modules["service.status"])
+        # Whatever this machine is.
+        monkeypatch.setattr("salt.utils.systemd.booted", lambda context: False)
+        return commands
+
+    @pytest.fixture(autouse=True)
+    def log_dir(self, host):
+        (host.root / "var/log/salt").mkdir(parents=True)
+
+    def test_waits_for_the_calling_job_outside_the_daemons_tree(self, host, commands):
+        import salt.payload
+
+        job = {"pid": os.getpid(), "jid": "20260101000000000000"}
+        path = host.write("var/cache/salt/minion/proc/20260101000000000000", "")
+        path.write_bytes(salt.payload.dumps(job))
+        assert host.call("restart", "salt-minion", timeout=9) is True
+        ((*detached, python, program), options) = commands[0][:4], commands[0][4:]
+        assert detached == ["setsid", "--fork"]
+        assert Path(python).name.startswith("python")
+        assert Path(program).name == "multimaster_restart.py"
+        assert f"--pid={os.getpid()}" in options
+        assert "--jid=20260101000000000000" in options
+        assert "--timeout=9" in options
+        assert f"--pidfile={host.root}/var/run/salt-minion.pid" in options
+        assert not any(option.startswith("--master-config") for option in options)
+
+    def test_of_a_master_waits_for_the_returns_of_its_job_too(self, host, commands):
+        host.call("restart", "salt-master")
+        assert f"--pidfile={host.root}/var/run/salt-master.pid" in commands[0]
+        assert f"--master-config={host.config_dir}/master" in commands[0]
+
+    def test_under_systemd_is_a_unit_of_its_own(self, host, commands, monkeypatch):
+        monkeypatch.setattr("salt.utils.systemd.booted", lambda context: True)
+        host.call("restart", "salt-minion")
+        assert commands[0][0] == "systemd-run"
+
+    def test_passes_everything_as_a_list(self, host, commands):
+        host.call("restart", "salt-minion; reboot")
+        assert "--service=salt-minion; reboot" in commands[0]
+
+    def test_that_cannot_be_started_is_an_error(self, host, monkeypatch):
+        monkeypatch.setattr("subprocess.run", lambda *args, **kwargs: SimpleNamespace(returncode=1))
+        refused(host, "cannot restart salt-minion", "restart", "salt-minion")
+
+
+# Leaving
+
+
+@pytest.mark.usefixtures("offer")
+class TestLeave:
+    def test_takes_the_installed_pair_away_after_a_backup(self, host, shared):
+        host.call("install_keypair")
+        done = host.call("leave")
+        assert {Path(path).name for path in done["removed"]} == {
+            f"{name}.{suffix}" for name in (ID, "master") for suffix in ("pem", "pub")
+        }
+        assert not any(os.path.lexists(path) for path in done["removed"])
+        backup = Path(done["backup"])
+        assert (backup / f"{ID}.pem").read_text() == shared.pem
+        assert stat.S_IMODE(backup.stat().st_mode) == 0o700
+
+    def test_says_what_it_would_take_away(self, host):
+        host.call("install_keypair")
+        before = host.files()
+        plan = host.call("leave", test=True)
+        assert host.files() == before
+        assert plan["removed"] == host.call("leave")["removed"]
+
+    def test_leaves_nothing_to_be_taken_away(self, host):
+        host.call("install_keypair")
+        host.call("leave")
+        assert host.call("leave") == {"removed": []}
+        assert host.call("joined_by_us") is False
+
+    def test_keeps_the_pair_of_a_master_that_was_there_before(self, host, shared):
+        host.write(f"etc/salt/pki/master/{ID}.pem", shared.pem)
+        host.write(f"etc/salt/pki/master/{ID}.pub", shared.pub)
+        host.call("install_keypair")
+        before = host.files()
+        assert host.call("leave") == {"removed": []}
+        assert host.files() == before
+
+    def test_touches_nothing_while_the_master_runs(self, host):
+        host.call("install_keypair")
+        run_daemon(host, "master")
+        before = host.files()
+        refused(host, "salt-master still runs", "leave")
+        assert host.files() == before
+
+    def test_lets_a_master_join_again(self, host):
+        host.call("install_keypair")
+        host.call("leave")
+        assert host.call("install_keypair")["action"] == "write"
+
+
+# Connections
+
+
+class TestMasters:
+    def test_are_connected_when_the_daemon_is_at_their_publisher(self, host, monkeypatch):
+        masters = ["127.0.0.1", "127.0.0.2"]
+        host.write("etc/salt/minion.d/multimaster.conf", {"master": masters})
+        with listening("127.0.0.1") as port, socket.create_connection(("127.0.0.1", port)):
+            # What a master tells a minion that signs in.
+            monkeypatch.setitem(host.modules.pack["__opts__"], "publish_port", port)
+            run_daemon(host, "minion")
+            found = host.call("masters")
+        assert found == {"configured": masters, "connected": ["127.0.0.1"]}
+
+    def test_are_not_connected_without_a_daemon(self, host):
+        host.write("etc/salt/minion.d/multimaster.conf", {"master": "127.0.0.1"})
+        assert host.call("masters") == {"configured": ["127.0.0.1"], "connected": []}
+
+
+class TestOtherMastersUp:
+    def declare(self, host, port, **masters):
+        listed = [{"id": name, "address": address} for name, address in masters.items()]
+        host.write("etc/salt/master.d/multimaster.conf", {"multimaster": {"masters": listed}})
+        host.write("etc/salt/minion.d/multimaster.conf", {"master_port": port})
+
+    def test_are_those_that_accept_connections(self, host):
+        with listening("127.0.0.1") as port:
+            self.declare(host, port, saltm1="127.0.0.1", saltm3="127.0.0.3")
+            assert host.call("other_masters_up") == ["saltm1"]
+
+    def test_never_include_this_one(self, host):
+        with listening("127.0.0.1") as port:
+            self.declare(host, port, saltm1="127.0.0.3", saltm2="127.0.0.1")
+            assert host.call("other_masters_up") == []
+
+    def test_are_none_without_a_declaration(self, host):
+        assert host.call("other_masters_up") == []
+
+
+def test_names_that_do_not_resolve_are_listed(host, monkeypatch):
+    real = socket.getaddrinfo
+
+    def getaddrinfo(name, *args):
+        # Instead of a name server's answer.
+        if name == "salt.invalid":
+            raise socket.gaierror("unknown")
+        return real(name, *args)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    assert host.call("unresolved", ["192.0.2.1", "salt.invalid", "::1"]) == ["salt.invalid"]
+
+
+# Report and versions
+
+
+@pytest.mark.usefixtures("offer")
+def test_the_report_of_a_stopped_master_has_its_keys_and_no_secret(host, shared, minion_keys):
+    import multimaster_keypair
+
+    host.call("install_keypair")
+    for where in ("minions", "minions_pre", "minions_rejected", "minions_denied"):
+        host.accept({f"{where}-1": minion_keys["web1"].pub}, where)
+    report = host.call("report")
+    assert report["running"] is False
+    assert report["fingerprint"] == multimaster_keypair.fingerprint(shared.pub)
+    assert report["accepted"] == ["minions-1"]
+    assert report["pending"] == ["minions_pre-1"]
+    assert report["rejected"] == ["minions_rejected-1"]
+    assert report["denied"] == ["minions_denied-1"]
+    assert report["answering"] == []
+    assert not shared.shows_in(repr(report))
+
+
+class TestSynced:
+    def test_is_true_with_the_file_servers_modules(self, host):
+        assert host.call("synced") is True
+
+    @pytest.mark.parametrize("fault", ["older", "missing"])
+    def test_is_false_if_one_file_differs(self, host, tmp_path, monkeypatch, fault):
+        import shutil
+
+        copy = tmp_path / "ext"
+        shutil.copytree(host.extension_modules, copy)
+        victim = copy / "utils/multimaster_topology.py"
+        if fault == "older":
+            victim.write_text("# an older version\n")
+        else:
+            victim.unlink()
+        opts = host.modules.pack["__opts__"]
+        monkeypatch.setitem(opts, "extension_modules", str(copy))
+        assert host.call("synced") is False

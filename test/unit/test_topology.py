@@ -142,7 +142,9 @@ REFUSED = [
     address("name with a port", "salt2.example.com:4506"),
     address("name with a space", "salt 2"),
     address("name with a scheme", "tcp://salt2"),
-    address("name that is too long", "a" * 254),
+    address("name that is too long", ".".join(["a" * 50] * 5)),
+    address("name with too long a part", "a" * 64 + ".example.com"),
+    address("name with an empty part", "salt..example.com"),
     address("duplicate address", "192.0.2.1", "each address once"),
     # Values
     value("unknown mode", "mode", "failsafe", "hot, failover"),
