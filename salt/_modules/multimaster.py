@@ -536,10 +536,7 @@ def _publisher_connections(pidfile, port):
     for process in [daemon, *daemon.children(recursive=True)] if daemon else []:
         with contextlib.suppress(psutil.Error):
             for connection in process.net_connections("tcp"):
-                if (
-                    connection.status == psutil.CONN_ESTABLISHED
-                    and connection.raddr.port == port
-                ):
+                if connection.status == psutil.CONN_ESTABLISHED and connection.raddr.port == port:
                     peers.add(connection.raddr.ip.removeprefix("::ffff:"))
     return peers
 

@@ -209,7 +209,8 @@ def _private(pem: str, what: str) -> rsa.RSAPrivateKey:
 def _public(pub: str) -> rsa.RSAPublicKey:
     try:
         key = serialization.load_pem_public_key(pub.encode())
-    except (ValueError, TypeError, UnsupportedAlgorithm) as err:
+    except (AttributeError, ValueError, TypeError, UnsupportedAlgorithm) as err:
+        # Also what is no text at all: it may come out of another master's answer.
         raise KeypairError("a public key is not a readable PEM") from err
     if not isinstance(key, rsa.RSAPublicKey):
         raise KeypairError("a public key is not an RSA key")

@@ -13,6 +13,13 @@ multimaster-minion-config:
     - require:
       - multimaster: multimaster-declaration
 
+multimaster-minion-service:
+  service.running:
+    - name: {{ minion.service }}
+    - enable: true
+    - require:
+      - multimaster: multimaster-minion-config
+
 # Last, since it ends this minion's process; detached, so that the job's return is sent first.
 multimaster-minion-restart:
   multimaster.current:
@@ -22,5 +29,7 @@ multimaster-minion-restart:
     - config_dir: {{ config_dir }}
     - timeout: {{ multimaster.restart_timeout }}
     - order: last
+    - require:
+      - service: multimaster-minion-service
     - watch:
       - multimaster: multimaster-minion-config

@@ -194,10 +194,12 @@ class ProcessDriver:
 
     def _write_host(self, lab: Lab, host: Host, trees: Trees) -> None:
         root = Path(host.root)
-        sockets = lab.directory.joinpath("sockets").readlink() / host.id
-        for path in (sockets, *map(Path, (host.config_dir, host.log_dir)), root / "bin"):
+        for path in (*map(Path, (host.config_dir, host.log_dir)), root / "bin"):
             path.mkdir(parents=True, exist_ok=True)
-        common = {"user": _user(), "root_dir": host.root, "sock_dir": str(sockets)}
+        # Salt puts every path below its root_dir, that of its sockets too; so this is short.
+        sockets = lab.directory.joinpath("sockets").readlink() / host.id
+        sockets.symlink_to(root)
+        common = {"user": _user(), "root_dir": str(sockets)}
         file_roots, pillar_roots = self.tree_paths(trees)
         minion = {
             **trees.initial_minion,
@@ -284,7 +286,8 @@ class ProcessDriver:
 
     def _ask(self, lab: Lab, host: Host, method: str, *arguments: Any) -> Any:
         """Call supervisord on a host, once it answers."""
-        socket_file = (lab.directory / "sockets" / host.id / "supervisor.sock").resolve()
+        sockets = lab.directory.joinpath("sockets").readlink()
+        socket_file = sockets / host.id / "supervisor.sock"
 
         def call(name: str, *args: Any) -> Any:
             transport = SupervisorTransport(serverurl=f"unix://{socket_file}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -76,6 +76,12 @@ def load_by_path(path: str) -> ModuleType:
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
     loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def by_path() -> Callable[[str], ModuleType]:
+    """Load a file of the formula for what Salt's loader does not show."""
+    return load_by_path
 
 
 @pytest.fixture(scope="session")

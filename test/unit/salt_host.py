@@ -39,6 +39,8 @@ class Host:
     the host a new one.
     """
 
+    checkout = CHECKOUT
+
     def __init__(self, root: Path) -> None:
         self.root = root
         self.config_dir = root / "etc/salt"
@@ -93,8 +95,9 @@ class Host:
 
     @test.setter
     def test(self, value: bool) -> None:
-        for loader in (self.modules, self.states):
-            loader.pack["__opts__"]["test"] = value
+        for loader in (self.modules, self.states, self.runtime.functions):
+            # A loader and what it loads have separate copies.
+            loader.opts["test"] = loader.pack["__opts__"]["test"] = value
 
     def call(self, function: str, *args: Any, **kwargs: Any) -> Any:
         """Call a function of the execution module."""
@@ -129,10 +132,13 @@ class Host:
         return {path.name for path in directory.iterdir()} if directory.is_dir() else set()
 
     def files(self) -> dict[str, str]:
-        """Everything on this host: kind, mode, content, by path."""
+        """Everything on this host but the minion's own cache: kind, mode, content, by path."""
         found = {}
+        cache = self.root / "var/cache/salt/minion"
         for place in ("etc", "var"):
             for path in (self.root / place).rglob("*"):
+                if path.is_relative_to(cache) or cache.is_relative_to(path):
+                    continue
                 if path.is_symlink():
                     description = f"-> {os.readlink(path)}"
                 elif path.is_dir():
@@ -145,7 +151,7 @@ class Host:
 
 
 def link_extensions(directory: Path) -> None:
-    """Make a directory of the formula's modules as ``saltutil.sync_all`` would, but with links."""
+    """Make a directory of the formula's modules as a minion and a master have it, with links."""
     directory.mkdir()
-    for kind in ("modules", "states", "utils"):
+    for kind in ("engines", "modules", "output", "runners", "states", "utils"):
         (directory / kind).symlink_to(CHECKOUT / "salt" / f"_{kind}")

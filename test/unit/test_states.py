@@ -1,0 +1,364 @@
+"""The states: each says in test mode exactly what it would do, does it once, and fails in words."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Any
+
+import pytest
+
+ID = "saltm2"
+MASTERS = [{"id": f"saltm{n}", "address": f"192.0.2.{n}"} for n in (1, 2, 3)]
+ROLES = ("minion", "master")
+CHANGING = [
+    "minion_config",
+    "master_config",
+    "extended",
+    "keypair",
+    "masters_accepted",
+    "current",
+    "mod_watch",
+    "restarted",
+    "left",
+]
+RESTARTS = ["current", "mod_watch", "restarted"]
+DECLARATION = {"mode": "hot", "masters": MASTERS}
+
+
+@pytest.fixture
+def offer(host, shared, minion_keys, pillar_file):
+    """The pillar gives this host the shared pair and the masters' minions, sealed."""
+    host.write("etc/salt/pki/minion/minion.pem", minion_keys[ID].pem)
+    minions = {name: minion_keys[name].pub for name in ("saltm1", ID)}
+    content = {"pem": shared.pem, "pub": shared.pub, "minions": minions}
+    sealed = pillar_file.seal(content, ID, minion_keys[ID].pub)
+    host.pillar = {"multimaster": {"keypair": {"sealed": sealed}}}
+
+
+@pytest.fixture
+def restarts(host, monkeypatch):
+    """The restarts asked for; really carried out, they would restart this process's service."""
+    restarts = []
+    monkeypatch.setitem(
+        host.modules._dict, "multimaster.restart", lambda name, *args: restarts.append(name)
+    )
+    return restarts
+
+
+@pytest.fixture
+def running(host, monkeypatch):
+    """Let a service seem to run: there is no init here to ask."""
+    services = {"salt-minion": True}
+    # Has the loader look for it, so that it does not replace ours.
+    host.modules.get("service.status")
+    host.modules.get("multimaster.restart")
+    monkeypatch.setitem(host.modules._dict, "service.status", lambda name: services.get(name))
+    return services
+
+
+@pytest.fixture
+def drop_in(host):
+    """A drop-in that is newer than the minion, which is this process."""
+    import psutil
+
+    host.write("var/run/salt-minion.pid", str(os.getpid()))
+    path = host.write("etc/salt/minion.d/multimaster.conf", {"master": ["192.0.2.1"]})
+    later = psutil.Process().create_time() + 10
+    os.utime(path, (later, later))
+    return path
+
+
+@pytest.fixture
+def state(host, request):
+    """Call a state by function; the arguments are the usual ones unless given."""
+
+    def call(function: str, *, test: bool = False, **changes: Any):
+        config_dir = str(host.config_dir)
+        minion, master = (f"{config_dir}/{role}.d/multimaster.conf" for role in ROLES)
+        extensions = f"{host.root}/var/lib/multimaster"
+        usual = {
+            "declared": {"name": "multimaster", "declaration": DECLARATION},
+            "minion_config": {"name": minion, "declaration": DECLARATION, "config_dir": config_dir},
+            "master_config": {
+                "name": master,
+                "declaration": DECLARATION,
+                "config_dir": config_dir,
+                "extension_dir": extensions,
+            },
+            "extended": {"name": extensions, "files": ["engines/multimaster.py"]},
+            "keypair": {"name": "multimaster", "config_dir": config_dir},
+            "masters_accepted": {"name": "multimaster", "config_dir": config_dir},
+            "current": {"name": "salt-minion", "files": [minion], "config_dir": config_dir},
+            "mod_watch": {"name": "salt-minion", "files": [minion], "config_dir": config_dir},
+            "restarted": {"name": "salt-minion", "config_dir": config_dir},
+            "left": {"name": "salt-master", "config_dir": config_dir},
+            "another_master": {"name": "multimaster"},
+        }[function]
+        return host.state(function, test=test, **usual | changes)
+
+    return call
+
+
+def prepare(function, host):
+    """Bring the host to where a state has something to do."""
+    if function == "left":
+        host.call("install_keypair")
+
+
+@pytest.mark.usefixtures("offer", "running", "drop_in")
+class TestEveryState:
+    @pytest.mark.parametrize("function", CHANGING)
+    def test_predicts_what_it_does_and_touches_nothing_meanwhile(
+        self, host, state, restarts, function
+    ):
+        prepare(function, host)
+        before = host.files()
+        would = state(function, test=True)
+        assert would.result is None
+        assert would.changes
+        assert would.comment
+        assert host.files() == before
+        assert not restarts
+        did = state(function)
+        assert did.result is True
+        assert did.changes == would.changes
+        assert host.files() != before or restarts
+
+    # What a restart changes is the daemon, and there is none.
+    @pytest.mark.parametrize("function", [name for name in CHANGING if name not in RESTARTS])
+    @pytest.mark.parametrize("test", [False, True], ids=["", "test"])
+    def test_does_nothing_twice(self, host, state, function, test):
+        prepare(function, host)
+        state(function)
+        before = host.files()
+        again = state(function, test=test)
+        assert again.result is True
+        assert again.changes == {}
+        assert again.comment
+        assert host.files() == before
+
+    @pytest.mark.parametrize("function", CHANGING)
+    def test_shows_no_key(self, host, state, restarts, function, shared, minion_keys):
+        prepare(function, host)
+        for test in (True, False):
+            shown = repr(state(function, test=test))
+            assert not shared.shows_in(shown)
+            assert not minion_keys[ID].shows_in(shown)
+
+
+@pytest.mark.parametrize("test", [False, True], ids=["", "test"])
+class TestFailure:
+    """Fails alike in test mode and without, changes nothing, and says why."""
+
+    @pytest.fixture(autouse=True)
+    def nothing_changes(self, host):
+        self.host = host
+        self.before = None
+        yield
+        assert host.files() == self.before
+
+    def fails(self, state, function, words, *, test, **changes):
+        self.before = self.host.files()
+        failed = state(function, test=test, **changes)
+        assert failed.result is False
+        assert failed.changes == {}
+        assert words in failed.comment
+
+    def test_of_declared_lists_every_finding(self, state, test):
+        words = "mode: got 'failsafe'; supported: hot, failover\nmasters: got []"
+        bad = {"mode": "failsafe", "masters": []}
+        self.fails(state, "declared", words, test=test, declaration=bad)
+
+    @pytest.mark.parametrize("bad", ["hot", None, 5, [], {7: {}}], ids=repr)
+    def test_of_declared_survives_any_declaration(self, state, test, bad):
+        self.fails(state, "declared", "nothing was changed", test=test, declaration=bad)
+
+    @pytest.mark.parametrize("role", ROLES)
+    def test_of_a_drop_in_names_a_file_that_overrides_it(self, host, state, test, role):
+        option = {"minion": {"master": "192.0.2.9"}, "master": {"id": "x"}}[role]
+        host.write(f"etc/salt/{role}.d/zz.conf", option)
+        self.fails(state, f"{role}_config", "another file also sets", test=test)
+
+    @pytest.mark.parametrize("role", ROLES)
+    def test_of_a_drop_in_names_a_configuration_that_does_not_parse(self, host, state, test, role):
+        host.write(f"etc/salt/{role}", "a: [1\nb: }")
+        self.fails(state, f"{role}_config", "cannot parse", test=test)
+
+    def test_of_extended_names_the_file_that_is_not_there(self, state, test):
+        self.fails(state, "extended", "engines/none.py", test=test, files=["engines/none.py"])
+
+    def test_of_keypair_without_a_pillar_says_what_to_do(self, state, test):
+        self.fails(state, "keypair", "assign it the pillar", test=test)
+
+    @pytest.mark.usefixtures("offer")
+    def test_of_keypair_gives_the_reason_of_the_refusal(self, host, state, test, other):
+        host.write(f"etc/salt/pki/master/{ID}.pem", other.pem)
+        host.write(f"etc/salt/pki/master/{ID}.pub", other.pub)
+        host.accept({"web1": other.pub})
+        self.fails(state, "keypair", "replace_keypair: true", test=test)
+
+    def test_of_keypair_names_a_minion_key_that_is_not_there(self, host, state, test):
+        host.pillar = {"multimaster": {"keypair": {"sealed": "x"}}}
+        self.fails(state, "keypair", "minion.pem", test=test)
+
+    def test_of_masters_accepted_without_a_pillar_says_what_to_do(self, state, test):
+        self.fails(state, "masters_accepted", "assign it the pillar", test=test)
+
+    def test_of_another_master_keeps_the_last_one(self, state, test):
+        self.fails(state, "another_master", "this one stays", test=test)
+
+
+@pytest.mark.usefixtures("offer")
+def test_left_fails_while_the_master_runs(host, state):
+    host.call("install_keypair")
+    host.write("var/run/salt-master.pid", str(os.getpid()))
+    before = host.files()
+    failed = state("left")
+    assert (failed.result, failed.changes) == (False, {})
+    assert "salt-master still runs" in failed.comment
+    assert host.files() == before
+
+
+@pytest.mark.usefixtures("running", "drop_in")
+@pytest.mark.parametrize("function", ["current", "mod_watch", "restarted"])
+def test_a_restart_that_cannot_be_had_fails_in_words(host, state, monkeypatch, function):
+    from salt.exceptions import CommandExecutionError
+
+    def restart(*args):
+        raise CommandExecutionError("no systemd-run")
+
+    # As on a machine that has it, and refuses.
+    monkeypatch.setitem(host.modules._dict, "multimaster.restart", restart)
+    failed = state(function)
+    assert (failed.result, failed.changes, failed.comment) == (False, {}, "no systemd-run")
+
+
+# What each one does
+
+
+def test_declared_says_what_it_understood(state):
+    ret = state("declared")
+    assert (ret.result, ret.changes) == (True, {})
+    assert ret.comment == "mode hot, masters saltm1, saltm2, saltm3"
+    assert not ret.warnings
+
+
+def test_declared_warns_of_a_name_that_does_not_resolve(host, state, monkeypatch):
+    host.modules.get("multimaster.unresolved")
+    # Instead of a name server's answer.
+    monkeypatch.setitem(host.modules._dict, "multimaster.unresolved", lambda names: names[-1:])
+    ret = state("declared")
+    assert ret.result is True
+    assert ret.warnings[0].startswith("192.0.2.3 cannot be resolved")
+
+
+def test_the_minions_drop_in_is_what_the_minion_then_has(host, state):
+    import salt.config
+
+    state("minion_config")
+    opts = salt.config.minion_config(str(host.config_dir / "minion"), cache_minion_id=False)
+    assert opts["master"] == ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
+    assert opts["rejected_retry"] is True
+
+
+def test_the_masters_drop_in_keeps_the_hosts_engines(host, state):
+    import salt.config
+
+    host.write("etc/salt/master.d/engines.conf", {"engines": [{"reactor": {"refresh": 5}}]})
+    # Two drop-ins with one list are merged: what the formula kept would be there twice.
+    state("master_config")
+    opts = salt.config.master_config(str(host.config_dir / "master"))
+    assert opts["id"] == ID
+    assert opts["engines"] == [{"reactor": {"refresh": 5}}, {"multimaster": {}}]
+    assert opts["module_dirs"] == [f"{host.root}/var/lib/multimaster"]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_drop_in_is_not_for_everybody_to_read(host, state, role):
+    state(f"{role}_config")
+    path = host.config_dir / f"{role}.d/multimaster.conf"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("test", [False, True], ids=["", "test"])
+@pytest.mark.parametrize("role", ROLES)
+def test_a_drop_in_with_secrets_is_not_shown(host, state, role, test):
+    state(f"{role}_config")
+    declaration = DECLARATION | {role: {"config": {"sdb": {"password": "swordfish"}}}}
+    ret = state(f"{role}_config", test=test, declaration=declaration)
+    assert ret.changes
+    assert "swordfish" not in repr(ret)
+
+
+@pytest.mark.usefixtures("offer")
+def test_keypair_says_where_the_old_pair_is(host, state, other):
+    host.write(f"etc/salt/pki/master/{ID}.pem", other.pem)
+    host.write(f"etc/salt/pki/master/{ID}.pub", other.pub)
+    ret = state("keypair")
+    assert list(ret.changes) == ["replace"]
+    (backup,) = host.pki.glob("multimaster-backup-*")
+    assert str(backup) in ret.comment
+
+
+@pytest.mark.usefixtures("offer")
+def test_keypair_replaces_at_the_operators_word(host, state, shared, other):
+    host.write(f"etc/salt/pki/master/{ID}.pem", other.pem)
+    host.write(f"etc/salt/pki/master/{ID}.pub", other.pub)
+    host.accept({"web1": other.pub})
+    assert state("keypair", replace=True).result is True
+    assert (host.pki / f"{ID}.pem").read_text().strip() == shared.pem.strip()
+
+
+@pytest.mark.usefixtures("drop_in")
+@pytest.mark.parametrize("test", [False, True], ids=["", "test"])
+class TestRestart:
+    @pytest.mark.parametrize("function", ["current", "mod_watch"])
+    def test_is_not_for_a_daemon_that_does_not_run(
+        self, host, state, running, restarts, function, test
+    ):
+        running["salt-minion"] = False
+        (host.root / "var/run/salt-minion.pid").unlink()
+        ret = state(function, test=test)
+        assert (ret.result, ret.changes) == (True, {})
+        assert not restarts
+
+    def test_is_not_for_a_daemon_that_is_current(self, state, running, restarts, drop_in, test):
+        os.utime(drop_in, (1, 1))
+        ret = state("current", test=test)
+        assert (ret.result, ret.changes) == (True, {})
+        assert not restarts
+
+
+@pytest.mark.usefixtures("running")
+def test_a_daemon_started_after_the_watched_change_is_not_restarted(state, restarts, drop_in):
+    os.utime(drop_in, (1, 1))
+    ret = state("mod_watch")
+    assert (ret.result, ret.changes) == (True, {})
+    assert not restarts
+
+
+@pytest.mark.usefixtures("running")
+def test_a_watched_change_to_come_predicts_the_restart(state, restarts, drop_in):
+    # In test mode the file is as old as ever, but would be written.
+    os.utime(drop_in, (1, 1))
+    ret = state("mod_watch", test=True)
+    assert (ret.result, ret.changes) == (None, {"restart": "after this job"})
+
+
+def test_left_has_nothing_to_do_on_a_master_that_was_there_before(host, state, shared):
+    host.write(f"etc/salt/pki/master/{ID}.pem", shared.pem)
+    before = host.files()
+    ret = state("left")
+    assert (ret.result, ret.changes) == (True, {})
+    assert host.files() == before
+
+
+def test_another_master_names_those_that_answer(host, state, monkeypatch):
+    # Really asked for in test_modules.
+    host.modules.get("multimaster.other_masters_up")
+    monkeypatch.setitem(
+        host.modules._dict, "multimaster.other_masters_up", lambda: ["saltm1", "saltm3"]
+    )
+    ret = state("another_master")
+    assert (ret.result, ret.changes, ret.comment) == (True, {}, "Also there: saltm1, saltm3")
