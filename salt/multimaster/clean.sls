@@ -1,5 +1,5 @@
 # Takes this node back to what it was before the formula.
-{%- from 'multimaster/map.jinja' import multimaster, master, minion, config_dir, extension_dir with context %}
+{%- from 'multimaster/map.jinja' import master, minion, config_dir, extension_dir, restart_timeout with context %}
 {%- set master_drop_in = config_dir ~ '/master.d/multimaster.conf' %}
 {%- set minion_drop_in = config_dir ~ '/minion.d/multimaster.conf' %}
 {%- set is_master = salt['file.file_exists'](master_drop_in) %}
@@ -58,7 +58,7 @@ multimaster-clean-master-restart:
   multimaster.restarted:
     - name: {{ master.service }}
     - config_dir: {{ config_dir }}
-    - timeout: {{ multimaster.restart_timeout }}
+    - timeout: {{ restart_timeout }}
     - order: last
     - onchanges:
       - file: multimaster-clean-master-files
@@ -68,7 +68,7 @@ multimaster-clean-minion-restart:
   multimaster.restarted:
     - name: {{ minion.service }}
     - config_dir: {{ config_dir }}
-    - timeout: {{ multimaster.restart_timeout }}
+    - timeout: {{ restart_timeout }}
     - order: last
     - onchanges:
       - file: multimaster-clean-minion-config

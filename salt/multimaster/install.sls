@@ -1,5 +1,5 @@
 # Installs salt-master without letting it start: it must not make a key pair of its own.
-{%- from 'multimaster/map.jinja' import install, master with context %}
+{%- from 'multimaster/map.jinja' import install, master, repository with context %}
 
 include:
   - multimaster.declared
@@ -9,7 +9,7 @@ include:
 {%- if install.add_repository %}
 multimaster-repository:
   pkgrepo.managed:
-    {{ install.repository | dict_to_sls_yaml_params | indent }}
+    {{ repository | dict_to_sls_yaml_params | indent }}
     - require:
       - multimaster: multimaster-declaration
     - require_in:

@@ -1,5 +1,5 @@
 # Makes this node a master: key pair first, then configuration, then the daemon.
-{%- from 'multimaster/map.jinja' import multimaster, install, master, config_dir, extension_dir with context %}
+{%- from 'multimaster/map.jinja' import multimaster, install, master, config_dir, extension_dir, replace_keypair, restart_timeout with context %}
 {%- set drop_in = config_dir ~ '/master.d/multimaster.conf' %}
 {%- set extensions = [
   'engines/multimaster.py',
@@ -19,7 +19,7 @@ multimaster-keypair:
   multimaster.keypair:
     - name: multimaster
     - config_dir: {{ config_dir }}
-    - replace: {{ multimaster.replace_keypair }}
+    - replace: {{ replace_keypair }}
     - require:
       - multimaster: multimaster-declaration
 
@@ -77,7 +77,7 @@ multimaster-master-restart:
       - {{ extension_dir }}/{{ path }}
       {%- endfor %}
     - config_dir: {{ config_dir }}
-    - timeout: {{ multimaster.restart_timeout }}
+    - timeout: {{ restart_timeout }}
     - order: last
     - require:
       - service: multimaster-master-service

@@ -1,5 +1,5 @@
 # Makes this node a minion of every declared master.
-{%- from 'multimaster/map.jinja' import multimaster, minion, config_dir with context %}
+{%- from 'multimaster/map.jinja' import multimaster, minion, config_dir, restart_timeout with context %}
 {%- set drop_in = config_dir ~ '/minion.d/multimaster.conf' %}
 
 include:
@@ -27,7 +27,7 @@ multimaster-minion-restart:
     - files:
       - {{ drop_in }}
     - config_dir: {{ config_dir }}
-    - timeout: {{ multimaster.restart_timeout }}
+    - timeout: {{ restart_timeout }}
     - order: last
     - require:
       - service: multimaster-minion-service

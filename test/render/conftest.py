@@ -1,162 +1,13 @@
-"""Render the formula with Salt's own compiler, for any node, without a daemon."""
+"""Fixtures over Salt's state compiler; it is slow to start, so that a session shares one."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
 
 import pytest
-import yaml
 
-if TYPE_CHECKING:
-    import salt.state
-
-CHECKOUT = Path(__file__).parents[2]
-TOPOLOGIES = Path(__file__).parent / "topologies"
-# What a masterless pillar holds beside the declaration, and no rendered state may show.
-SECRET = {"pem": "PRIVATE-KEY-MATERIAL", "pub": "PUBLIC-KEY-MATERIAL"}
-MAP = """\
-{%- from 'multimaster/map.jinja' import
-    multimaster, install, master, minion, config_dir, extension_dir, master_ids with context %}
-{{ {
-    'multimaster': multimaster,
-    'install': install,
-    'master': master,
-    'minion': minion,
-    'config_dir': config_dir,
-    'extension_dir': extension_dir,
-    'master_ids': master_ids,
-} | json }}
-"""
-
-
-class Node(NamedTuple):
-    """What a node is made of, as far as rendering goes."""
-
-    pillar: dict[str, Any]
-    id: str = "saltm1"
-    family: str = "Debian"
-    test: bool = False
-    synced: bool = True
-
-
-class States(NamedTuple):
-    """Compiled states, in the order in which they would run, or why they do not compile."""
-
-    chunks: list[dict[str, Any]]
-    errors: list[str]
-
-    def ids(self) -> list[str]:
-        return [chunk["__id__"] for chunk in self.chunks]
-
-    def get(self, state_id: str) -> dict[str, Any]:
-        """The one chunk of an id."""
-        (chunk,) = (chunk for chunk in self.chunks if chunk["__id__"] == state_id)
-        return chunk
-
-    def required(self, state_id: str) -> set[str]:
-        """Ids of the states that have to succeed before one is applied, directly or not."""
-        found: set[str] = set()
-        todo = [state_id]
-        while todo:
-            for chunk in (chunk for chunk in self.chunks if chunk["__id__"] == todo[-1]):
-                todo.pop()
-                for required in self._direct(chunk) - found:
-                    found.add(required)
-                    todo.append(required)
-                break
-        return found
-
-    def _direct(self, chunk: dict[str, Any]) -> set[str]:
-        found = set()
-        for requisite in ("require", "watch", "onchanges"):
-            for kind, name in (
-                pair for entry in chunk.get(requisite, []) for pair in entry.items()
-            ):
-                if kind == "sls":
-                    found |= {c["__id__"] for c in self.chunks if c["__sls__"] == name}
-                else:
-                    found.add(name)
-        return found
-
-
-class Compiler:
-    """Salt's state compiler on a host of its own; the master's files are given by each test."""
-
-    def __init__(self, root: Path) -> None:
-        import salt.config
-
-        self.root = root
-        self.config_dir = root / "etc/salt"
-        self.config_dir.mkdir(parents=True)
-        extensions = root / "ext"
-        extensions.mkdir()
-        for kind in ("modules", "states", "utils"):
-            (extensions / kind).symlink_to(CHECKOUT / "salt" / f"_{kind}")
-        (root / "tree").mkdir()
-        (root / "tree/map.sls").write_text(MAP)
-        config = {
-            "root_dir": str(root),
-            "id": "anybody",
-            "file_client": "local",
-            "file_roots": {"base": [str(CHECKOUT / "salt"), str(root / "tree")]},
-            "extension_modules": str(extensions),
-        }
-        (self.config_dir / "minion").write_text(yaml.safe_dump(config))
-        (self.config_dir / "master").write_text(yaml.safe_dump({"root_dir": str(root), "id": "m"}))
-        path = str(self.config_dir / "minion")
-        self.opts = dict(salt.config.minion_config(path, cache_minion_id=False))
-
-    @contextlib.contextmanager
-    def runtime(self, node: Node) -> Iterator[salt.state.HighState]:
-        """Salt's state runtime as it is on a node."""
-        import salt.state
-
-        grains = {"id": node.id, "os_family": node.family, "os": node.family, "kernel": "Linux"}
-        opts = self.opts | {"id": node.id, "grains": grains, "test": node.test}
-        if not node.synced:
-            opts["extension_modules"] = str(self.root / "unsynced")
-        with salt.state.HighState(opts, initial_pillar=node.pillar) as runtime:
-            yield runtime
-
-    def compile(self, node: Node, sls: str) -> States:
-        """Go the way of ``state.apply`` up to the first state."""
-        with self.runtime(node) as runtime:
-            return self._compile(runtime, sls)
-
-    def _compile(self, runtime: salt.state.HighState, sls: str) -> States:
-        state = runtime.state
-        high, errors = runtime.render_highstate({"base": [sls]})
-        high, more = state.reconcile_extend(high)
-        errors += more + state.verify_high(high)
-        if errors:
-            return States([], errors)
-        high, errors = state.requisite_in(high)
-        chunks, more = state.compile_high_data(state.apply_exclude(high))
-        return States(chunks, errors + more)
-
-    def map(self, node: Node) -> dict[str, Any]:
-        """What ``map.jinja`` gives, with paths below the root as they are on a real host."""
-        with self.runtime(node) as runtime:
-            render = runtime.state.functions["slsutil.renderer"]
-            rendered = render("salt://map.sls", default_renderer="jinja|json")
-        return yaml.safe_load(yaml.safe_dump(rendered).replace(str(self.root), ""))
-
-    @contextlib.contextmanager
-    def files(self, *paths: str) -> Iterator[None]:
-        """Let some empty files be there for a while."""
-        for path in paths:
-            (self.root / path).parent.mkdir(parents=True, exist_ok=True)
-            (self.root / path).touch()
-        try:
-            yield
-        finally:
-            for path in paths:
-                shutil.rmtree((self.root / path).parent)
+from render.compiler import SLS, Compiler, Node, States, read_topology
 
 
 @pytest.fixture(scope="session")
@@ -168,18 +19,12 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> Compiler:
         return Compiler(tmp_path_factory.mktemp("compiler"))
 
 
-def read_topology(name: str) -> dict[str, Any]:
-    """The pillar of a topology, with a key pair as in a masterless run."""
-    pillar = yaml.safe_load((TOPOLOGIES / f"{name}.yaml").read_text())
-    return {"multimaster": pillar["multimaster"] | {"keypair": dict(SECRET)}}
-
-
 @pytest.fixture(scope="session")
-def compiled(compiler: Compiler) -> Callable[[str, str, str, str], States]:
+def compiled(compiler: Compiler) -> Callable[..., States]:
     """Compile an SLS for a topology, an OS family and a minion id; each once."""
 
     @functools.cache
-    def compiled(topology: str, family: str, minion_id: str, sls: str) -> States:
-        return compiler.compile(Node(read_topology(topology), minion_id, family), sls)
+    def compiled(topology: str, family: str, minion_id: str) -> dict[str, States]:
+        return compiler.compile_all(Node(read_topology(topology), minion_id, family), SLS)
 
-    return compiled
+    return lambda *configuration, sls="multimaster": compiled(*configuration)[sls]

@@ -10,7 +10,7 @@ import pytest
 
 ID = "saltm2"
 HOSTNAME = "oldhost"
-GARBAGE = "-----BEGIN RSA PRIVATE KEY-----\nnonsense\n-----END RSA PRIVATE KEY-----\n"
+GARBAGE = "-----BEGIN {0}-----\nnonsense\n-----END {0}-----\n".format("RSA PRIVATE KEY")
 
 
 @pytest.fixture

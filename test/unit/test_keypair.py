@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 import multimaster_keypair as keypair
 
-GARBAGE = "-----BEGIN RSA PRIVATE KEY-----\nnonsense\n-----END RSA PRIVATE KEY-----\n"
+GARBAGE = "-----BEGIN {0}-----\nnonsense\n-----END {0}-----\n".format("RSA PRIVATE KEY")
 # A well-formed public key of an algorithm that nobody knows (1.2.3.4).
 UNKNOWN_ALGORITHM = (
     "-----BEGIN PUBLIC KEY-----\n"
