@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from lab.laboratory import Laboratory, changed, failures, laboratory
+from lab.laboratory import PATIENCE, Laboratory, changed, failures, laboratory
 from lab.model import REPOSITORY
+from lab.wait import until
 
 NET = "127.0.63"
 
@@ -71,11 +72,17 @@ def lab(remote: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Labo
 
 
 def test_the_formula_applies_from_a_git_remote(lab: Laboratory) -> None:
-    assert "multimaster.init" in str(lab.json("saltm1", "salt", "web1", "cp.list_states"))
+    # Each worker of a master that has just started clones the remote by itself.
+    until(lambda: _served(lab), PATIENCE, "the states to be served to all", interval=1)
     result = lab.apply()
     assert not failures(result)
     assert "saltm2:multimaster-keypair" in changed(result)
     lab.until_connected()
+
+
+def _served(lab: Laboratory) -> bool:
+    shown = lab.salt("saltm1", "*", "state.sls_exists", "multimaster")
+    return all(shown.get(minion) is True for minion in lab.ids)
 
 
 def test_the_new_master_serves_the_same_from_the_remote(lab: Laboratory) -> None:

@@ -26,18 +26,22 @@ SLS = [
 ]
 # What a masterless pillar holds beside the declaration, and no rendered state may show.
 SECRET = {"pem": "PRIVATE-KEY-MATERIAL", "pub": "PUBLIC-KEY-MATERIAL"}
-MAP = """\
-{%- from 'multimaster/map.jinja' import
-    multimaster, install, master, minion, config_dir, extension_dir, master_ids with context %}
-{{ {
-    'multimaster': multimaster,
-    'install': install,
-    'master': master,
-    'minion': minion,
-    'config_dir': config_dir,
-    'extension_dir': extension_dir,
-    'master_ids': master_ids,
-} | json }}
+# Each variable that ``map.jinja`` sets for the state files.
+EXPORTS = (
+    "multimaster",
+    "install",
+    "master",
+    "minion",
+    "repository",
+    "config_dir",
+    "extension_dir",
+    "replace_keypair",
+    "restart_timeout",
+    "master_ids",
+)
+MAP = f"""\
+{{%- from 'multimaster/map.jinja' import {", ".join(EXPORTS)} with context %}}
+{{{{ dict({", ".join(f"{name}={name}" for name in EXPORTS)}) | json }}}}
 """
 
 

@@ -72,6 +72,7 @@ class TestRoles:
             "multimaster-modules",
             "multimaster-declaration",
             "multimaster-minion-config",
+            "multimaster-minion-service",
             "multimaster-minion-restart",
         ]
 
@@ -83,6 +84,14 @@ class TestRoles:
     @every_role
     def test_the_minions_restart_comes_last(self, compiled, topology, family, node):
         assert compiled(topology, family, node).ids()[-1] == "multimaster-minion-restart"
+
+    @every_role
+    def test_the_minions_daemon_starts_with_its_configuration(
+        self, compiled, topology, family, node
+    ):
+        states = compiled(topology, family, node)
+        assert "multimaster-minion-config" in states.required("multimaster-minion-service")
+        assert "multimaster-minion-config" in states.required("multimaster-minion-restart")
 
     @every_role
     def test_states_get_the_whole_declaration(self, compiled, topology, family, node):
@@ -163,10 +172,11 @@ class TestOrderOnAMaster:
         assert needed[family] <= set(repository)
 
     def test_all_states_of_a_service_name_the_same(self, states, topology):
-        name = "my-salt-master" if topology == "installed" else "salt-master"
+        prefix = "my-" if topology == "installed" else ""
         for chunk in states.chunks:
-            if chunk["state"] == "service" or chunk["__id__"] == "multimaster-master-restart":
-                assert chunk["name"] == name
+            role = "master" if chunk["__id__"].startswith("multimaster-master-") else "minion"
+            if chunk["state"] == "service" or chunk["__id__"].endswith("-restart"):
+                assert chunk["name"] == f"{prefix}salt-{role}"
 
     def test_the_master_restarts_for_what_it_reads_at_its_start(self, states):
         restart = states.get("multimaster-master-restart")
@@ -229,15 +239,14 @@ class TestClean:
         assert "multimaster-clean-keypair" in states.ids()
 
 
-@every_role
 class TestModules:
     """``state.apply`` does not sync: the formula does, but only when there is something new."""
 
-    def states(self, compiler, node, **changes):
-        return compiler.compile(Node(read_topology("three"), node, **changes), "multimaster")
+    def states(self, compiler, **changes):
+        return compiler.compile(Node(read_topology("three"), **changes), "multimaster")
 
-    def test_are_synced_first_on_a_new_minion(self, compiler, node):
-        states = self.states(compiler, node, synced=False)
+    def test_are_synced_first_on_a_new_minion(self, compiler):
+        states = self.states(compiler, synced=False)
         assert states.errors == []
         assert states.ids()[0] == "multimaster-modules"
         sync = states.get("multimaster-modules")
@@ -245,12 +254,12 @@ class TestModules:
         assert sync["reload_modules"] is True
         assert "multimaster-modules" in states.required("multimaster-declaration")
 
-    def test_are_not_synced_again(self, compiler, node):
-        chunk = self.states(compiler, node).get("multimaster-modules")
+    def test_are_not_synced_again(self, compiler):
+        chunk = self.states(compiler).get("multimaster-modules")
         assert (chunk["state"], chunk["fun"]) == ("test", "nop")
 
-    def test_are_there_for_a_first_test_run(self, compiler, node):
-        states = self.states(compiler, node, synced=False, test=True)
+    def test_are_there_for_a_first_test_run(self, compiler):
+        states = self.states(compiler, synced=False, test=True)
         assert states.errors == []
         assert (compiler.root / "unsynced/states/multimaster.py").is_file()
 

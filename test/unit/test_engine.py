@@ -1,269 +1,248 @@
-"""The engine: which answers it believes, and what it does with the keys in them."""
+"""The engine that brings a new master the minions' keys, over a real key store."""
 
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-import multimaster_keypair as keypair
+# Salt's Key leaves the socket of its event bus, and that socket's loop, to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
-ID = "saltm2"
-PEERS = ["saltm1", "saltm3"]
+ME, PEERS = "saltm2", ("saltm1", "saltm3")
 
 
-@pytest.fixture
-def engine(by_path, host, shared, monkeypatch):
-    """The engine of the master on this host, over its real key store."""
+@pytest.fixture(scope="module")
+def engines(loaded_host):
+    """The engine in Salt's loader, as the master ``saltm2`` has it."""
     import salt.config
-    import salt.key
+    import salt.loader
 
-    host.write("etc/salt/master.d/multimaster.conf", {"id": ID})
-    for suffix, text in zip(("pem", "pub"), shared, strict=True):
-        host.write(f"etc/salt/pki/master/{ID}.{suffix}", text)
-    for name in ("minions", "minions_pre", "minions_rejected", "minions_denied"):
-        (host.pki / name).mkdir()
-    opts = dict(salt.config.master_config(str(host.config_dir / "master")))
-    opts["multimaster"] = {"masters": [{"id": name} for name in (*PEERS, ID)]}
-    module = by_path("salt/_engines/multimaster.py")
-    functions = {
-        f"multimaster_keypair.{name}": getattr(keypair, name)
-        for name in ("fingerprint", "verify_answer")
-    }
-    for name, value in {"__opts__": opts, "__utils__": functions}.items():
-        monkeypatch.setattr(module, name, value, raising=False)
-    # Accepting fires an event, on the bus of a master that does not run here.
-    monkeypatch.setattr("salt.utils.event.SaltEvent.fire_event", lambda *args, **kwargs: True)
-    return module
+    loaded_host.reset()
+    modules = [str(loaded_host.extension_modules)]
+    settings = {"root_dir": str(loaded_host.root), "id": ME, "module_dirs": modules}
+    loaded_host.write("etc/salt/master", settings)
+    opts = dict(salt.config.master_config(str(loaded_host.config_dir / "master")))
+    opts |= {"__role": "master", "grains": loaded_host.runtime.opts["grains"]}
+    opts["multimaster"] = {"masters": [{"id": name} for name in (*PEERS, ME)]}
+    return salt.loader.engines(opts, {}, {}, salt.loader.utils(opts))
 
 
 @pytest.fixture
-def pub(minion_keys):
-    return minion_keys["web1"].pub
+def master(host, engines, shared, minion_keys, monkeypatch):
+    """
+    A new master that has the shared pair.
+
+    ``replies`` makes what a peer replies, from its id, the asker and the nonce; ``call`` calls a
+    function of the engine; ``answer`` is what an honest peer does.
+    """
+    import multimaster_keypair
+
+    host.write(f"etc/salt/pki/master/{ME}.pub", shared.pub)
+    start = engines["multimaster.start"]
+
+    def answer(origin, asker, nonce, *, complete=True, pem=shared.pem, keys=None):
+        keys = {"web1": minion_keys["web1"].pub} if keys is None else keys
+        answer = {"origin": origin, "asker": asker, "complete": complete, "keys": keys}
+        signature = multimaster_keypair.sign_answer(answer, nonce, pem)
+        return {"answer": answer, "signature": signature}
+
+    class Client:
+        def cmd(self, peers, function, arguments, **kwargs):
+            assert (function, kwargs["tgt_type"]) == ("multimaster.offered_keys", "list")
+            replies = {peer: master.replies(peer, *arguments) for peer in peers}
+            return {peer: reply for peer, reply in replies.items() if reply is not None}
+
+    # There are no other masters here, and no running one whose bus would carry the question.
+    monkeypatch.setattr(
+        "salt.client.get_local_client", lambda mopts: contextlib.nullcontext(Client())
+    )
+
+    def call(name, *args):
+        return engines.run(start.func.__globals__[name], *args)
+
+    master = SimpleNamespace(
+        replies=answer,
+        answer=answer,
+        call=call,
+        pull=lambda: call("_pull", list(PEERS)),
+        start=start,
+        settings=start.func.__globals__,
+    )
+    return master
+
+
+def listed(host, where):
+    directory = host.pki / where
+    return {path.name for path in directory.iterdir()} if directory.is_dir() else set()
 
 
 # Which keys are accepted
 
 
-class TestAccept:
-    def test_takes_an_unknown_id(self, engine, host, pub):
-        engine._accept("saltm1", {"web1": pub})
-        assert host.accepted() == {"web1"}
-        assert (host.pki / "minions/web1").read_text() == pub
+def test_an_unknown_minion_is_accepted(host, master, minion_keys):
+    assert master.pull() is True
+    assert host.accepted() == {"web1"}
+    assert (host.pki / "minions/web1").read_text().strip() == minion_keys["web1"].pub
 
-    def test_takes_a_pending_id_with_the_same_key(self, engine, host, pub):
-        host.accept({"web1": pub + "\n"}, "minions_pre")
-        engine._accept("saltm1", {"web1": pub})
-        assert host.accepted() == {"web1"}
-        assert not (host.pki / "minions_pre/web1").exists()
 
-    def test_leaves_a_pending_id_with_another_key(self, engine, host, pub, other, caplog):
-        host.accept({"web1": other.pub}, "minions_pre")
-        before = host.files()
-        engine._accept("saltm1", {"web1": pub})
-        assert host.files() == before
-        assert "differs from the pending one" in caplog.text
+@pytest.mark.parametrize("end", ["", "\n"], ids=["same", "newline"])
+def test_a_pending_minion_with_the_same_key_is_accepted(host, master, minion_keys, end):
+    host.accept({"web1": minion_keys["web1"].pub + end}, "minions_pre")
+    assert master.pull() is True
+    assert host.accepted() == {"web1"}
+    assert listed(host, "minions_pre") == set()
 
-    @pytest.mark.parametrize("where", ["minions", "minions_rejected", "minions_denied"])
-    @pytest.mark.parametrize("key", ["same", "other"])
-    def test_leaves_what_was_decided_here(self, engine, host, pub, other, where, key):
-        host.accept({"web1": pub if key == "same" else other.pub}, where)
-        before = host.files()
-        engine._accept("saltm1", {"web1": pub})
-        assert host.files() == before
 
-    @pytest.mark.parametrize(
-        "name", ["../web1", "a/b", "a\\b", "a\0b", "..", "", 5, None], ids=repr
-    )
-    def test_refuses_what_is_no_minion_id(self, engine, host, pub, name, caplog):
-        before = host.files()
-        engine._accept("saltm1", {name: pub})
-        assert host.files() == before
-        assert "which is no minion id" in caplog.text
+def test_a_pending_minion_with_another_key_stays_pending(host, master, other, caplog):
+    host.accept({"web1": other.pub}, "minions_pre")
+    master.pull()
+    assert host.accepted() == set()
+    assert (host.pki / "minions_pre/web1").read_text() == other.pub
+    assert "differs from the pending one" in caplog.text
 
-    @pytest.mark.parametrize("key", ["", "nonsense", None, 5, ["x"], b"x"], ids=repr)
-    def test_refuses_what_is_no_public_key(self, engine, host, key, caplog):
-        before = host.files()
-        engine._accept("saltm1", {"web1": key})
-        assert host.files() == before
-        assert "that is no public key" in caplog.text
 
-    def test_refuses_a_private_key(self, engine, host, shared):
-        before = host.files()
-        engine._accept("saltm1", {"web1": shared.pem})
-        assert host.files() == before
+@pytest.mark.parametrize("where", ["minions", "minions_rejected", "minions_denied"])
+def test_what_this_master_has_decided_stays(host, master, other, where):
+    host.accept({"web1": other.pub}, where)
+    before = host.files()
+    assert master.pull() is True
+    assert host.files() == before
 
-    def test_takes_the_good_ones_out_of_bad_ones(self, engine, host, pub):
-        engine._accept("saltm1", {"../x": pub, "web1": pub, "web2": "nonsense", "web3": pub})
-        assert host.accepted() == {"web1", "web3"}
+
+@pytest.mark.parametrize("name", ["../web1", "a/b", "", ".."], ids=repr)
+def test_what_is_no_minion_id_is_refused_and_the_rest_accepted(
+    host, master, minion_keys, name, caplog
+):
+    pub = minion_keys["web1"].pub
+    before = host.files()
+    master.call("_accept", "saltm1", {name: pub})
+    assert host.files() == before
+    assert "is no minion id" in caplog.text
+    master.call("_accept", "saltm1", {name: pub, "web1": pub})
+    assert host.accepted() == {"web1"}
+
+
+@pytest.mark.parametrize("text", ["", "no key", "-----BEGIN PUBLIC KEY-----\n"], ids=repr)
+def test_what_is_no_public_key_is_refused(host, master, text, caplog):
+    master.call("_accept", "saltm1", {"web1": text})
+    assert host.accepted() == set()
+    assert "is no public key" in caplog.text
 
 
 # Which answers are believed
 
 
-class Peers:
-    """
-    What the peers' minions would return.
+@pytest.mark.parametrize(
+    "lie",
+    [
+        "unsigned",
+        "signed with another key",
+        "changed afterwards",
+        "another origin",
+        "for another asker",
+        "an old nonce",
+        "an error message",
+        "more than an answer",
+    ],
+)
+def test_an_answer_is_refused_that_is(host, master, minion_keys, other, lie, caplog):
+    def reply(peer, asker, nonce):
+        answer = master.answer
+        honest = answer(peer, asker, nonce)
+        changed = {**honest["answer"], "keys": {"evil": minion_keys["web1"].pub}}
+        return {
+            "unsigned": {**honest, "signature": ""},
+            "signed with another key": answer(peer, asker, nonce, pem=other.pem),
+            "changed afterwards": {**honest, "answer": changed},
+            "another origin": answer("saltm9", asker, nonce),
+            "for another asker": answer(peer, "saltm9", nonce),
+            "an old nonce": answer(peer, asker, "0" * 32),
+            "an error message": "'multimaster.offered_keys' is not available.",
+            "more than an answer": {**honest, "more": 1},
+        }[lie]
 
-    In place of the client and the network: each reply is made from the nonce that was asked with.
-    """
-
-    def __init__(self, **replies):
-        self.replies = replies
-        self.nonces = []
-
-    def cmd(self, target, function, arg, **kwargs):
-        assert function == "multimaster.offered_keys"
-        assert set(target) == set(PEERS)
-        asker, nonce = arg
-        assert asker == ID
-        self.nonces.append(nonce)
-        return {peer: reply(nonce) for peer, reply in self.replies.items()}
-
-
-@pytest.fixture
-def pull(engine, monkeypatch):
-    def pull(**replies):
-        peers = Peers(**replies)
-        monkeypatch.setattr(
-            "salt.client.get_local_client", lambda **kwargs: contextlib.nullcontext(peers)
-        )
-        return engine._pull(PEERS)
-
-    return pull
-
-
-@pytest.fixture
-def answer(shared, pub):
-    """Make a reply; by default what a complete saltm1 says."""
-
-    def answer(keys=None, *, pem=shared.pem, nonce=None, after=None, **changes):
-        content = {"origin": "saltm1", "asker": ID, "complete": True}
-        content |= {"keys": {"web1": pub} if keys is None else keys} | changes
-
-        def reply(asked):
-            signature = keypair.sign_answer(content, nonce or asked, pem)
-            return {"answer": content | (after or {}), "signature": signature}
-
-        return reply
-
-    return answer
+    master.replies = reply
+    assert master.pull() is False
+    assert host.accepted() == set()
+    for peer in PEERS:
+        assert f"Refused the answer of {peer}: " in caplog.text
 
 
-# What arrives, given a way to make an answer and somebody else's pair.
-REFUSED = {
-    "signed with another key": lambda answer, other: answer(pem=other.pem),
-    "answering an earlier question": lambda answer, other: answer(nonce="earlier"),
-    "changed on its way": lambda answer, other: answer(after={"keys": {"evil": other.pub}}),
-    "made complete on its way": lambda answer, other: answer(
-        complete=False, after={"complete": True}
-    ),
-    "of another master": lambda answer, other: answer(origin="saltm3"),
-    "of a minion": lambda answer, other: answer(origin="web1"),
-    "for another master": lambda answer, other: answer(asker="saltm3"),
-    "without a signature": lambda answer, other: lambda asked: {"answer": answer()(asked)},
-    "with an empty signature": lambda answer, other: (
-        lambda asked: answer()(asked) | {"signature": ""}
-    ),
-    "with more than there should be": lambda answer, other: (
-        lambda asked: answer()(asked) | {"more": 1}
-    ),
-    "without content": lambda answer, other: lambda asked: {"answer": None, "signature": "x"},
-    "that is an error message": lambda answer, other: lambda asked: "Passed invalid arguments",
-    "that is nothing": lambda answer, other: lambda asked: None,
-    "that is False": lambda answer, other: lambda asked: False,
-}
+def test_a_refused_answer_does_not_hold_up_a_good_one(host, master):
+    master.replies = lambda peer, *rest: "x" if peer == "saltm1" else master.answer(peer, *rest)
+    assert master.pull() is True
+    assert host.accepted() == {"web1"}
 
 
-class TestPull:
-    def test_takes_a_signed_answer(self, host, pull, answer):
-        assert pull(saltm1=answer()) is True
-        assert host.accepted() == {"web1"}
-
-    def test_takes_the_keys_of_all_peers_together(self, host, pull, answer, pub):
-        third = answer({"web2": pub}, origin="saltm3")
-        assert pull(saltm1=answer(), saltm3=third) is True
-        assert host.accepted() == {"web1", "web2"}
-
-    def test_asks_with_another_nonce_every_time(self, engine, monkeypatch, answer):
-        peers = Peers(saltm1=answer())
-        monkeypatch.setattr(
-            "salt.client.get_local_client", lambda **kwargs: contextlib.nullcontext(peers)
-        )
-        engine._pull(PEERS)
-        engine._pull(PEERS)
-        first, second = peers.nonces
-        assert first != second
-        assert min(len(first), len(second)) >= 32
-
-    def test_is_done_when_one_good_answer_is_among_bad_ones(self, host, pull, answer, other):
-        forged = answer({"evil": other.pub}, origin="saltm3", pem=other.pem)
-        assert pull(saltm1=answer(), saltm3=forged) is True
-        assert host.accepted() == {"web1"}
-
-    def test_waits_while_nobody_answers(self, host, pull):
-        assert pull() is False
-        assert host.accepted() == set()
-
-    def test_waits_for_a_peer_that_waits_itself(self, host, pull, answer):
-        assert pull(saltm1=answer(complete=False)) is False
-        assert host.accepted() == set()
-
-    def test_ends_the_wait_of_masters_that_all_wait_for_each_other(self, host, pull, answer, pub):
-        first = answer(complete=False)
-        third = answer({"web2": pub}, origin="saltm3", complete=False)
-        assert pull(saltm1=first, saltm3=third) is True
-        assert host.accepted() == {"web1", "web2"}
-
-    @pytest.mark.parametrize("reply", REFUSED.values(), ids=REFUSED.keys())
-    def test_refuses_an_answer(self, host, pull, answer, other, reply, caplog):
-        before = host.files()
-        assert pull(saltm1=reply(answer, other)) is False
-        assert host.files() == before
-        assert "Refused the answer of saltm1" in caplog.text
-
-    def test_refusals_count_for_nothing_when_all_wait(self, host, pull, answer, other):
-        first = answer(complete=False)
-        forged = answer({"evil": other.pub}, origin="saltm3", complete=False, pem=other.pem)
-        assert pull(saltm1=first, saltm3=forged) is False
-        assert host.accepted() == set()
+def test_every_question_has_a_nonce_of_its_own(master):
+    asked = []
+    master.replies = lambda peer, asker, nonce: asked.append(nonce)
+    assert master.pull() is False
+    assert master.pull() is False
+    assert asked[0] == asked[1] != asked[2] == asked[3]
 
 
-# Its life
+# Which answers count
 
 
-class TestStart:
-    @pytest.fixture
-    def mark(self, host):
-        return Path(host.write("var/cache/salt/master/multimaster/joining", ""))
+@pytest.mark.parametrize(
+    ("first", "second", "counts"),
+    [
+        ("complete", "complete", True),
+        ("complete", "incomplete", True),
+        ("complete", None, True),
+        ("incomplete", None, False),
+        ("incomplete", "refused", False),
+        # All masters are new.
+        ("incomplete", "incomplete", True),
+        (None, None, False),
+    ],
+)
+def test_an_incomplete_answer_counts_only_if_no_peer_can_do_better(
+    host, master, first, second, counts
+):
+    def reply(peer, asker, nonce):
+        kind = dict(zip(PEERS, (first, second), strict=True))[peer]
+        answer = master.answer(peer, asker, nonce, complete=kind == "complete")
+        return {None: None, "refused": "x"}.get(kind, answer)
 
-    @pytest.fixture
-    def no_pause(self, engine, monkeypatch):
-        monkeypatch.setattr(engine, "FIRST_PAUSE", 0)
+    master.replies = reply
+    assert master.pull() is counts
+    assert host.accepted() == ({"web1"} if counts else set())
 
-    def test_asks_nobody_on_a_master_that_does_not_join(self, engine, monkeypatch):
-        monkeypatch.setattr(engine, "_pull", lambda peers: pytest.fail("asked"))
-        engine.start()
 
-    def test_asks_until_it_has_the_keys_and_never_again(self, engine, mark, no_pause, monkeypatch):
-        outcomes = [False, OSError("no bus yet"), True]
+def test_of_a_complete_and_an_incomplete_answer_only_the_first_is_used(host, master, minion_keys):
+    master.replies = lambda peer, asker, nonce: master.answer(
+        peer,
+        asker,
+        nonce,
+        complete=peer == "saltm1",
+        keys={f"of-{peer}": minion_keys["web1"].pub},
+    )
+    assert master.pull() is True
+    assert host.accepted() == {"of-saltm1"}
 
-        def pull(peers):
-            assert peers == PEERS
-            outcome = outcomes.pop(0)
-            if isinstance(outcome, Exception):
-                raise outcome
-            return outcome
 
-        monkeypatch.setattr(engine, "_pull", pull)
-        engine.start()
-        assert not outcomes
-        assert not mark.exists()
-        engine.start()
+# How often is asked
 
-    def test_keeps_the_mark_while_it_asks(self, engine, mark, no_pause, monkeypatch):
-        seen = []
-        monkeypatch.setattr(engine, "_pull", lambda peers: seen.append(mark.exists()) or True)
-        engine.start()
-        assert seen == [True]
+
+def test_asks_until_it_is_answered_and_never_again(host, master, monkeypatch):
+    flag = host.write("var/cache/salt/master/multimaster/joining", "")
+    monkeypatch.setitem(master.settings, "FIRST_PAUSE", 0.0)
+    asked = []
+
+    def reply(peer, *rest):
+        asked.append(peer)
+        if len(asked) == 1:
+            raise OSError("the bus is away")
+        return None if len(asked) < 5 else master.answer(peer, *rest)
+
+    master.replies = reply
+    master.start()
+    assert not flag.exists()
+    assert host.accepted() == {"web1"}
+    del asked[:]
+    master.start()
+    assert asked == []

@@ -1,207 +1,230 @@
-"""The status runner and its outputter: what is wrong, in words and as a table."""
+"""``salt-run multimaster.status``: what is a problem, the exit status, and the tables."""
 
 from __future__ import annotations
 
 import contextlib
-import textwrap
+from types import SimpleNamespace
 
 import pytest
 
-MASTERS = ("saltm1", "saltm2", "saltm3")
-ADDRESSES = ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
-DECLARED = [{"id": name, "address": at} for name, at in zip(MASTERS, ADDRESSES, strict=True)]
+IDS = ("saltm1", "saltm2")
+ADDRESSES = ["192.0.2.1", "192.0.2.2"]
 
 
-@pytest.fixture(scope="module")
-def runner(by_path):
-    return by_path("salt/_runners/multimaster.py")
+def master(address, **changed):
+    row = {"address": address, "reachable": True, "version": "3008.3", "fingerprint": "f" * 64}
+    row |= {"accepted": 3, "pending": 0, "denied": 0, "rejected": 0}
+    return row | changed
 
 
-@pytest.fixture(scope="module")
-def output(by_path):
-    return by_path("salt/_output/multimaster.py").output
-
-
-def master(address, **changes):
-    """The row of a master that is well."""
-    numbers = {"accepted": 4, "pending": 0, "denied": 0, "rejected": 0}
-    row = {"address": address, "reachable": True, "version": "3008.3", "fingerprint": "ab" * 32}
-    return row | numbers | changes
-
-
-def minion(**changes):
-    """The row of a minion that is well."""
-    return {"answers": dict.fromkeys(MASTERS, True), "configured": list(ADDRESSES)} | changes
-
-
-def masters(**changes):
-    rows = {name: master(at) for name, at in zip(MASTERS, ADDRESSES, strict=True)}
-    return {name: row | changes.get(name, {}) for name, row in rows.items()}
-
-
-def problems(runner, masters_=None, mode="hot", **minions):
-    return runner._problems(masters_ or masters(), minions, ADDRESSES, mode)
-
-
-class TestProblems:
-    @pytest.mark.parametrize("mode", ["hot", "failover"])
-    def test_are_none_when_all_is_well(self, runner, mode):
-        assert problems(runner, mode=mode, saltm1=minion(), web1=minion()) == []
-
-    def test_name_a_master_that_is_away(self, runner):
-        gone = {"reachable": False, "version": None, "fingerprint": None, "pending": None}
-        found = problems(runner, masters(saltm2=gone))
-        assert found == ["master saltm2 (192.0.2.2) does not answer"]
-
-    def test_count_pending_keys(self, runner):
-        found = problems(runner, masters(saltm3={"pending": 2}))
-        assert found == ["master saltm3 has 2 pending keys"]
-
-    def test_tell_of_masters_with_different_keys(self, runner):
-        found = problems(runner, masters(saltm3={"fingerprint": "cd" * 32}))
-        assert found == ["the masters have different keys"]
-
-    def test_do_not_compare_the_key_of_a_master_that_is_away(self, runner):
-        found = problems(runner, masters(saltm3={"reachable": False, "fingerprint": None}))
-        assert found == ["master saltm3 (192.0.2.3) does not answer"]
-
-    def test_name_the_masters_that_a_hot_minion_does_not_answer(self, runner):
-        answers = {"saltm1": True, "saltm2": False, "saltm3": False}
-        found = problems(runner, web1=minion(answers=answers))
-        assert found == ["minion web1 does not answer to saltm2, saltm3"]
-
-    @pytest.mark.parametrize("current", MASTERS)
-    def test_let_a_failover_minion_have_one_master(self, runner, current):
-        answers = {name: name == current for name in MASTERS}
-        assert problems(runner, mode="failover", web1=minion(answers=answers)) == []
-
-    def test_name_a_failover_minion_without_any_master(self, runner):
-        answers = dict.fromkeys(MASTERS, False)
-        found = problems(runner, mode="failover", web1=minion(answers=answers))
-        assert found == ["minion web1 does not answer to saltm1, saltm2, saltm3"]
-
-    def test_expect_a_masters_own_minion_everywhere_even_with_failover(self, runner):
-        answers = {"saltm1": True, "saltm2": True, "saltm3": False}
-        found = problems(runner, mode="failover", saltm1=minion(answers=answers))
-        assert found == ["minion saltm1 does not answer to saltm3"]
-
-    def test_name_a_minion_with_another_list(self, runner):
-        found = problems(runner, web1=minion(configured=["192.0.2.1"]))
-        assert found == ["minion web1 is configured for 192.0.2.1"]
-
-    def test_do_not_guess_the_list_of_a_minion_that_is_away(self, runner):
-        assert problems(runner, web1=minion(configured=None)) == []
-
-
-class TestStatus:
-    """Data and exit status, from the answers that the minions would give."""
-
-    @pytest.fixture
-    def ask(self, runner, monkeypatch):
-        def ask(reports, configured, declared=DECLARED):
-            class Client:
-                def cmd(self, target, function, *args, **kwargs):
-                    return reports if function == "multimaster.report" else configured
-
-            # No master runs here that the real client could ask.
-            monkeypatch.setattr(
-                "salt.client.get_local_client", lambda **kwargs: contextlib.nullcontext(Client())
-            )
-            monkeypatch.setattr(
-                runner, "__opts__", {"multimaster": {"masters": declared}}, raising=False
-            )
-            return runner.status()["data"]
-
-        return ask
-
-    def report(self, **changes):
-        return {
-            "running": True,
-            "version": "3008.3",
-            "fingerprint": "ab" * 32,
-            "accepted": ["web1"],
-            "pending": [],
-            "denied": [],
-            "rejected": [],
-            "answering": ["web1"],
-        } | changes
-
-    def test_is_0_when_all_is_well(self, ask):
-        reports = {name: self.report() for name in MASTERS}
-        data = ask(reports, {"web1": {"configured": ADDRESSES, "connected": ADDRESSES}})
-        assert data["problems"] == []
-        assert data["retcode"] == 0
-        assert data["minions"]["web1"] == minion()
-        assert data["masters"]["saltm1"]["accepted"] == 1
-
-    @pytest.mark.parametrize(
-        "bad", [None, "Minion did not return", False, {"running": False}], ids=repr
+def healthy():
+    """Two masters, of whose hosts one is a minion, too, and a minion of both."""
+    answers = dict.fromkeys(IDS, True)
+    return SimpleNamespace(
+        masters={name: master(at) for name, at in zip(IDS, ADDRESSES, strict=True)},
+        minions={
+            name: {"answers": dict(answers), "configured": list(ADDRESSES)}
+            for name in ("saltm1", "web1")
+        },
     )
-    def test_is_1_with_a_master_that_gives_no_report_or_does_not_run(self, ask, bad):
-        bad = self.report(**bad) if isinstance(bad, dict) else bad
-        reports = {name: self.report() for name in MASTERS} | {"saltm2": bad}
-        data = ask(reports, {})
-        assert data["retcode"] == 1
-        assert "master saltm2 (192.0.2.2) does not answer" in data["problems"]
-
-    def test_includes_a_minion_that_one_master_only_knows(self, ask):
-        reports = {name: self.report(accepted=[], answering=[]) for name in MASTERS}
-        reports["saltm3"] = self.report()
-        data = ask(reports, {})
-        assert data["problems"] == ["minion web1 does not answer to saltm1, saltm2"]
-
-    def test_is_1_on_a_master_without_a_declaration(self, ask):
-        data = ask({}, {}, declared=[])
-        assert data["retcode"] == 1
-        assert data["problems"] == ["this master declares no topology; apply the formula first"]
 
 
-class TestOutput:
-    def test_is_two_tables(self, output):
-        data = {"masters": masters(), "minions": {"web1": minion()}, "problems": []}
-        assert output(data) == textwrap.dedent(
-            """\
-            MASTER  ADDRESS    UP   VERSION  KEY               ACCEPTED  PENDING  DENIED  REJECTED
-            saltm1  192.0.2.1  yes  3008.3   abababababababab  4         0        0       0
-            saltm2  192.0.2.2  yes  3008.3   abababababababab  4         0        0       0
-            saltm3  192.0.2.3  yes  3008.3   abababababababab  4         0        0       0
-
-            MINION  saltm1  saltm2  saltm3
-            web1    yes     yes     yes
-
-            Everything is connected."""
-        )
-
-    def test_shows_what_is_wrong_and_what_is_unknown(self, output):
-        nothing = dict.fromkeys(["version", "fingerprint", "accepted", "pending"])
-        gone = nothing | {"reachable": False, "denied": None, "rejected": None}
-        answers = {"saltm1": True, "saltm2": False, "saltm3": True}
-        lines = output(
-            {
-                "masters": masters(saltm2=gone),
-                "minions": {"web1": minion(answers=answers)},
-                "problems": ["master saltm2 is away", "minion web1 too"],
-            }
-        ).splitlines()
-        assert lines[2].split() == ["saltm2", "192.0.2.2", "NO", *"------"]
-        assert lines[6].split() == ["web1", "yes", "NO", "yes"]
-        assert lines[-2:] == ["! master saltm2 is away", "! minion web1 too"]
-
-    def test_of_nothing_is_headings_and_problems(self, output):
-        lines = output({"masters": {}, "minions": {}, "problems": ["no topology"]}).splitlines()
-        assert lines[0].startswith("MASTER")
-        assert lines[-1] == "! no topology"
-
-
-@pytest.mark.parametrize("kind", ["runner", "output"])
-def test_salts_loader_finds_it(kind, host, tmp_path):
+@pytest.fixture(scope="module")
+def loaders(loaded_host):
+    """The runner and the outputter in Salt's loader."""
+    import salt.config
     import salt.loader
 
-    # As on a master that the formula has configured.
-    for name in ("runners", "output"):
-        (tmp_path / name).symlink_to(host.checkout / "salt" / f"_{name}")
-    opts = {**host.runtime.opts, "module_dirs": [str(tmp_path)], "extension_modules": ""}
-    if kind == "runner":
-        assert "multimaster.status" in salt.loader.runner(opts)
-    else:
-        assert "multimaster" in salt.loader.outputters(opts)
+    loaded_host.reset()
+    modules = [str(loaded_host.extension_modules)]
+    settings = {"root_dir": str(loaded_host.root), "module_dirs": modules}
+    loaded_host.write("etc/salt/master", settings)
+    opts = dict(salt.config.master_config(str(loaded_host.config_dir / "master")))
+    opts["grains"] = loaded_host.runtime.opts["grains"]
+    masters = [{"id": n, "address": at} for n, at in zip(IDS, ADDRESSES, strict=True)]
+    opts["multimaster"] = {"mode": "hot", "masters": masters}
+    return SimpleNamespace(
+        runner=salt.loader.runner(opts), output=salt.loader.outputters(opts), opts=opts
+    )
+
+
+@pytest.fixture
+def problems(loaders):
+    function = loaders.runner["multimaster.status"].func.__globals__["_problems"]
+    return lambda topology, mode="hot": function(
+        topology.masters, topology.minions, ADDRESSES, mode
+    )
+
+
+# Problems
+
+
+@pytest.mark.parametrize("mode", ["hot", "failover"])
+def test_a_healthy_topology_has_no_problem(problems, mode):
+    assert problems(healthy(), mode) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"reachable": False}, "master saltm2 (192.0.2.2) does not answer"),
+        ({"reachable": False, "pending": None}, "master saltm2 (192.0.2.2) does not answer"),
+        ({"pending": 2}, "master saltm2 has 2 pending keys"),
+        ({"fingerprint": "0" * 64}, "the masters have different keys"),
+        ({"fingerprint": None}, "the masters have different keys"),
+    ],
+    ids=repr,
+)
+def test_a_master_is_a_problem_with(problems, row, problem):
+    topology = healthy()
+    topology.masters["saltm2"] |= row
+    assert problems(topology) == [problem]
+
+
+@pytest.mark.parametrize("row", [{"denied": 1}, {"rejected": 1}], ids=repr)
+def test_a_key_that_was_decided_on_is_no_problem(problems, row):
+    topology = healthy()
+    topology.masters["saltm2"] |= row
+    assert problems(topology) == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "minion", "silent", "problem"),
+    [
+        ("hot", "web1", ["saltm2"], "saltm2"),
+        ("hot", "web1", IDS, "saltm1, saltm2"),
+        # Connected to one master at a time, whichever that is.
+        ("failover", "web1", ["saltm2"], None),
+        ("failover", "web1", IDS, "saltm1, saltm2"),
+        # The hosts of masters are connected to all of them in every mode.
+        ("failover", "saltm1", ["saltm2"], "saltm2"),
+    ],
+)
+def test_a_minion_has_to_answer_to_its_masters(problems, mode, minion, silent, problem):
+    topology = healthy()
+    topology.minions[minion]["answers"] |= dict.fromkeys(silent, False)
+    expected = [f"minion {minion} does not answer to {problem}"] if problem else []
+    assert problems(topology, mode) == expected
+
+
+@pytest.mark.parametrize(
+    ("configured", "wrong"),
+    [(["192.0.2.9"], True), (ADDRESSES[::-1], True), (ADDRESSES, False), (None, False)],
+)
+def test_a_minion_has_to_be_configured_for_them(problems, configured, wrong):
+    topology = healthy()
+    topology.minions["web1"]["configured"] = configured
+    expected = f"minion web1 is configured for {', '.join(configured or [])}"
+    assert problems(topology) == ([expected] if wrong else [])
+
+
+# The runner
+
+
+@pytest.fixture
+def status(loaders, monkeypatch):
+    """Run it with the masters' reports and the minions' lists of masters."""
+
+    def status(reports, configured):
+        class Client:
+            # There is no master here whose bus would carry the questions.
+            def cmd(self, target, function, *args, **kwargs):
+                return {"multimaster.report": reports, "multimaster.masters": configured}[function]
+
+        monkeypatch.setattr(
+            "salt.client.get_local_client", lambda mopts: contextlib.nullcontext(Client())
+        )
+        return loaders.runner["multimaster.status"]()
+
+    return status
+
+
+def report(**changed):
+    names = ["saltm1", "saltm2", "web1"]
+    row = {"running": True, "version": "3008.3", "fingerprint": "f" * 64}
+    row |= {"accepted": names, "answering": names, "pending": [], "denied": [], "rejected": []}
+    return row | changed
+
+
+CONFIGURED = {name: {"configured": ADDRESSES} for name in ("saltm1", "saltm2", "web1")}
+
+
+def test_all_is_well_with_exit_status_0(status):
+    shown = status({name: report() for name in IDS}, CONFIGURED)
+    assert shown["outputter"] == "multimaster"
+    data = shown["data"]
+    assert data["masters"] == {n: master(at) for n, at in zip(IDS, ADDRESSES, strict=True)}
+    assert data["minions"]["web1"] == {
+        "answers": dict.fromkeys(IDS, True),
+        "configured": ADDRESSES,
+    }
+    assert (data["problems"], data["retcode"]) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    "reports",
+    [
+        {},
+        {"saltm1": report()},
+        {"saltm1": report(), "saltm2": report(running=False, answering=[])},
+        {"saltm1": report(), "saltm2": "The minion function caused an exception"},
+        {"saltm1": report(), "saltm2": False},
+    ],
+    ids=["nobody", "absent", "stopped", "error", "no return"],
+)
+def test_a_master_without_a_report_is_exit_status_1(status, reports):
+    data = status(reports, CONFIGURED)["data"]
+    assert data["retcode"] == 1
+    assert "master saltm2 (192.0.2.2) does not answer" in data["problems"]
+    assert data["masters"]["saltm2"]["reachable"] is False
+
+
+@pytest.mark.parametrize("lists", [{}, {**CONFIGURED, "web1": "an error"}], ids=["none", "error"])
+def test_a_minion_whose_list_is_unknown_is_shown_all_the_same(status, lists):
+    data = status({name: report() for name in IDS}, lists)["data"]
+    assert data["minions"]["web1"]["configured"] is None
+    assert data["retcode"] == 0
+
+
+def test_without_a_topology_the_exit_status_is_1(status, loaders, monkeypatch):
+    monkeypatch.delitem(loaders.runner.opts, "multimaster")
+    data = status({}, {})["data"]
+    assert data["problems"] == ["this master declares no topology; apply the formula first"]
+    assert data["retcode"] == 1
+
+
+# The outputter
+
+
+def test_the_tables_of_a_healthy_topology(loaders):
+    topology = healthy()
+    topology.masters["saltm1"]["accepted"] = 1200
+    shown = loaders.output["multimaster"]({**vars(topology), "problems": []})
+    assert shown.splitlines() == [
+        "MASTER  ADDRESS    UP   VERSION  KEY               ACCEPTED  PENDING  DENIED  REJECTED",
+        "saltm1  192.0.2.1  yes  3008.3   ffffffffffffffff  1200      0        0       0",
+        "saltm2  192.0.2.2  yes  3008.3   ffffffffffffffff  3         0        0       0",
+        "",
+        "MINION  saltm1  saltm2",
+        "saltm1  yes     yes",
+        "web1    yes     yes",
+        "",
+        "Everything is connected.",
+    ]
+
+
+def test_what_is_unknown_is_a_dash_and_what_is_wrong_is_loud(loaders):
+    topology = healthy()
+    unknown = dict.fromkeys(("version", "fingerprint", "accepted", "pending", "denied", "rejected"))
+    topology.masters["saltm2"] |= {"reachable": False, **unknown}
+    topology.minions["web1"]["answers"]["saltm2"] = False
+    shown = loaders.output["multimaster"]({**vars(topology), "problems": ["one", "two"]})
+    lines = shown.splitlines()
+    assert lines[2].split() == ["saltm2", "192.0.2.2", "NO", *"------"]
+    assert lines[6].split() == ["web1", "yes", "NO"]
+    assert lines[-2:] == ["! one", "! two"]
+
+
+def test_the_tables_of_nothing(loaders):
+    shown = loaders.output["multimaster"]({"masters": {}, "minions": {}, "problems": ["none"]})
+    assert shown.splitlines()[-1] == "! none"
