@@ -300,8 +300,21 @@ class TestFirstMaster:
         assert not joining(host)
         assert host.call("joined_by_us") is False
 
-    def test_is_protected_by_its_minions(self, host, other):
+    def test_is_found_without_the_alias(self, host, shared):
+        have(host, *shared, stem=HOSTNAME)
+        (host.pki / "master.pem").unlink()
+        (host.pki / "master.pub").unlink()
+        done = install(host)
+        assert done["action"] == "repair"
+        in_place(host, shared, ID)
+        assert not joining(host)
+
+    @pytest.mark.parametrize("alias", [True, False], ids=["", "no alias"])
+    def test_is_protected_by_its_minions(self, host, other, alias):
         have(host, *other, stem=HOSTNAME)
+        if not alias:
+            (host.pki / "master.pem").unlink()
+            (host.pki / "master.pub").unlink()
         host.accept({"web1": other.pub})
         before = host.files()
         assert install(host)["action"] == "refuse"
