@@ -43,7 +43,7 @@ integration: setup ## test in the laboratory: process driver, and Docker where a
 test-matrix: setup-3007 setup-3006 ## run the tests of the other Salt series
 	$(BIN)/pytest --matrix -m matrix
 
-bench: setup ## measure, and compare with the recorded figures
+bench: setup ## measure the costs as ratios, side by side
 	$(BIN)/python test/bench/bench.py
 
 kitchen: setup ## Test Kitchen: create, converge, verify, destroy (needs Docker and Bundler)

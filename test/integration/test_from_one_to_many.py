@@ -198,8 +198,8 @@ def test_a_master_that_leaves_is_cleaned_and_a_minion_gets_its_one_master_back(
     assert left.stdout == ""
     backups = lab.run("saltm4", "find", host.master_pki_dir, "-name", "saltm4.pem").stdout
     assert backups.count("multimaster-backup-") == 1
-    for path in (f"{host.config_dir}/master.d/multimaster.conf",):
-        assert lab.run("saltm4", "test", "-e", path).returncode == 1
+    drop_in = f"{host.config_dir}/master.d/multimaster.conf"
+    assert lab.run("saltm4", "test", "-e", drop_in).returncode == 1
     first = lab.host("saltm1").address
 
     def masters_of(minion: str) -> Any:

@@ -7,22 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
-
-
-def keypair() -> dict[str, str]:
-    """Return a new RSA pair as PEM text: ``pem`` (private) and ``pub``."""
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.TraditionalOpenSSL,
-        serialization.NoEncryption(),
-    )
-    public = key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return {"pem": private.decode(), "pub": public.decode()}
+from lab.keys import make_pair
 
 
 def main(directory: Path) -> None:
@@ -31,7 +16,8 @@ def main(directory: Path) -> None:
     path = os.open(directory / "keypair.sls", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(path, "w") as pillar:
         # JSON is YAML, and needs no care for indentation.
-        json.dump({"multimaster": {"keypair": keypair()}}, pillar)
+        pem, pub = make_pair()
+        json.dump({"multimaster": {"keypair": {"pem": pem, "pub": pub}}}, pillar)
 
 
 if __name__ == "__main__":

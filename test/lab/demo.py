@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import threading
@@ -10,16 +9,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from lab import cli
-from lab.model import Lab, LabError
+from lab.laboratory import Laboratory, failures
+from lab.model import LabError
 from lab.wait import until
 
 MASTERS, MINIONS = 3, 3
 # Seconds without news after which a step says that it is still at work.
 PATIENCE = 2.0
-RETURNS = ("--out=json", "--static", "--timeout=60")
 
 
 @contextmanager
@@ -48,55 +46,35 @@ def step(title: str) -> Iterator[None]:
         print(f"{clear}    {time.monotonic() - started:.1f} s", flush=True)
 
 
-def run(lab: Lab, host_id: str, *argv: str) -> str:
-    """Run a command on a host and return its output; :class:`LabError` if it fails."""
-    driver = cli.driver_of(lab.directory, lab.driver, lab.salt)
-    done = driver.exec(lab, lab.host(host_id), argv, capture_output=True, timeout=300)
-    if done.returncode:
-        raise LabError(f"{' '.join(argv)} on {host_id}: {done.stdout}{done.stderr}")
-    return str(done.stdout)
-
-
-def answers(lab: Lab, host_id: str) -> set[str]:
-    """Return the minions that answer a command given on a host's master."""
-    driver = cli.driver_of(lab.directory, lab.driver, lab.salt)
-    argv = ["salt", "*", "test.ping", "--out=json", "--static", "--timeout=5"]
-    done = driver.exec(lab, lab.host(host_id), argv, capture_output=True, timeout=120)
-    try:
-        result: dict[str, Any] = json.loads(done.stdout)
-    except ValueError:
-        return set()
-    return {name for name, value in result.items() if value is True}
-
-
-def table(lab: Lab, host_id: str) -> str | None:
+def table(lab: Laboratory) -> str | None:
     """Return the status table once everything is connected, else None."""
-    driver = cli.driver_of(lab.directory, lab.driver, lab.salt)
-    argv = ["salt-run", "multimaster.status"]
-    done = driver.exec(lab, lab.host(host_id), argv, capture_output=True, timeout=120)
-    return done.stdout if done.returncode == 0 else None
+    done = lab.run("saltm1", "salt-run", "multimaster.status", timeout=120)
+    return str(done.stdout) if done.returncode == 0 else None
 
 
-def play(lab: Lab) -> None:
-    """Every step after the laboratory is up; raises :class:`LabError` where one fails."""
-    everyone = {host.id for host in lab.hosts}
+def play(lab: Laboratory) -> None:
+    """Every step after the laboratory is up; raises where one fails."""
     with step("salt '*' state.apply multimaster, given on saltm1, the only master"):
-        result = json.loads(run(lab, "saltm1", "salt", "*", "state.apply", "multimaster", *RETURNS))
+        result = lab.json(
+            "saltm1", "salt", "--static", "--timeout=60", "*", "state.apply", "multimaster"
+        )
+    if failures(result) or set(result) != lab.ids:
+        raise LabError(f"the apply failed: {failures(result) or sorted(result)}")
     for name, states in sorted(result.items()):
         changed = sum(1 for state in states.values() if state["changes"])
         print(f"    {name}: {len(states)} states, {changed} changed")
     with step("every minion answers to every master"):
-        picture = until(lambda: table(lab, "saltm1"), 120, "every minion to answer to every master")
+        picture = until(lambda: table(lab), 120, "every minion to answer to every master")
     print(picture)
-    driver = cli.driver_of(lab.directory, lab.driver, lab.salt)
+    first = lab.host("saltm1")
     with step("the first master is killed (SIGKILL)"):
-        driver.control(lab, lab.host("saltm1"), "kill", "salt-master")
+        lab.driver.control(lab.lab, first, "kill", "salt-master")
     with step("a command through the second master is answered"):
-        until(lambda: answers(lab, "saltm2") == everyone, 60, "all answers through saltm2")
-    print(f"    {len(everyone)} of {len(everyone)} minions answered to saltm2")
+        until(lambda: lab.answering("saltm2") == lab.ids, 60, "all answers through saltm2")
+    print(f"    all {len(lab.ids)} minions answered to saltm2")
     with step("the first master is back, and everything is connected again"):
-        driver.control(lab, lab.host("saltm1"), "start", "salt-master")
-        picture = until(lambda: table(lab, "saltm1"), 120, "everything to be connected again")
+        lab.driver.control(lab.lab, first, "start", "salt-master")
+        picture = until(lambda: table(lab), 120, "everything to be connected again")
     print(picture)
 
 
@@ -107,10 +85,10 @@ def main() -> int:
         directory = Path(scratch, "lab")
         try:
             with step(f"one master, {MINIONS} minions, {MASTERS - 1} hosts to become masters"):
-                lab = cli.up(directory, masters=MASTERS, minions=MINIONS, say=lambda line: None)
-            play(lab)
+                made = cli.up(directory, masters=MASTERS, minions=MINIONS, say=lambda line: None)
+            play(Laboratory(made))
             status = 0
-        except LabError as err:
+        except (LabError, AssertionError) as err:
             print(f"demo: {err}", file=sys.stderr)
             status = 1
         finally:

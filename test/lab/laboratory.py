@@ -81,18 +81,18 @@ class Laboratory:
 
     def until_connected(self, master: str = "saltm1") -> dict[str, Any]:
         """Wait until the status on a master finds nothing wrong; return it."""
-        seen: list[Any] = []
+        seen: dict[str, Any] = {}
 
         def connected() -> bool:
-            code, data = self.status(master)
-            seen[:] = [data.get("problems")]
+            nonlocal seen
+            code, seen = self.status(master)
             return code == 0
 
         try:
             until(connected, PATIENCE, "everything to be connected", interval=1)
         except LabError as err:
-            raise AssertionError(f"{err}; last problems: {seen}") from err
-        return self.status(master)[1]
+            raise AssertionError(f"{err}; last problems: {seen.get('problems')}") from err
+        return seen
 
     def declare(self, **changes: Any) -> None:
         """Change the declaration that saltm1 serves."""

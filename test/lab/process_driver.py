@@ -22,10 +22,9 @@ from typing import Any
 
 import psutil
 import yaml
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 from supervisor.xmlrpc import SupervisorTransport
 
+from lab.keys import make_pair
 from lab.model import SERIES, UNITS, Host, Lab, LabError, Trees
 from lab.wait import until
 
@@ -245,23 +244,15 @@ class ProcessDriver:
 
     def _write_key(self, lab: Lab, host: Host) -> None:
         """Make the minion's key pair, and have it accepted by the first master."""
-        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        pem = key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.TraditionalOpenSSL,
-            serialization.NoEncryption(),
-        )
-        pub = key.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
+        pem, pub = make_pair()
         pki = Path(host.minion_pki_dir)
         pki.mkdir(parents=True, mode=0o700)
         (pki / "minion.pem").touch(mode=0o600)
-        (pki / "minion.pem").write_bytes(pem)
-        (pki / "minion.pub").write_bytes(pub)
+        (pki / "minion.pem").write_text(pem)
+        (pki / "minion.pub").write_text(pub)
         accepted = Path(lab.masters[0].master_pki_dir, "minions")
         accepted.mkdir(parents=True, exist_ok=True)
-        (accepted / host.id).write_bytes(pub)
+        (accepted / host.id).write_text(pub)
 
     def _connected(self, lab: Lab, host: Host, address: str) -> bool:
         """Tell whether the host's minion listens to the publisher at an address."""

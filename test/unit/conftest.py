@@ -15,8 +15,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+
+from lab import keys
 
 if TYPE_CHECKING:
     from unit.salt_host import Host
@@ -40,16 +40,8 @@ class Pair(NamedTuple):
 
 def make_pair() -> Pair:
     # Half of Salt's size: each reading checks a private key, at an eighth of the cost.
-    key = rsa.generate_private_key(public_exponent=65537, key_size=1024)
-    pem = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.TraditionalOpenSSL,
-        serialization.NoEncryption(),
-    )
-    pub = key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return Pair(pem.decode(), pub.decode().rstrip())
+    pem, pub = keys.make_pair(bits=1024)
+    return Pair(pem, pub.rstrip())
 
 
 @pytest.fixture(scope="session")
@@ -108,6 +100,16 @@ def host(loaded_host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     loaded_host.reset()
     with no_name_service():
         yield loaded_host
+
+
+@pytest.fixture
+def offer(host: Host, shared: Pair, minion_keys: dict[str, Pair], pillar_file: ModuleType) -> None:
+    """The pillar gives saltm2 the shared pair and the masters' minions, sealed."""
+    host.write("etc/salt/pki/minion/minion.pem", minion_keys["saltm2"].pem)
+    minions = {name: minion_keys[name].pub for name in ("saltm1", "saltm2")}
+    content = {"pem": shared.pem, "pub": shared.pub, "minions": minions}
+    sealed = pillar_file.seal(content, "saltm2", minion_keys["saltm2"].pub)
+    host.pillar = {"multimaster": {"keypair": {"sealed": sealed}}}
 
 
 @contextlib.contextmanager

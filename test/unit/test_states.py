@@ -27,16 +27,6 @@ DECLARATION = {"mode": "hot", "masters": MASTERS}
 
 
 @pytest.fixture
-def offer(host, shared, minion_keys, pillar_file):
-    """The pillar gives this host the shared pair and the masters' minions, sealed."""
-    host.write("etc/salt/pki/minion/minion.pem", minion_keys[ID].pem)
-    minions = {name: minion_keys[name].pub for name in ("saltm1", ID)}
-    content = {"pem": shared.pem, "pub": shared.pub, "minions": minions}
-    sealed = pillar_file.seal(content, ID, minion_keys[ID].pub)
-    host.pillar = {"multimaster": {"keypair": {"sealed": sealed}}}
-
-
-@pytest.fixture
 def restarts(host, monkeypatch):
     """The restarts asked for; really carried out, they would restart this process's service."""
     restarts = []
