@@ -11,11 +11,12 @@ import logging
 import os
 import random
 import secrets
-import threading
+import time
 
 import salt.cache
 import salt.client
 import salt.key
+import salt.utils.event
 import salt.utils.verify
 
 log = logging.getLogger(__name__)
@@ -55,8 +56,25 @@ def start():
         if not told:
             log.warning("No other master has answered yet; asking %s again", ", ".join(peers))
             told = True
-        threading.Event().wait(pause * random.uniform(0.8, 1.2))
-        pause = min(pause * 1.5, LONGEST_PAUSE)
+        woken = _wait_for(peers, pause * random.uniform(0.8, 1.2))
+        pause = FIRST_PAUSE if woken else min(pause * 1.5, LONGEST_PAUSE)
+
+
+def _wait_for(peers, pause):
+    """
+    Wait until a peer's minion signs in, for at most ``pause`` seconds; tell whether one did.
+
+    The event only wakes: whoever forges it has this master ask its peers, once in FIRST_PAUSE.
+    """
+    started = time.monotonic()
+    with salt.utils.event.get_event("master", opts=__opts__) as bus:
+        while (left := started + pause - time.monotonic()) > 0:
+            event = bus.get_event(wait=left, tag="salt/auth")
+            if event and event.get("id") in peers and event.get("act") == "accept":
+                # Signed in is not yet subscribed; and one that floods us is not to be heeded.
+                time.sleep(max(0.0, started + FIRST_PAUSE - time.monotonic()))
+                return True
+    return False
 
 
 def _pull(peers):

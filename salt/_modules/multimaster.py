@@ -122,7 +122,7 @@ def report(timeout=5):
     answers = {}
     if running:
         with salt.client.get_local_client(mopts=opts) as client:
-            answers = client.cmd("*", "test.ping", timeout=timeout)
+            answers = client.cmd("*", "test.ping", timeout=timeout, gather_job_timeout=timeout)
     pub = _read_pair(opts)[1]
     return {
         "running": running,

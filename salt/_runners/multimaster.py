@@ -34,15 +34,11 @@ def status(timeout=5):
     ids = [master["id"] for master in declared]
     addresses = [master["address"] for master in declared]
     mode = __opts__.get("multimaster", {}).get("mode", "hot")
+    # Whoever still works on its answer after that time is waited for; whoever is not there is not.
+    patience = {"timeout": timeout, "gather_job_timeout": timeout}
     with salt.client.get_local_client(mopts=__opts__) as client:
-        reports = client.cmd(
-            ids,
-            "multimaster.report",
-            [timeout],
-            timeout=3 * timeout + 5,
-            tgt_type="list",
-        )
-        configured = client.cmd("*", "multimaster.masters", timeout=timeout)
+        reports = client.cmd(ids, "multimaster.report", [timeout], tgt_type="list", **patience)
+        configured = client.cmd("*", "multimaster.masters", **patience)
     reports = {name: value for name, value in reports.items() if isinstance(value, dict)}
     masters = {master["id"]: _master_row(master, reports.get(master["id"])) for master in declared}
     minions = sorted({name for report in reports.values() for name in report["accepted"]})

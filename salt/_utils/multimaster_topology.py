@@ -33,6 +33,8 @@ DERIVED_MINION = (
     "master",
     "master_type",
     "rejected_retry",
+    "acceptance_wait_time",
+    "acceptance_wait_time_max",
     "retry_dns",
     "auth_retries",
     "multimaster",
@@ -152,6 +154,10 @@ def minion_options(topology: Topology, minion_id: str) -> dict[str, Any]:
         "master": list(topology.addresses),
         # One master's rejection would end the whole minion, its other masters included.
         "rejected_retry": True,
+        # A new minion, or a new master, has its key accepted within seconds: ask again after
+        # 1, 2, 4, and then every 8 seconds rather than every 10.
+        "acceptance_wait_time": 1,
+        "acceptance_wait_time_max": 8,
     }
     if topology.mode == "failover" and minion_id not in topology.ids:
         options |= {

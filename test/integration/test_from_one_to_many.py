@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import testinfra
 
+from kitchen import topology_checks as checks
+from lab.docker_driver import container
 from lab.laboratory import PATIENCE, Laboratory, changed, failures, laboratory
 from lab.wait import until
 
@@ -103,6 +106,31 @@ def test_the_first_master_kept_its_identity(lab: Laboratory) -> None:
     for host in lab.lab.hosts:
         known = lab.read(host.id, f"{host.minion_pki_dir}/minion_master.pub")
         assert known.strip() == lab.read("saltm1", f"{_pki(lab)}/master.pub").strip()
+
+
+@pytest.mark.parametrize("lab", [pytest.param("docker", marks=pytest.mark.docker)], indirect=True)
+def test_the_topology_is_right_from_outside(lab: Laboratory) -> None:
+    hosts = {
+        host.id: testinfra.get_host(f"docker://{container(lab.lab, host)}")
+        for host in lab.lab.hosts
+    }
+    declared = {master["id"]: master["address"] for master in lab.masters(3)}
+    topology = checks.Topology(declared, tuple(sorted(lab.ids - set(declared))))
+    masters = {name: hosts[name] for name in declared}
+    checks.check_same_key(masters)
+    for name, master in masters.items():
+        checks.check_unit(master, "salt-master")
+        checks.check_listening(master, declared[name])
+        checks.check_key_files(master, name)
+        checks.check_everyone_answers(master, topology)
+        checks.check_no_key_waits(master, topology)
+    for host in hosts.values():
+        checks.check_unit(host, "salt-minion")
+        checks.check_masters_of_minion(host, topology)
+        checks.check_minion_trusts(host, masters)
+        checks.check_private_keys_only_in_pki(host)
+    for name in topology.minions:
+        checks.check_holds_no_master_key(hosts[name])
 
 
 def test_a_second_apply_changes_nothing_on_any_node(lab: Laboratory) -> None:
@@ -215,14 +243,13 @@ def _pki(lab: Laboratory) -> str:
 
 def _python(lab: Laboratory, host_id: str, code: str, sealed: str, claimed: str) -> Any:
     host = lab.host(host_id)
-    python = "/opt/saltstack/salt/bin/python3" if lab.lab.driver == "docker" else "python3"
     job = {
         "config": f"{host.config_dir}/minion",
         "key": f"{host.minion_pki_dir}/minion.pem",
         "sealed": sealed,
         "id": claimed,
     }
-    return lab.run(host_id, python, "-c", code, input=json.dumps(job))
+    return lab.run(host_id, lab.python, "-c", code, input=json.dumps(job))
 
 
 def _until_equal(observe: Any, expected: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from lab.model import Host, Lab, LabError
 from lab.wait import until
 
 SCANNER = Path(__file__).with_name("scan_host.py")
+RECORDER = Path(__file__).with_name("record_events.py")
 # Seconds. Several Salt hosts start on two cores; the waits end with their conditions.
 PATIENCE = 180
 
@@ -28,6 +30,11 @@ class Laboratory:
         self.lab = lab
         self.driver = cli.driver_of(lab.directory, lab.driver, lab.salt)
         self.arguments_seen: set[str] = set()
+
+    @property
+    def python(self) -> str:
+        """The Python that Salt has on the hosts."""
+        return "/opt/saltstack/salt/bin/python3" if self.lab.driver == "docker" else "python3"
 
     def host(self, host_id: str) -> Host:
         """Return the host with that id."""
@@ -70,6 +77,20 @@ class Laboratory:
         with contextlib.suppress(ValueError):
             return {name for name, value in json.loads(done.stdout).items() if value is True}
         return set()
+
+    def until_answering(self, master: str) -> None:
+        """Wait until all minions answer a command given on a master; the failure names the rest."""
+        missing = self.ids
+
+        def complete() -> bool:
+            nonlocal missing
+            missing = self.ids - self.answering(master)
+            return not missing
+
+        try:
+            until(complete, PATIENCE, f"all minions to answer to {master}", interval=1)
+        except LabError as err:
+            raise AssertionError(f"{err}; missing: {sorted(missing)}") from err
 
     def status(self, master: str = "saltm1") -> tuple[int, dict[str, Any]]:
         """Return exit status and data of ``multimaster.status``."""
@@ -115,6 +136,11 @@ class Laboratory:
         """Return the content of a file on a host."""
         return str(self.run(host_id, "cat", path).stdout)
 
+    def logs(self, host_id: str, lines: int = 40) -> str:
+        """Return the ends of a host's logs, each with its name."""
+        found = self.run(host_id, "find", self.host(host_id).log_dir, "-type", "f").stdout.split()
+        return str(self.run(host_id, "tail", "-v", "-n", str(lines), *found).stdout)
+
     def private_key(self) -> str:
         """Return the masters' private key, from the first master's disk."""
         pki = self.host("saltm1").master_pki_dir
@@ -124,19 +150,36 @@ class Laboratory:
         """Scan every file and the recorded arguments of every host for the private key."""
         needles = needles_of(self.private_key())
         for host in self.lab.hosts:
-            docker = self.lab.driver == "docker"
-            roots = ["/etc", "/var", "/tmp", "/root", "/run"] if docker else [host.root]
+            whole = ["/etc", "/var", "/tmp", "/root", "/run"]
+            roots = whole if self.lab.driver == "docker" else [host.root]
             job = {
                 "needles": needles,
                 "roots": roots,
                 "allowed": [f"{host.master_pki_dir}/", f"{host.minion_pki_dir}/"],
             }
-            python = "/opt/saltstack/salt/bin/python3" if docker else "python3"
-            done = self.run(host.id, python, "-c", SCANNER.read_text(), input=json.dumps(job))
+            scan = [self.python, "-c", SCANNER.read_text()]
+            done = self.run(host.id, *scan, input=json.dumps(job))
             assert done.returncode == 0, done.stderr
             assert json.loads(done.stdout) == [], f"private key on {host.id}"
         for arguments in self.arguments_seen:
             assert not any(needle in arguments for needle in needles), "private key in arguments"
+        events = {host.id: self._events(host).read_text() for host in self.lab.masters}
+        for name, stream in events.items():
+            assert not any(needle in stream for needle in needles), f"private key on {name}'s bus"
+        assert "salt/job/" in events["saltm1"], "no event was recorded"
+
+    def record_events(self) -> None:
+        """Write what passes the bus of every master, also one to come, to a file, until the end."""
+        for host in self.lab.masters:
+            argv = [self.python, "-c", RECORDER.read_text(), f"{host.config_dir}/master"]
+            threading.Thread(target=self._record, args=(host, argv), daemon=True).start()
+
+    def _record(self, host: Host, argv: list[str]) -> None:
+        with open(self._events(host), "w") as stream:
+            self.driver.exec(self.lab, host, argv, stdout=stream, stderr=subprocess.DEVNULL)
+
+    def _events(self, host: Host) -> Path:
+        return self.lab.directory / f"events-{host.id}"
 
     @contextlib.contextmanager
     def _watching(self) -> Iterator[None]:
@@ -174,7 +217,9 @@ def laboratory(
 ) -> Iterator[Laboratory]:
     """Make a laboratory and remove it, whatever happens."""
     try:
-        yield Laboratory(cli.up(directory, driver, pillar=pillar, **kwargs))
+        made = Laboratory(cli.up(directory, driver, pillar=pillar, **kwargs))
+        made.record_events()
+        yield made
     finally:
         if (directory / "lab.json").exists():
             cli.down(directory)

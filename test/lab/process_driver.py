@@ -205,7 +205,7 @@ class ProcessDriver:
             **common,
             "id": host.id,
             "master": lab.masters[0].address,
-            "module_dirs": [str(Path(__file__).parent)],
+            "module_dirs": [str(Path(__file__).parent / "extensions")],
             "providers": {"service": "supervisor_service"},
             "lab_supervisor": {
                 "socket": str(sockets / "supervisor.sock"),
