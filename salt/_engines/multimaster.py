@@ -24,8 +24,10 @@ log = logging.getLogger(__name__)
 __virtualname__ = "multimaster"
 
 # Seconds between two attempts: the first while daemons start, the last while peers are away.
-FIRST_PAUSE = 1.0
+FIRST_PAUSE = 5.0
 LONGEST_PAUSE = 60.0
+# Seconds between two attempts at least, whatever wakes this engine.
+SHORTEST_PAUSE = 1.0
 # Seconds that a peer's minion has for its answer, and after which one that works on none is given
 # up: peers that are not there yet must not hold up those that are.
 TIMEOUT = 3
@@ -42,38 +44,45 @@ def start():
     peers = [m["id"] for m in __opts__["multimaster"]["masters"] if m["id"] != __opts__["id"]]
     pause = FIRST_PAUSE
     told = False
-    while peers and os.path.exists(joining):
-        try:
-            done = _pull(peers)
-        except Exception:  # pylint: disable=broad-except
-            # An engine that ends is started again at once and without a pause.
-            log.exception("Cannot fetch the minions' keys")
-            done = False
-        if done:
-            os.unlink(joining)
-            log.info("This master has the minions' keys of the others")
-            return
-        if not told:
-            log.warning("No other master has answered yet; asking %s again", ", ".join(peers))
-            told = True
-        woken = _wait_for(peers, pause * random.uniform(0.8, 1.2))
-        pause = FIRST_PAUSE if woken else min(pause * 1.5, LONGEST_PAUSE)
+    if not peers or not os.path.exists(joining):
+        return
+    with salt.utils.event.get_event("master", opts=__opts__) as bus:
+        bus.subscribe("salt/auth")
+        while True:
+            woken = _wait_for(peers, bus, pause * random.uniform(0.8, 1.2))
+            pause = FIRST_PAUSE if woken else min(pause * 1.5, LONGEST_PAUSE)
+            try:
+                done = _pull(peers)
+            except Exception:  # pylint: disable=broad-except
+                # An engine that ends is started again at once and without a pause.
+                log.exception("Cannot fetch the minions' keys")
+                done = False
+            if done:
+                os.unlink(joining)
+                log.info("This master has the minions' keys of the others")
+                return
+            if not told:
+                log.warning("No other master has answered yet; asking %s again", ", ".join(peers))
+                told = True
 
 
-def _wait_for(peers, pause):
+def _wait_for(peers, bus, pause):
     """
     Wait until a peer's minion signs in, for at most ``pause`` seconds; tell whether one did.
 
-    The event only wakes: whoever forges it has this master ask its peers, once in FIRST_PAUSE.
+    A peer's minion that is there signs in as soon as this master runs, and again after a restart.
+    The event only wakes: whoever forges it has this master ask its peers, once in SHORTEST_PAUSE.
     """
     started = time.monotonic()
-    with salt.utils.event.get_event("master", opts=__opts__) as bus:
-        while (left := started + pause - time.monotonic()) > 0:
-            event = bus.get_event(wait=left, tag="salt/auth")
-            if event and event.get("id") in peers and event.get("act") == "accept":
-                # Signed in is not yet subscribed; and one that floods us is not to be heeded.
-                time.sleep(max(0.0, started + FIRST_PAUSE - time.monotonic()))
-                return True
+    while (left := started + pause - time.monotonic()) > 0:
+        event = bus.get_event(wait=left, tag="salt/auth")
+        if event is None:
+            # Time is over, or there is no bus: this master starts or ends.
+            time.sleep(min(SHORTEST_PAUSE, max(0.0, started + pause - time.monotonic())))
+        elif event.get("id") in peers and event.get("act") == "accept":
+            # It has signed in and not subscribed yet.
+            time.sleep(max(0.0, started + SHORTEST_PAUSE - time.monotonic()))
+            return True
     return False
 
 

@@ -38,7 +38,7 @@ def status(timeout=5):
     patience = {"timeout": timeout, "gather_job_timeout": timeout}
     with salt.client.get_local_client(mopts=__opts__) as client:
         reports = client.cmd(ids, "multimaster.report", [timeout], tgt_type="list", **patience)
-        configured = client.cmd("*", "multimaster.masters", **patience)
+        configured = client.cmd("*", "multimaster.masters", **patience) if reports else {}
     reports = {name: value for name, value in reports.items() if isinstance(value, dict)}
     masters = {master["id"]: _master_row(master, reports.get(master["id"])) for master in declared}
     minions = sorted({name for report in reports.values() for name in report["accepted"]})

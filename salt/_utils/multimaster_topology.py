@@ -46,6 +46,9 @@ _NAME = re.compile(
     r"(?=.{1,253}$)(?!.*[^.]{64})[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_-]+)*"
 )
 
+# Names and paths that stand in states as they are.
+_WORD = re.compile(r"[\w./@+~-]+")
+
 
 class TopologyError(ValueError):
     """A declaration that cannot be carried out: one line for each finding."""
@@ -246,7 +249,7 @@ def _parse_masters(value: Any, refuse: Refuse) -> tuple[Master, ...]:
             refuse(f"{where}:id", master_id, "each id once")
         if not isinstance(address, str) or not _is_address(address):
             refuse(f"{where}:address", address, "an IP address or a host name, without a port")
-        elif address in (master.address for master in masters):
+        elif _canonical(address) in (_canonical(master.address) for master in masters):
             refuse(f"{where}:address", address, "each address once")
         masters.append(Master(id=str(master_id), address=str(address)))
     return tuple(masters)
@@ -259,16 +262,21 @@ def _is_address(value: str) -> bool:
     return bool(_NAME.fullmatch(value)) and not re.fullmatch(r"[\d.]+", value)
 
 
+def _canonical(address: str) -> str:
+    """Return one spelling of an address: IPv6 has many, and names come in either case."""
+    return address.lower() if is_name(address) else str(ipaddress.ip_address(address))
+
+
 def _is_seconds(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _is_word(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
+    return isinstance(value, str) and bool(_WORD.fullmatch(value))
 
 
 def _is_path(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and value.startswith("/"))
+    return value is None or (_is_word(value) and value.startswith("/"))
 
 
 def _is_mapping(value: Any) -> bool:
@@ -282,9 +290,9 @@ def _is_boolean(value: Any) -> bool:
 _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "seconds": ("a number of seconds, 0 or more", _is_seconds),
     "boolean": ("true or false", _is_boolean),
-    "word": ("a name", _is_word),
+    "word": ("a name without spaces and quotes", _is_word),
     "mapping": ("a mapping", _is_mapping),
-    "path": ("an absolute path", _is_path),
+    "path": ("an absolute path without spaces and quotes", _is_path),
 }
 
 # The keys that a declaration may have, and what each value must be.

@@ -3,10 +3,22 @@
 {%- set master_drop_in = config_dir ~ '/master.d/multimaster.conf' %}
 {%- set minion_drop_in = config_dir ~ '/minion.d/multimaster.conf' %}
 {%- set is_master = salt['file.file_exists'](master_drop_in) %}
-{%- set made_by_us = is_master and salt['multimaster.joined_by_us'](config_dir) %}
+{%- set modules = 'multimaster.joined_by_us' in salt %}
+{%- set made_by_us = is_master and modules and salt['multimaster.joined_by_us'](config_dir) %}
 
 include:
   - multimaster.modules
+
+{%- if is_master and not modules %}
+# Nobody knows yet what kind of master this is; the states below would take it for an older one.
+multimaster-clean-again:
+  test.fail_without_changes:
+    - name: The formula's modules were not here, and are now. Apply multimaster.clean again.
+    - order: 1
+    - failhard: true
+    - require:
+      - sls: multimaster.modules
+{%- endif %}
 
 {%- if made_by_us %}
 multimaster-clean-guard:

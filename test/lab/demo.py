@@ -48,7 +48,7 @@ def step(title: str) -> Iterator[None]:
 
 def table(lab: Laboratory) -> str | None:
     """Return the status table once everything is connected, else None."""
-    done = lab.run("saltm1", "salt-run", "multimaster.status", timeout=120)
+    done = lab.run("saltm1", "salt-run", "multimaster.status", "timeout=2", timeout=120)
     return str(done.stdout) if done.returncode == 0 else None
 
 

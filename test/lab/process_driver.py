@@ -146,12 +146,15 @@ class ProcessDriver:
             if not running:
                 raise LabError(f"{unit} does not run on {host.id}")
             daemon = psutil.Process(self._ask(lab, host, "getProcessInfo", unit)["pid"])
-            for process in [daemon, *daemon.children(recursive=True)]:
+            processes = [daemon, *daemon.children(recursive=True)]
+            for process in processes:
                 process.send_signal(SIGNALS[verb])
             if verb == "kill":
+                # Not before init has reaped them all: a minion takes a zombie of its predecessor
+                # for a running instance, and exits.
                 until(
-                    lambda: self._state(lab, host, unit) not in ("RUNNING", "STOPPING"),
-                    10,
+                    lambda: not any(process.is_running() for process in processes),
+                    30,
                     f"the end of {unit} on {host.id}",
                 )
 

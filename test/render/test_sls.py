@@ -232,6 +232,14 @@ class TestClean:
         assert guard in states.required(minion)
         assert states.get(service)["fun"] == "dead"
 
+    def test_of_a_master_that_lost_the_modules_only_brings_them(self, compiler, family):
+        node = Node(read_topology("three"), MASTER, family, synced=False)
+        with compiler.files(DROP_IN, MADE_BY_US):
+            states = compiler.compile(node, "multimaster.clean")
+        assert states.errors == []
+        assert states.ids()[:2] == ["multimaster-modules", "multimaster-clean-again"]
+        assert states.get("multimaster-clean-again")["failhard"] is True
+
     def test_works_without_any_declaration(self, compiler, family):
         with compiler.files(DROP_IN, MADE_BY_US):
             states = compiler.compile(Node({"other": 1}, MASTER, family), "multimaster.clean")

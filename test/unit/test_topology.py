@@ -18,6 +18,8 @@ MASTERS = [{"id": f"saltm{number}", "address": f"192.0.2.{number}"} for number i
 TOP_KEYS = ", ".join(topology._SHAPE)
 ONE_MASTER = "a non-empty list of {id: MINION-ID, address: ADDRESS}"
 SECONDS = "a number of seconds, 0 or more"
+NAME = "a name without spaces and quotes"
+PATH = "an absolute path without spaces and quotes"
 ADDRESS = "an IP address or a host name, without a port"
 
 
@@ -54,6 +56,11 @@ def identity(
 def address(claim: str, bad: Any, supported: str = ADDRESS) -> Any:
     masters = [MASTERS[0], {"id": "saltm2", "address": bad}]
     return refused(claim, {"masters": masters}, "masters:1:address", bad, supported)
+
+
+def twice(claim: str, one: str, same: str) -> Any:
+    masters = [{"id": "saltm1", "address": one}, {"id": "saltm2", "address": same}]
+    return refused(claim, {"masters": masters}, "masters:1:address", same, "each address once")
 
 
 def option(claim: str, name: str, bad: Any, supported: str) -> Any:
@@ -146,6 +153,8 @@ REFUSED = [
     address("name with too long a part", "a" * 64 + ".example.com"),
     address("name with an empty part", "salt..example.com"),
     address("duplicate address", "192.0.2.1", "each address once"),
+    twice("IPv6 address in another spelling", "2001:db8::1", "2001:db8:0:0::1"),
+    twice("name in another case", "salt.example.com", "Salt.Example.COM"),
     # Values
     value("unknown mode", "mode", "failsafe", "hot, failover"),
     value("mode that is a list", "mode", ["hot"], "hot, failover"),
@@ -157,20 +166,22 @@ REFUSED = [
     value("repository as a string", "install:repository", "deb x", "a mapping"),
     value("install as a string", "install", "pkg", "a mapping"),
     value("master as a list", "master", [], "a mapping"),
-    value("master's package that is nothing", "master:package", None, "a name"),
-    value("master's service as a list", "master:service", ["salt-master"], "a name"),
+    value("master's package that is nothing", "master:package", None, NAME),
+    value("master's service as a list", "master:service", ["salt-master"], NAME),
     value("master's config as a list", "master:config", [{"a": 1}], "a mapping"),
     value("engines as a string", "master:config:engines", "reactor", "a list or a mapping"),
     value("module_dirs as a string", "master:config:module_dirs", "/srv", "a list"),
     value("minion as nothing", "minion", None, "a mapping"),
-    value("minion's service without a name", "minion:service", "", "a name"),
+    value("minion's service without a name", "minion:service", "", NAME),
+    value("minion's service that is YAML", "minion:service", "a: b", NAME),
     value("minion's config as a string", "minion:config", "x", "a mapping"),
     value("negative restart_timeout", "restart_timeout", -1, SECONDS),
     value("boolean where a number belongs", "restart_timeout", True, SECONDS),
     value("restart_timeout as a string", "restart_timeout", "60", SECONDS),
     value("restart_timeout without end", "restart_timeout", math.inf, SECONDS),
-    value("relative config_dir", "config_dir", "etc/salt", "an absolute path"),
-    value("extension_dir as a number", "extension_dir", 5, "an absolute path"),
+    value("relative config_dir", "config_dir", "etc/salt", PATH),
+    value("config_dir that is YAML", "config_dir", "/etc/salt: x", PATH),
+    value("extension_dir as a number", "extension_dir", 5, PATH),
     value("failover as a list", "failover", ["master_alive_interval"], "a mapping"),
     option("negative interval", "master_alive_interval", -5, SECONDS),
     option("boolean as interval", "master_alive_interval", True, SECONDS),
