@@ -81,6 +81,3 @@ multimaster-master-restart:
     - order: last
     - require:
       - service: multimaster-master-service
-    - watch:
-      - multimaster: multimaster-master-config
-      - multimaster: multimaster-extensions

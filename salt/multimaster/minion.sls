@@ -31,5 +31,3 @@ multimaster-minion-restart:
     - order: last
     - require:
       - service: multimaster-minion-service
-    - watch:
-      - multimaster: multimaster-minion-config

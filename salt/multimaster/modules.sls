@@ -1,18 +1,35 @@
 # Brings the formula's own modules: state.apply does not sync, unlike state.highstate.
-{%- set synced = salt['multimaster.synced']() if 'multimaster.synced' in salt else false %}
-{%- if opts.test and not synced %}
-{#- Or a first test run could predict nothing. A highstate syncs in test mode, too. #}
-{%- do salt['saltutil.sync_all'](refresh=false) %}
-{%- endif %}
+{#- To ask the loader for a module that is not there makes it load all modules, which takes seconds. #}
+{%- set there = salt['file.file_exists'](opts.extension_modules | path_join('modules/multimaster.py')) %}
+{%- set synced = there and 'multimaster.synced' in salt and salt['multimaster.synced']() %}
+{%- set kinds = ['modules', 'states', 'utils'] %}
 
-# Always there, to be required; without work to do, since each sync takes seconds.
-multimaster-modules:
 {%- if synced %}
+# Always there, to be required; without work to do, since each sync takes a second.
+multimaster-modules:
   test.nop:
     - name: multimaster-modules
-{%- else %}
-  saltutil.sync_all:
+
+{%- elif opts.test %}
+{#- Or a first test run could predict nothing. A highstate syncs in test mode, too. #}
+{%- for kind in kinds %}
+{%- do salt['saltutil.sync_' ~ kind](refresh=false) %}
+{%- endfor %}
+multimaster-modules:
+  saltutil.sync_modules:
     - name: multimaster-modules
+    - force_reload_modules: true
+
+{%- else %}
+{%- for kind in kinds %}
+multimaster-{{ kind }}:
+  saltutil.sync_{{ kind }}:
+    - name: multimaster-{{ kind }}
     - refresh: false
-    - {{ 'force_reload_modules' if opts.test else 'reload_modules' }}: true
+    - reload_modules: {{ loop.last }}
+    {%- if not loop.first %}
+    - require:
+      - saltutil: multimaster-{{ loop.previtem }}
+    {%- endif %}
+{%- endfor %}
 {%- endif %}

@@ -69,7 +69,8 @@ def test_an_invalid_declaration_is_refused_by_every_node_and_changes_nothing(
     for states in result.values():
         comments = [state["comment"] for state in states.values()]
         assert any("got 'failsafe'; supported: hot, failover" in text for text in comments)
-    assert {entry.partition(":")[2] for entry in changed(result)} <= {"multimaster-modules"}
+    synced = {"multimaster-modules", "multimaster-states", "multimaster-utils"}
+    assert {entry.partition(":")[2] for entry in changed(result)} <= synced
 
 
 def test_one_master_becomes_three_while_a_minion_is_away(lab: Laboratory) -> None:

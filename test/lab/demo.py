@@ -46,8 +46,20 @@ def step(title: str) -> Iterator[None]:
         print(f"{clear}    {time.monotonic() - started:.1f} s", flush=True)
 
 
+def until_connected(lab: Laboratory) -> str:
+    """Wait until every minion answers to every master, and return the table that says so."""
+
+    def subscribed() -> bool:
+        hosts, masters = lab.lab.hosts, lab.lab.masters
+        return all(lab.driver.connected(lab.lab, host, to) for host in hosts for to in masters)
+
+    # To ask Salt before that would only keep the machine from getting there.
+    until(subscribed, 120, "every minion to be connected to every master", interval=0.5)
+    return str(until(lambda: table(lab), 60, "every minion to answer to every master"))
+
+
 def table(lab: Laboratory) -> str | None:
-    """Return the status table once everything is connected, else None."""
+    """Return the status table if everything is connected, else None."""
     done = lab.run("saltm1", "salt-run", "multimaster.status", "timeout=2", timeout=120)
     return str(done.stdout) if done.returncode == 0 else None
 
@@ -64,7 +76,7 @@ def play(lab: Laboratory) -> None:
         changed = sum(1 for state in states.values() if state["changes"])
         print(f"    {name}: {len(states)} states, {changed} changed")
     with step("every minion answers to every master"):
-        picture = until(lambda: table(lab), 120, "every minion to answer to every master")
+        picture = until_connected(lab)
     print(picture)
     first = lab.host("saltm1")
     with step("the first master is killed (SIGKILL)"):
@@ -74,7 +86,7 @@ def play(lab: Laboratory) -> None:
     print(f"    all {len(lab.ids)} minions answered to saltm2")
     with step("the first master is back, and everything is connected again"):
         lab.driver.control(lab.lab, first, "start", "salt-master")
-        picture = until(lambda: table(lab), 120, "everything to be connected again")
+        picture = until_connected(lab)
     print(picture)
 
 

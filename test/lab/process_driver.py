@@ -115,7 +115,7 @@ class ProcessDriver:
             self._ask(lab, host, "startProcess", "salt-minion", False)
         # A test.ping that misses one minion takes 20 seconds; to look at connections costs nothing.
         until(
-            lambda: all(self._connected(lab, host, first.address) for host in lab.hosts),
+            lambda: all(self.connected(lab, host, first) for host in lab.hosts),
             90,
             f"every minion to be connected to {first.id}",
         )
@@ -257,14 +257,17 @@ class ProcessDriver:
         accepted.mkdir(parents=True, exist_ok=True)
         (accepted / host.id).write_text(pub)
 
-    def _connected(self, lab: Lab, host: Host, address: str) -> bool:
-        """Tell whether the host's minion listens to the publisher at an address."""
+    def connected(self, lab: Lab, host: Host, master: Host) -> bool:
+        """Tell whether the host's minion listens to a master's publisher; costs no Salt job."""
         pid = self._ask(lab, host, "getProcessInfo", "salt-minion")["pid"]
         try:
             daemon = psutil.Process(pid)
             for process in [daemon, *daemon.children(recursive=True)]:
                 for connection in process.net_connections("tcp"):
-                    if connection.raddr == (address, 4505) and connection.status == "ESTABLISHED":
+                    if (
+                        connection.raddr == (master.address, 4505)
+                        and connection.status == "ESTABLISHED"
+                    ):
                         return True
         except psutil.Error:
             return False

@@ -103,12 +103,20 @@ class Host:
         """Call a function of the execution module."""
         return self.modules[f"multimaster.{function}"](*args, **kwargs)
 
-    def state(self, function: str, name: str, *, test: bool = False, **kwargs: Any) -> State:
-        """Apply one state; an exception that Salt turns into a comment fails the test."""
+    def state(
+        self,
+        function: str,
+        name: str,
+        *,
+        test: bool = False,
+        running: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> State:
+        """Apply one state, after those in ``running``; an exception in a comment fails the test."""
         low = {"state": "multimaster", "fun": function, "name": name, "__id__": name, **kwargs}
         self.test = test
         try:
-            ret = self.runtime.call(low)
+            ret = self.runtime.call(low, running=running)
         finally:
             self.test = False
         assert "Traceback" not in ret["comment"], ret["comment"]

@@ -18,11 +18,10 @@ CHANGING = [
     "keypair",
     "masters_accepted",
     "current",
-    "mod_watch",
     "restarted",
     "left",
 ]
-RESTARTS = ["current", "mod_watch", "restarted"]
+RESTARTS = ["current", "restarted"]
 DECLARATION = {"mode": "hot", "masters": MASTERS}
 
 
@@ -80,7 +79,6 @@ def state(host, request):
             "keypair": {"name": "multimaster", "config_dir": config_dir},
             "masters_accepted": {"name": "multimaster", "config_dir": config_dir},
             "current": {"name": "salt-minion", "files": [minion], "config_dir": config_dir},
-            "mod_watch": {"name": "salt-minion", "files": [minion], "config_dir": config_dir},
             "restarted": {"name": "salt-minion", "config_dir": config_dir},
             "left": {"name": "salt-master", "config_dir": config_dir},
             "another_master": {"name": "multimaster"},
@@ -211,7 +209,7 @@ def test_left_fails_while_the_master_runs(host, state):
 
 
 @pytest.mark.usefixtures("running", "drop_in")
-@pytest.mark.parametrize("function", ["current", "mod_watch", "restarted"])
+@pytest.mark.parametrize("function", ["current", "restarted"])
 def test_a_restart_that_cannot_be_had_fails_in_words(host, state, monkeypatch, function):
     from salt.exceptions import CommandExecutionError
 
@@ -303,13 +301,10 @@ def test_keypair_replaces_at_the_operators_word(host, state, shared, other):
 @pytest.mark.usefixtures("drop_in")
 @pytest.mark.parametrize("test", [False, True], ids=["", "test"])
 class TestRestart:
-    @pytest.mark.parametrize("function", ["current", "mod_watch"])
-    def test_is_not_for_a_daemon_that_does_not_run(
-        self, host, state, running, restarts, function, test
-    ):
+    def test_is_not_for_a_daemon_that_does_not_run(self, host, state, running, restarts, test):
         running["salt-minion"] = False
         (host.root / "var/run/salt-minion.pid").unlink()
-        ret = state(function, test=test)
+        ret = state("current", test=test)
         assert (ret.result, ret.changes) == (True, {})
         assert not restarts
 
@@ -321,19 +316,24 @@ class TestRestart:
 
 
 @pytest.mark.usefixtures("running")
-def test_a_daemon_started_after_the_watched_change_is_not_restarted(state, restarts, drop_in):
+@pytest.mark.parametrize("written", ["the file", "its directory"])
+def test_a_file_that_would_be_written_predicts_the_restart(state, drop_in, written):
+    # In test mode it is as old as ever.
     os.utime(drop_in, (1, 1))
-    ret = state("mod_watch")
+    earlier = {"name": str(drop_in if written == "the file" else drop_in.parent), "result": None}
+    ret = state("current", test=True, running={"earlier": earlier | {"changes": {"x": "y"}}})
+    assert (ret.result, ret.changes) == (None, {"restart": "after this job"})
+    ret = state("current", test=True, running={"earlier": earlier | {"changes": {}}})
     assert (ret.result, ret.changes) == (True, {})
-    assert not restarts
 
 
 @pytest.mark.usefixtures("running")
-def test_a_watched_change_to_come_predicts_the_restart(state, restarts, drop_in):
-    # In test mode the file is as old as ever, but would be written.
+def test_a_daemon_started_after_the_change_is_not_restarted(state, restarts, drop_in):
     os.utime(drop_in, (1, 1))
-    ret = state("mod_watch", test=True)
-    assert (ret.result, ret.changes) == (None, {"restart": "after this job"})
+    earlier = {"name": str(drop_in), "result": True, "changes": {"x": "y"}}
+    ret = state("current", running={"earlier": earlier})
+    assert (ret.result, ret.changes) == (True, {})
+    assert not restarts
 
 
 def test_left_has_nothing_to_do_on_a_master_that_was_there_before(host, state, shared):
