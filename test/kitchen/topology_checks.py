@@ -61,7 +61,8 @@ def check_key_files(host: Host, master_id: str) -> None:
     for name, mode in (("master.pem", 0o400), ("master.pub", 0o644)):
         key = host.file(live_key(host, master_id, name))
         assert key.is_file, f"{key.path} is no regular file"
-        assert (key.user, key.group) == ("salt", "salt"), f"{key.path}: {key.user}:{key.group}"
+        # Of any group: the first master's pair is Salt's own work, and of root's.
+        assert key.user == "salt", f"{key.path} belongs to {key.user}"
         # Any subset of the mode will do.
         assert key.mode | mode == mode, f"{key.path} has mode {key.mode:o}"
 

@@ -1,0 +1,488 @@
+"""
+What the masters have decided on the minions' keys, and how their decisions become one.
+
+A ledger is a last-writer-wins map.  Its key is a minion id together with the fingerprint of a
+public key, its value the latest decision on that key: accepted, rejected or deleted.  The later
+decision wins, and of two at the same time the stricter, so that merging is commutative,
+associative and idempotent.  Time is hybrid logical: wall clock where that runs ahead of what has
+been seen, else a turn, so that a decision is later than all that its master knew of.
+
+An id of which two keys are accepted or rejected at once is a conflict, which is for an operator.
+
+Imports nothing of Salt.  :class:`Ledger` keeps the map in SQLite; one process writes it.
+"""
+
+# Annotations stay evaluated: see multimaster_keypair.py.
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+# From lenient to strict: which of two simultaneous decisions wins.
+VERDICTS = ("accepted", "deleted", "rejected")
+# What a key that is in use can be.
+LIVE = ("accepted", "rejected")
+DIGEST_BITS = 256
+SCHEMA_VERSION = 1
+
+
+class LedgerError(ValueError):
+    """A decision or a ledger that must not be used."""
+
+
+class Stamp(NamedTuple):
+    """A hybrid logical time: milliseconds since the epoch, and a turn within one of them."""
+
+    time: int
+    turn: int
+
+
+# Of what was there before the ledger: anything that somebody has decided is later.
+BEFORE = Stamp(0, 0)
+
+
+class Key(NamedTuple):
+    """A key in a master's key store.  state: accepted, rejected or pending."""
+
+    state: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """
+    What has been decided on one key of one minion.
+
+    ``origin`` is the minion id on the host of the master where it was decided; ``pub`` the public
+    key in PEM, empty if deleted.
+    """
+
+    id: str
+    fingerprint: str
+    verdict: str
+    stamp: Stamp
+    origin: str
+    pub: str = ""
+
+    @property
+    def rank(self) -> tuple[int, int, int, str]:
+        """What :func:`merge` compares: time, then strictness; the origin only makes it total."""
+        return (*self.stamp, VERDICTS.index(self.verdict), self.origin)
+
+
+@dataclass(frozen=True)
+class Action:
+    """What a master has to do with an id.  verb: none, accept, reject, delete or conflict."""
+
+    verb: str
+    id: str
+    decision: Decision | None = None
+    reason: str = ""
+
+
+def tick(last: Stamp, now: int) -> Stamp:
+    """Return the time of a new event: later than ``last``, and ``now`` (ms) if that is later."""
+    return Stamp(now, 0) if now > last.time else Stamp(last.time, last.turn + 1)
+
+
+def merge(one: Decision | None, other: Decision) -> Decision:
+    """Return which of two decisions on the same key counts."""
+    return other if one is None or other.rank > one.rank else one
+
+
+def noticed(
+    seen: Key | None, found: Key | None, known: Mapping[str, Decision]
+) -> list[tuple[str, str]]:
+    """
+    Tell what somebody has decided on this master, as (verdict, fingerprint).
+
+    seen
+        The id's key when this master last looked, or None.
+    found
+        Its key now; pending is as good as none.
+    known
+        The ledger's decisions on the id, by fingerprint.  What they already say was applied by
+        the engine, which was then interrupted before it could note that it had seen it.
+    """
+    before, now = (key if key and key.state in LIVE else None for key in (seen, found))
+    if before == now:
+        return []
+    news = []
+    if before and (now is None or now.fingerprint != before.fingerprint):
+        news.append(("deleted", before.fingerprint))
+    if now:
+        news.append((now.state, now.fingerprint))
+    return [
+        (verdict, fingerprint)
+        for verdict, fingerprint in news
+        if fingerprint not in known or known[fingerprint].verdict != verdict
+    ]
+
+
+def plan(minion_id: str, decisions: Mapping[str, Decision], found: Key | None) -> Action:
+    """
+    Tell what a master has to do so that its key store says what the ledger says.
+
+    decisions
+        The ledger's decisions on the id, by fingerprint.
+    found
+        The id's key in the key store, or None.
+    """
+    live = [decision for decision in decisions.values() if decision.verdict in LIVE]
+    if len(live) > 1:
+        return Action("conflict", minion_id, reason=_several(live))
+    if not live:
+        gone = found and found.state in LIVE and found.fingerprint in decisions
+        return (
+            Action("delete", minion_id, decisions[found.fingerprint])
+            if found and gone
+            else (Action("none", minion_id))
+        )
+    (wanted,) = live
+    verb = {"accepted": "accept", "rejected": "reject"}[wanted.verdict]
+    if found is None or found == Key("pending", wanted.fingerprint):
+        return Action(verb, minion_id, wanted)
+    if found.fingerprint == wanted.fingerprint:
+        same = found.state == wanted.verdict
+        return Action("none", minion_id) if same else Action(verb, minion_id, wanted)
+    if found.state in LIVE and found.fingerprint in decisions:
+        # Deleted elsewhere, and another key decided on since.
+        return Action(verb, minion_id, wanted)
+    return Action(
+        "conflict",
+        minion_id,
+        reason=f"{wanted.fingerprint[:16]} is {wanted.verdict}, and here "
+        f"{found.fingerprint[:16]} is {found.state}",
+    )
+
+
+def resolution(
+    minion_id: str, decisions: Mapping[str, Decision], keep: str
+) -> list[tuple[str, str]]:
+    """
+    Tell what ends a conflict, as (verdict, fingerprint): one key stays, the others are deleted.
+
+    keep
+        Fingerprint of the key that stays what it is, or the beginning of it.
+
+    Raises :class:`LedgerError` unless that is exactly one of the keys in conflict.
+    """
+    live = [decision for decision in decisions.values() if decision.verdict in LIVE]
+    chosen = [decision for decision in live if keep and decision.fingerprint.startswith(keep)]
+    if len(chosen) != 1:
+        found = ", ".join(sorted(decision.fingerprint for decision in live)) or "none"
+        raise LedgerError(f"fingerprint of {minion_id}: got {keep!r}; supported: {found}")
+    return [
+        (decision.verdict if decision in chosen else "deleted", decision.fingerprint)
+        for decision in live
+    ]
+
+
+def to_wire(decision: Decision) -> list[Any]:
+    """Return a decision as what JSON and msgpack carry."""
+    return [
+        decision.id,
+        decision.fingerprint,
+        decision.verdict,
+        *decision.stamp,
+        decision.origin,
+        decision.pub,
+    ]
+
+
+def from_wire(value: Any) -> Decision:
+    """Read what :func:`to_wire` made; :class:`LedgerError` for anything else."""
+    kinds = (str, str, str, int, int, str, str)
+    if not isinstance(value, (list, tuple)) or [type(part) for part in value] != list(kinds):
+        raise LedgerError(f"decision: got {str(value)[:100]!r}")
+    minion_id, fingerprint, verdict, moment, turn, origin, pub = value
+    if verdict not in VERDICTS or moment < 0 or turn < 0 or bool(pub) != (verdict in LIVE):
+        raise LedgerError(f"decision on {minion_id!r}: got {verdict!r} at {moment}.{turn}")
+    return Decision(minion_id, fingerprint, verdict, Stamp(moment, turn), origin, pub)
+
+
+class Ledger:
+    """
+    The decisions that one master knows, in an SQLite database.
+
+    ``fresh`` tells that the database was not there, or was damaged and set aside: what the key
+    store holds is then no news, but was there :data:`BEFORE`.
+    """
+
+    def __init__(self, path: str, read_only: bool = False) -> None:
+        self.path = path
+        self.fresh = False
+        try:
+            self._open(read_only)
+        except sqlite3.DatabaseError as err:
+            if read_only or isinstance(err, sqlite3.OperationalError):
+                # Absent, locked or out of space is not damaged.
+                raise LedgerError(f"{path}: {err}") from err
+            self._set_aside()
+            self._open(read_only)
+            self.fresh = True
+
+    def _open(self, read_only: bool) -> None:
+        mode = "ro" if read_only else "rwc"
+        self._db = sqlite3.connect(
+            f"file:{self.path}?mode={mode}", uri=True, isolation_level=None, timeout=10
+        )
+        try:
+            if not read_only:
+                os.chmod(self.path, 0o640)
+                # Survives the end of this process; what a power cut takes is in the key store.
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = NORMAL")
+                if self._db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+                    raise sqlite3.DatabaseError("damaged")
+                self._create()
+            version = self._get("schema")
+            if version != SCHEMA_VERSION:
+                raise LedgerError(f"{self.path}: got schema {version}; supported: {SCHEMA_VERSION}")
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _set_aside(self) -> None:
+        stamp = time.strftime("%Y%m%dT%H%M%S")
+        os.replace(self.path, f"{self.path}.damaged-{stamp}")
+        for suffix in ("-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path + suffix)
+
+    def _create(self) -> None:
+        if self._db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+            return
+        self._db.execute("BEGIN IMMEDIATE")
+        for statement in _SCHEMA:
+            self._db.execute(statement)
+        self._set("schema", SCHEMA_VERSION)
+        # Tells peers that their place in this ledger is worth nothing.
+        self._set("epoch", secrets.token_hex(8))
+        self._set("clock", list(BEFORE))
+        self._set("seq", 0)
+        self._set("digest", "0")
+        self._db.execute("COMMIT")
+        self.fresh = True
+
+    def close(self) -> None:
+        """Close the database; this object is of no use afterwards."""
+        self._db.close()
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def epoch(self) -> str:
+        """Name of this database; another one after a ledger was lost."""
+        return str(self._get("epoch"))
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal ledgers: the sum of the hashes of all decisions, in hexadecimal."""
+        return str(self._get("digest"))
+
+    def of(self, minion_id: str) -> dict[str, Decision]:
+        """Return the decisions on an id, by fingerprint."""
+        rows = self._db.execute(f"{_SELECT} WHERE id = ?", (minion_id,))
+        return {decision.fingerprint: decision for decision in map(_decision, rows)}
+
+    def ids(self) -> Iterator[str]:
+        """Yield every id that there is a decision on."""
+        for (minion_id,) in self._db.execute("SELECT DISTINCT id FROM decision ORDER BY id"):
+            yield minion_id
+
+    def since(self, place: int, limit: int) -> tuple[list[Decision], int]:
+        """Return up to ``limit`` decisions recorded after a place, and the place after them."""
+        rows = self._db.execute(
+            f"{_SELECT} WHERE seq > ? ORDER BY seq LIMIT ?", (place, limit)
+        ).fetchall()
+        return [_decision(row) for row in rows], rows[-1][-1] if rows else int(self._get("seq"))
+
+    def decide(
+        self, minion_id: str, fingerprint: str, verdict: str, origin: str, pub: str, via: str
+    ) -> Decision:
+        """
+        Record what has been decided on this master, now.
+
+        via
+            How it became known, for the audit: an event, a scan, an operator's command.
+        """
+        with self._transaction():
+            stamp = tick(Stamp(*self._get("clock")), int(time.time() * 1000))
+            self._set("clock", list(stamp))
+            decision = Decision(minion_id, fingerprint, verdict, stamp, origin, pub)
+            self._put(decision, via)
+        return decision
+
+    def witness(self, keys: Iterable[tuple[str, Key, str]], origin: str) -> None:
+        """Record keys (id, key, PEM) that were there before this ledger."""
+        with self._transaction():
+            for minion_id, key, pub in keys:
+                self._merge(
+                    Decision(minion_id, key.fingerprint, key.state, BEFORE, origin, pub), "found"
+                )
+                self._note(minion_id, key)
+
+    def learn(self, decisions: Iterable[Decision], via: str) -> list[str]:
+        """Merge a peer's decisions; return the ids on which something is new."""
+        changed: dict[str, None] = {}
+        with self._transaction():
+            latest = Stamp(*self._get("clock"))
+            for decision in decisions:
+                latest = max(latest, decision.stamp)
+                if self._merge(decision, via):
+                    changed[decision.id] = None
+            self._set("clock", list(latest))
+        return list(changed)
+
+    def seen(self, minion_id: str) -> Key | None:
+        """Return the id's key as the key store had it when it was last looked at."""
+        row = self._db.execute(
+            "SELECT state, fingerprint FROM seen WHERE id = ?", (minion_id,)
+        ).fetchone()
+        return Key(*row) if row else None
+
+    def all_seen(self) -> dict[str, Key]:
+        """Return :meth:`seen` for every id."""
+        rows = self._db.execute("SELECT id, state, fingerprint FROM seen")
+        return {minion_id: Key(state, fingerprint) for minion_id, state, fingerprint in rows}
+
+    def note(self, keys: Mapping[str, Key | None]) -> None:
+        """Remember what the key store has for some ids."""
+        with self._transaction():
+            for minion_id, key in keys.items():
+                self._note(minion_id, key)
+
+    def place(self, peer: str) -> tuple[str, int]:
+        """Return the epoch of a peer's ledger and the place up to which it was read."""
+        row = self._db.execute("SELECT epoch, seq FROM peer WHERE id = ?", (peer,)).fetchone()
+        return (row[0], row[1]) if row else ("", 0)
+
+    def set_place(self, peer: str, epoch: str, place: int) -> None:
+        """Remember how far a peer's ledger was read."""
+        with self._transaction():
+            self._db.execute("REPLACE INTO peer VALUES (?, ?, ?)", (peer, epoch, place))
+
+    def purge(self, before: int) -> int:
+        """Forget deletions that are older than a time (ms); return how many."""
+        with self._transaction():
+            rows = self._db.execute(
+                f"{_SELECT} WHERE verdict = 'deleted' AND time < ?", (before,)
+            ).fetchall()
+            for row in rows:
+                self._count(_decision(row), -1)
+            self._db.execute(
+                "DELETE FROM decision WHERE verdict = 'deleted' AND time < ?", (before,)
+            )
+        return len(rows)
+
+    def history(self, minion_id: str) -> list[dict[str, Any]]:
+        """Return what was recorded about an id, oldest first."""
+        names = ("recorded", "fingerprint", "verdict", "decided", "origin", "via")
+        rows = self._db.execute(
+            f"SELECT {', '.join(names)} FROM audit WHERE id = ? ORDER BY number", (minion_id,)
+        )
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def _merge(self, decision: Decision, via: str) -> bool:
+        mine = self.of(decision.id).get(decision.fingerprint)
+        if merge(mine, decision) is mine:
+            return False
+        self._put(decision, via)
+        return True
+
+    def _put(self, decision: Decision, via: str) -> None:
+        mine = self.of(decision.id).get(decision.fingerprint)
+        if mine:
+            self._count(mine, -1)
+        self._count(decision, 1)
+        self._seq += 1
+        self._db.execute(
+            "REPLACE INTO decision VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*to_wire(decision), self._seq)
+        )
+        self._db.execute(
+            "INSERT INTO audit (recorded, id, fingerprint, verdict, decided, origin, via)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                int(time.time() * 1000),
+                decision.id,
+                decision.fingerprint,
+                decision.verdict,
+                decision.stamp.time,
+                decision.origin,
+                via,
+            ),
+        )
+
+    def _note(self, minion_id: str, key: Key | None) -> None:
+        if key and key.state in LIVE:
+            self._db.execute("REPLACE INTO seen VALUES (?, ?, ?)", (minion_id, *key))
+        else:
+            self._db.execute("DELETE FROM seen WHERE id = ?", (minion_id,))
+
+    def _count(self, decision: Decision, times: int) -> None:
+        """Add a decision to the digest, or take it away again."""
+        text = json.dumps(to_wire(decision)[:-1]).encode()
+        self._sum += times * int.from_bytes(hashlib.sha256(text).digest(), "big")
+
+    def _get(self, name: str) -> Any:
+        row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def _set(self, name: str, value: Any) -> None:
+        self._db.execute("REPLACE INTO meta VALUES (?, ?)", (name, json.dumps(value)))
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Do several things or none; the running totals are read and written once."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._seq = int(self._get("seq"))
+            self._sum = int(self._get("digest"), 16)
+            yield
+            self._set("seq", self._seq)
+            self._set("digest", f"{self._sum % (1 << DIGEST_BITS):x}")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+
+_SELECT = "SELECT id, fingerprint, verdict, time, turn, origin, pub, seq FROM decision"
+_SCHEMA = (
+    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE decision (id TEXT, fingerprint TEXT, verdict TEXT NOT NULL,"
+    " time INTEGER NOT NULL, turn INTEGER NOT NULL, origin TEXT NOT NULL, pub TEXT NOT NULL,"
+    " seq INTEGER NOT NULL, PRIMARY KEY (id, fingerprint))",
+    "CREATE UNIQUE INDEX decision_seq ON decision (seq)",
+    "CREATE TABLE seen (id TEXT PRIMARY KEY, state TEXT NOT NULL, fingerprint TEXT NOT NULL)"
+    " WITHOUT ROWID",
+    "CREATE TABLE peer (id TEXT PRIMARY KEY, epoch TEXT NOT NULL, seq INTEGER NOT NULL)"
+    " WITHOUT ROWID",
+    "CREATE TABLE audit (number INTEGER PRIMARY KEY, recorded INTEGER NOT NULL, id TEXT NOT NULL,"
+    " fingerprint TEXT NOT NULL, verdict TEXT NOT NULL, decided INTEGER NOT NULL,"
+    " origin TEXT NOT NULL, via TEXT NOT NULL)",
+    "CREATE INDEX audit_id ON audit (id)",
+)
+
+
+def _decision(row: tuple[Any, ...]) -> Decision:
+    minion_id, fingerprint, verdict, moment, turn, origin, pub, _ = row
+    return Decision(minion_id, fingerprint, verdict, Stamp(moment, turn), origin, pub)
+
+
+def _several(live: Iterable[Decision]) -> str:
+    return "; ".join(
+        f"{decision.fingerprint[:16]} is {decision.verdict} (by {decision.origin})"
+        for decision in sorted(live, key=lambda decision: decision.fingerprint)
+    )
