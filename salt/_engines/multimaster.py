@@ -1,20 +1,23 @@
 """
-Bring a new master the minion keys that the others have accepted.
+Keeps the keys of minions equal on all masters: a decision taken on one holds on each.
 
-Runs in every master.  A master that has just received the shared key pair asks the minions on the
-other masters' hosts, through its own authenticated channel, for the keys accepted there; each
-answer must be signed with the shared key over a fresh nonce.  What a master has decided on an id
-already is left as it is.
+Runs in every master.  Watches the master's own key store, records what somebody decides there in a
+ledger, and wakes its peers; woken, or after a while, it pulls what it does not know from the
+minions on their hosts, and applies it.  Events only wake: content comes from an answer that is
+signed with the masters' shared key over a fresh nonce.  See docs/replication.md.
 """
 
+import contextlib
 import logging
 import os
 import random
 import secrets
+import sqlite3
 import time
 
 import salt.cache
 import salt.client
+import salt.exceptions
 import salt.key
 import salt.utils.event
 import salt.utils.verify
@@ -23,15 +26,28 @@ log = logging.getLogger(__name__)
 
 __virtualname__ = "multimaster"
 
-# Seconds between two attempts: the first while daemons start, the last while peers are away.
+# Seconds between two comparisons with a peer that has nothing to say.
+INTERVAL = 60.0
+# Seconds between two looks at all keys: what no event tells, such as a file that was put there.
+LOOK = 5.0
+# Seconds that a peer has for an answer, before it is left alone for a while, and for a longer one.
+PATIENCE = 10.0
 FIRST_PAUSE = 5.0
-LONGEST_PAUSE = 60.0
-# Seconds between two attempts at least, whatever wakes this engine.
-SHORTEST_PAUSE = 1.0
-# Seconds that a peer's minion has for its answer, and after which one that works on none is given
-# up: peers that are not there yet must not hold up those that are.
-TIMEOUT = 3
-GIVE_UP = 2
+# Seconds between two questions to one peer, whatever wakes this engine; twice as long, up to
+# FIRST_PAUSE, whenever it was woken for nothing, as by events that somebody made up.
+SHORTEST_PAUSE = 0.2
+# Seconds for which events are collected once there is one.
+GATHER = 0.05
+# Keys that may vanish without an event and count as deleted.  If more do, and they are most of
+# the keys, the key store was damaged: no administrator meant that on every master.
+VANISHED = 10
+# Deletions are remembered for that long, in days: so long may a master be away.
+REMEMBERED = 180
+
+# What Salt says of a minion that it lets in.
+SIGNED_IN = ("accept", "full")
+
+DAY = 24 * 60 * 60 * 1000
 
 
 def __virtual__():
@@ -39,140 +55,400 @@ def __virtual__():
 
 
 def start():
-    """Entry point of the engine; returns when this master needs no keys from others."""
-    joining = os.path.join(__opts__["cachedir"], "multimaster", "joining")
+    """Entry point of the engine; runs as long as its master."""
+    directory = os.path.join(__opts__["cachedir"], "multimaster")
+    os.makedirs(directory, mode=0o750, exist_ok=True)
     peers = [m["id"] for m in __opts__["multimaster"]["masters"] if m["id"] != __opts__["id"]]
-    pause = FIRST_PAUSE
-    told = False
-    if not peers or not os.path.exists(joining):
-        return
-    with salt.utils.event.get_event("master", opts=__opts__) as bus:
-        bus.subscribe("salt/auth")
+    with contextlib.ExitStack() as stack:
+        path = os.path.join(directory, "ledger.db")
+        book = stack.enter_context(__utils__["multimaster_ledger.open_ledger"](path))
+        bus = stack.enter_context(salt.utils.event.get_event("master", opts=__opts__))
+        engine = _Engine(book, bus, peers)
         while True:
-            woken = _wait_for(peers, bus, pause * random.uniform(0.8, 1.2))
-            pause = FIRST_PAUSE if woken else min(pause * 1.5, LONGEST_PAUSE)
             try:
-                done = _pull(peers)
-            except Exception:  # pylint: disable=broad-except
+                engine.turn()
+            except (OSError, ValueError, sqlite3.Error, salt.exceptions.SaltException):
                 # An engine that ends is started again at once and without a pause.
-                log.exception("Cannot fetch the minions' keys")
-                done = False
-            if done:
-                os.unlink(joining)
-                log.info("This master has the minions' keys of the others")
-                return
-            if not told:
-                log.warning("No other master has answered yet; asking %s again", ", ".join(peers))
-                told = True
+                log.exception("Cannot replicate keys; trying again")
+                time.sleep(FIRST_PAUSE)
 
 
-def _wait_for(peers, bus, pause):
-    """
-    Wait until a peer's minion signs in, for at most ``pause`` seconds; tell whether one did.
+class _Peer:
+    """What is known about another master: when to ask it, and what it was asked."""
 
-    A peer's minion that is there signs in as soon as this master runs, and again after a restart.
-    The event only wakes: whoever forges it has this master ask its peers, once in SHORTEST_PAUSE.
-    """
-    started = time.monotonic()
-    while (left := started + pause - time.monotonic()) > 0:
-        event = bus.get_event(wait=left, tag="salt/auth")
-        if event is None:
-            # Time is over, or there is no bus: this master starts or ends.
-            time.sleep(min(SHORTEST_PAUSE, max(0.0, started + pause - time.monotonic())))
-        elif event.get("id") in peers and event.get("act") == "accept":
-            # It has signed in and not subscribed yet.
-            time.sleep(max(0.0, started + SHORTEST_PAUSE - time.monotonic()))
-            return True
-    return False
+    def __init__(self, name):
+        self.name = name
+        self.due = time.monotonic() + random.uniform(0.5, 1.5) * FIRST_PAUSE
+        self.pause = FIRST_PAUSE
+        self.shortest = SHORTEST_PAUSE
+        self.silent = False
+        # Of the question that it has not answered yet.
+        self.jid = None
+        self.nonce = None
+        self.asked = 0.0
+        # Whether it is to be asked again, though the answer is not there yet.
+        self.again = False
 
 
-def _pull(peers):
-    """Ask all peers once; apply what the complete ones answer; tell whether there was one."""
-    nonce = secrets.token_hex(16)
-    asker = __opts__["id"]
-    with salt.client.get_local_client(mopts=__opts__) as client:
-        answers = client.cmd(
-            peers,
-            "multimaster.offered_keys",
-            [asker, nonce],
-            timeout=TIMEOUT,
-            gather_job_timeout=GIVE_UP,
-            tgt_type="list",
+class _Engine:
+    def __init__(self, book, bus, peers):
+        self.book = book
+        self.bus = bus
+        self.store = _KeyStore()
+        self.peers = {name: _Peer(name) for name in peers}
+        # The key store as it was at the last look at all of it.
+        self.snapshot = {}
+        self.look_due = 0.0
+        self.looked_again = 0.0
+        self.problems = {}
+
+    def turn(self):
+        """Do what is due, wait for events or for the next thing to become due, and do that."""
+        news = []
+        if time.monotonic() >= self.look_due:
+            # At first before any event: what is there already is nobody's news.
+            news += self._look()
+            self.look_due = time.monotonic() + LOOK
+        due = min([self.look_due, *(_next(peer) for peer in self.peers.values())])
+        wait = 0.001 if news else max(0.001, due - time.monotonic())
+        touched, answers = self._gather(wait)
+        news += self._notice(touched)
+        for peer, reply in answers:
+            self._learn(peer, reply)
+        if news:
+            self._wake(self.peers)
+        for peer in self.peers.values():
+            self._attend(peer)
+
+    def _gather(self, wait):
+        """Return the ids that key events name, and the answers to our questions."""
+        touched, answers = set(), []
+        until = None
+        while event := self.bus.get_event(wait=wait, full=True):
+            tag, data = event["tag"], event["data"]
+            # A minion may have made it up, and nothing need be what it is named.
+            minion_id, origin = _text(data, "id"), _text(data, "origin")
+            act = _text(data, "act")
+            if minion_id and (tag == "salt/key" or (tag == "salt/auth" and act in SIGNED_IN)):
+                touched.add((minion_id, act == "delete"))
+            if tag == "salt/auth" and minion_id in self.peers:
+                # Back, or there for the first time; what it did not answer, it will now.
+                self._expect(minion_id)
+            if tag == "multimaster/wake":
+                self._woken(origin)
+            for peer in self.peers.values():
+                if peer.jid and tag == f"salt/job/{peer.jid}/ret/{peer.name}":
+                    answers.append((peer, data.get("return")))
+            until = until or time.monotonic() + GATHER
+            wait = until - time.monotonic()
+            if wait <= 0:
+                break
+        return touched, answers
+
+    def _woken(self, origin):
+        """Ask whoever has news; or, where nobody is named, look at everything again."""
+        if origin in self.peers:
+            self._expect(origin)
+        elif origin == "" and time.monotonic() > self.looked_again + LOOK:
+            self.looked_again = time.monotonic()
+            self.look_due, self.snapshot = 0.0, {}
+            for name in self.peers:
+                self.book.set_place(name, "", 0)
+                self._expect(name)
+
+    def _expect(self, name):
+        peer = self.peers[name]
+        peer.again = True
+        peer.due = min(peer.due, time.monotonic())
+
+    def _notice(self, touched):
+        """Record what was decided on this master on the ids that events name."""
+        return [
+            minion_id
+            for minion_id, deleted in touched
+            if salt.utils.verify.valid_id(__opts__, minion_id) and self._compare(minion_id, deleted)
+        ]
+
+    def _look(self):
+        """Record what was decided here without an event, or while this did not run."""
+        snapshot = self.store.snapshot()
+        changed = {name for name, _ in snapshot.items() ^ self.snapshot.items()}
+        first = not self.snapshot
+        news = []
+        if self.book.fresh:
+            keys = ((name, *self.store.fetch(name)) for name, mark in snapshot.items() if mark[0])
+            self.book.witness(keys, __opts__["id"])
+            self.book.fresh = False
+            news = list(snapshot)
+        elif changed or first:
+            seen = self.book.all_seen()
+            gone = {name for name in seen if not snapshot.get(name, (False,))[0]}
+            if len(gone) > max(VANISHED, len(seen) / 2):
+                log.error(
+                    "%d of %d keys are gone and no event tells that they were deleted: they are "
+                    "put back",
+                    len(gone),
+                    len(seen),
+                )
+            else:
+                news = [name for name in sorted(changed | gone) if self._compare(name)]
+        self._apply({*changed, *self.book.ids()} if first else changed)
+        self.snapshot = snapshot
+        self.book.purge((int(time.time() * 1000) // DAY - REMEMBERED) * DAY)
+        return news
+
+    def _compare(self, minion_id, deleted=False):
+        """Record what was decided here on one id; tell whether that was news."""
+        key, pub = self.store.fetch(minion_id)
+        seen = self.book.seen(minion_id)
+        news = __utils__["multimaster_ledger.noticed"](seen, key, self.book.of(minion_id), deleted)
+        if news is None:
+            return False
+        for verdict, fingerprint in news:
+            text = "" if verdict == "deleted" else pub
+            self.book.decide(minion_id, fingerprint, verdict, __opts__["id"], text, "here")
+            log.info("%s: %s on this master", minion_id, verdict)
+        if key != seen:
+            self.book.note({minion_id: key})
+        return bool(news)
+
+    def _apply(self, ids):
+        """Bring the key store in line with the ledger."""
+        todo = {"accept": [], "reject": [], "delete": []}
+        for minion_id in ids:
+            key, _ = self.store.fetch(minion_id)
+            action = __utils__["multimaster_ledger.plan"](minion_id, self.book.of(minion_id), key)
+            if action.verb in todo:
+                todo[action.verb].append((action, key))
+            self._complain(action)
+        for verb, actions in todo.items():
+            if actions:
+                getattr(self.store, verb)(actions)
+                log.info("%s: %d keys, as decided on other masters", verb, len(actions))
+                self.book.note({action.id: self.store.fetch(action.id)[0] for action, _ in actions})
+
+    def _complain(self, action):
+        """Log a conflict once, and not for as long as it lasts."""
+        if action.verb != "conflict":
+            self.problems.pop(action.id, None)
+        elif self.problems.get(action.id) != action.reason:
+            self.problems[action.id] = action.reason
+            log.error("Conflict over the key of %s: %s", action.id, action.reason)
+
+    def _attend(self, peer):
+        """Ask a peer if it is time, or give up waiting for its answer."""
+        now = time.monotonic()
+        if peer.jid and now - peer.asked > PATIENCE:
+            peer.jid = None
+            peer.due = now + peer.pause * random.uniform(0.8, 1.2)
+            peer.pause = min(peer.pause * 2, INTERVAL)
+            if not peer.silent:
+                log.warning("%s does not answer; asking again now and then", peer.name)
+            peer.silent = True
+        if peer.jid or now < max(peer.due, peer.asked + peer.shortest):
+            return
+        peer.again = False
+        peer.nonce = secrets.token_hex(16)
+        epoch, place = self.book.place(peer.name)
+        peer.asked = now
+        peer.jid = self._publish(
+            [peer.name], "multimaster.ledger_pull", [__opts__["id"], peer.nonce, epoch, place]
         )
-    valid = {}
-    for peer, reply in answers.items():
+        peer.due = now + INTERVAL
+
+    def _wake(self, names):
+        if names:
+            self._publish(list(names), "multimaster.ledger_wake", [__opts__["id"]])
+
+    def _publish(self, targets, function, arguments):
+        with salt.client.get_local_client(mopts=__opts__) as client:
+            job = client.run_job(
+                targets, function, arguments, tgt_type="list", timeout=5, listen=False
+            )
+        return job.get("jid")
+
+    def _learn(self, peer, reply):
+        """Take in a peer's answer, if it is one."""
+        nonce, peer.jid = peer.nonce, None
+        now = time.monotonic()
+        if not isinstance(reply, dict):
+            # An error of Salt's, which says so: there is no ledger yet, or no such function.
+            log.info("%s cannot answer: %s", peer.name, str(reply)[:200])
+            peer.due = now + peer.pause
+            return
         try:
-            valid[peer] = _verified(reply, peer, asker, nonce)
+            answer = self._verified(reply, peer.name, nonce)
+            decisions = __utils__["multimaster_ledger.unpack"](answer["decisions"])
         except ValueError as err:
-            log.error("Refused the answer of %s: %s", peer, err)
-    complete = {peer: answer for peer, answer in valid.items() if answer["complete"]}
-    if not complete and set(valid) == set(peers):
-        # All masters are new, so that there is nobody else to ask.
-        complete = valid
-    for peer, answer in complete.items():
-        _accept(peer, answer["keys"])
-    return bool(complete)
+            log.error("Refused the answer of %s: %s", peer.name, err)
+            peer.due = now + peer.pause
+            peer.pause = min(peer.pause * 2, INTERVAL)
+            return
+        if peer.silent:
+            log.warning("%s answers again", peer.name)
+        peer.silent, peer.pause = False, FIRST_PAUSE
+        good = [decision for decision in decisions if self._sound(decision, peer.name)]
+        changed = self.book.learn(good, peer.name)
+        self._apply(changed)
+        peer.shortest = SHORTEST_PAUSE if changed else min(peer.shortest * 2, FIRST_PAUSE)
+        self.book.set_place(peer.name, answer["epoch"], answer["place"])
+        if answer["more"]:
+            peer.due = peer.asked = 0.0
+        elif peer.again:
+            peer.due = now
+        elif answer["digest"] != self.book.digest:
+            # It lacks what this master has.
+            self._wake([peer.name])
 
+    def _verified(self, reply, peer, nonce):
+        """Return the answer in a reply; ValueError unless a holder of the shared key gave it."""
+        if set(reply) != {"answer", "signature"}:
+            raise ValueError(f"it is {str(reply)[:200]!r}")
+        answer = reply["answer"]
+        __utils__["multimaster_keypair.verify_answer"](
+            answer, nonce, reply["signature"], self.store.master_pub()
+        )
+        if answer["origin"] != peer or answer["asker"] != __opts__["id"]:
+            raise ValueError("it comes from another master, or is meant for one")
+        return answer
 
-def _verified(reply, peer, asker, nonce):
-    """Return the answer in a reply; ValueError unless a holder of the shared key gave it to us."""
-    if not isinstance(reply, dict) or set(reply) != {"answer", "signature"}:
-        raise ValueError(f"it is {str(reply)[:200]!r}")
-    answer = reply["answer"]
-    __utils__["multimaster_keypair.verify_answer"](answer, nonce, reply["signature"], _master_pub())
-    if answer["origin"] != peer or answer["asker"] != asker:
-        raise ValueError("it comes from another master, or is meant for one")
-    return answer
-
-
-def _accept(peer, offered):
-    """Accept what is unknown here, or pending with the same key."""
-    with_key = salt.key.get_key(__opts__)
-    known = with_key.list_keys()
-    decided = {*known["minions"], *known["minions_rejected"], *known["minions_denied"]}
-    pending = set(known["minions_pre"])
-    accepted = []
-    for name, pub in offered.items():
-        if name in decided:
-            continue
-        if not salt.utils.verify.valid_id(__opts__, name):
-            log.error("%s offers a key for %r, which is no minion id", peer, name)
-        elif __utils__["multimaster_keypair.fingerprint"](pub) is None:
-            log.error("%s offers a key for %s that is no public key", peer, name)
-        elif name in pending and _pending_key(name).strip() != pub.strip():
-            log.error("%s offers a key for %s that differs from the pending one", peer, name)
-        elif name in pending:
-            with_key.accept(match_dict={"minions_pre": [name]})
-            accepted.append(name)
+    def _sound(self, decision, peer):
+        """Tell whether a decision may be used; one that may not is named in the log."""
+        if not salt.utils.verify.valid_id(__opts__, decision.id):
+            log.error("%s has a decision on %r, which is no minion id", peer, decision.id)
+        elif decision.pub and (
+            __utils__["multimaster_keypair.fingerprint"](decision.pub) != decision.fingerprint
+        ):
+            log.error("%s has a key of %s that is none, or another one", peer, decision.id)
         else:
-            _store(name, pub)
-            accepted.append(name)
-    log.info("Accepted %d keys that %s has accepted", len(accepted), peer)
+            return True
+        return False
 
 
-def _cache():
-    return salt.cache.Cache(__opts__, driver=__opts__["keys.cache_driver"])
+def _text(data, name):
+    """Return a value of an event's data if it is a text, else None."""
+    value = data.get(name) if isinstance(data, dict) else None
+    return value if isinstance(value, str) else None
 
 
-def _pending_key(name):
-    if "keys.cache_driver" in __opts__:
-        return (_cache().fetch("keys", name) or {}).get("pub", "")
-    with open(os.path.join(__opts__["pki_dir"], "minions_pre", name)) as handle:
-        return handle.read()
+STATES = {"minions": "accepted", "minions_rejected": "rejected", "minions_pre": "pending"}
 
 
-def _store(name, pub):
-    if "keys.cache_driver" in __opts__:
-        _cache().store("keys", name, {"state": "accepted", "pub": pub})
-        return
-    path = os.path.join(__opts__["pki_dir"], "minions", name)
-    with open(path + ".multimaster", "w") as handle:
-        handle.write(pub)
-    os.replace(path + ".multimaster", path)
+class _KeyStore:
+    """
+    The minions' keys on this master, through Salt's key API.
+
+    Before Salt 3008 that knows directories only; the driver ``localfs_key`` has the same ones.
+    """
+
+    def __init__(self):
+        self.pki = __opts__["pki_dir"]
+        driver = __opts__.get("keys.cache_driver")
+        self.cache = salt.cache.Cache(__opts__, driver=driver) if driver else None
+        self.on_disk = driver in (None, "localfs_key")
+
+    def snapshot(self):
+        """Return id -> (whether it is accepted or rejected, a mark that changes with the key)."""
+        found = {}
+        if not self.on_disk:
+            for name, entry in self.cache.list_all("keys", include_data=True).items():
+                mark = hash(entry["pub"])
+                found[name] = (entry["state"] != "pending", entry["state"], mark)
+            return found
+        # The last one counts where an id has several, as it does for Salt.
+        for directory in ("minions", "minions_pre", "minions_rejected"):
+            with contextlib.suppress(FileNotFoundError):
+                for entry in os.scandir(os.path.join(self.pki, directory)):
+                    if salt.utils.verify.valid_id(__opts__, entry.name) and entry.name[0] != ".":
+                        with contextlib.suppress(FileNotFoundError):
+                            mark = entry.stat(follow_symlinks=False).st_mtime_ns
+                            found[entry.name] = (directory != "minions_pre", directory, mark)
+        return found
+
+    def fetch(self, minion_id):
+        """Return an id's key and its PEM, or None twice."""
+        state, pub = self._cached(minion_id) if self.cache else self._read(minion_id)
+        fingerprint = pub and __utils__["multimaster_keypair.quick_fingerprint"](pub)
+        if not fingerprint:
+            return None, None
+        return __utils__["multimaster_ledger.key"](state, fingerprint), pub
+
+    def _cached(self, minion_id):
+        entry = self.cache.fetch("keys", minion_id) or {}
+        return entry.get("state"), entry.get("pub")
+
+    def _read(self, minion_id):
+        for directory in ("minions_rejected", "minions_pre", "minions"):
+            path = os.path.join(self.pki, directory, minion_id)
+            with contextlib.suppress(FileNotFoundError), open(path) as handle:
+                return STATES[directory], handle.read()
+        return None, None
+
+    def accept(self, actions):
+        """Accept keys, which may be unknown here, pending or rejected."""
+        self._replace(actions)
+        for action, _ in actions:
+            self._write(action.id, "accepted", action.decision.pub)
+
+    def reject(self, actions):
+        """Reject keys; who had been accepted can no longer read what this master sends."""
+        self._replace(actions)
+        there = {}
+        for action, key in actions:
+            if key is None or key.fingerprint != action.decision.fingerprint:
+                self._write(action.id, "rejected", action.decision.pub)
+            else:
+                directory = "minions" if key.state == "accepted" else "minions_pre"
+                there.setdefault(directory, []).append(action.id)
+        if there:
+            salt.key.get_key(__opts__).reject(match_dict=there, include_accepted=True)
+
+    def delete(self, actions):
+        """Delete keys; who had been accepted can no longer read what this master sends."""
+        there = {}
+        for action, key in actions:
+            directory = "minions" if key.state == "accepted" else "minions_rejected"
+            there.setdefault(directory, []).append(action.id)
+        salt.key.get_key(__opts__).delete_key(match_dict=there)
+
+    def _replace(self, actions):
+        """Delete those keys that give way to another one of the same minion."""
+        old = [
+            (action, key)
+            for action, key in actions
+            if key and key.fingerprint != action.decision.fingerprint
+        ]
+        if old:
+            self.delete(old)
+
+    def _write(self, minion_id, state, pub):
+        if self.cache:
+            self.cache.store("keys", minion_id, {"state": state, "pub": pub})
+            return
+        for directory, holds in STATES.items():
+            path = os.path.join(self.pki, directory, minion_id)
+            if holds == state:
+                scratch = os.path.join(self.pki, directory, f".{minion_id}")
+                with open(scratch, "w") as handle:
+                    handle.write(pub)
+                os.replace(scratch, path)
+        for directory, holds in STATES.items():
+            if holds != state:
+                # Or the key would be listed twice.
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(self.pki, directory, minion_id))
+
+    def master_pub(self):
+        """Return the public key that all masters share."""
+        stem = __opts__["id"].removesuffix("_master") if self.cache else "master"
+        if not self.on_disk:
+            return self.cache.fetch("master_keys", f"{stem}.pub")
+        with open(os.path.join(self.pki, f"{stem}.pub")) as handle:
+            return handle.read()
 
 
-def _master_pub():
-    if "keys.cache_driver" in __opts__:
-        return _cache().fetch("master_keys", __opts__["id"].removesuffix("_master") + ".pub")
-    with open(os.path.join(__opts__["pki_dir"], "master.pub")) as handle:
-        return handle.read()
+def _next(peer):
+    """Return when a peer is to be attended to."""
+    if peer.jid:
+        return peer.asked + PATIENCE
+    return max(peer.due, peer.asked + peer.shortest)

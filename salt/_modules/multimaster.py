@@ -6,6 +6,7 @@ here returns a private key.
 """
 
 import contextlib
+import fnmatch
 import grp
 import logging
 import os
@@ -25,6 +26,7 @@ import salt.config
 import salt.exceptions
 import salt.key
 import salt.payload
+import salt.utils.event
 import salt.utils.systemd
 import salt.utils.yaml
 import salt.version
@@ -41,12 +43,25 @@ SYNCED = {
     "states": ("multimaster.py",),
     "utils": (
         "multimaster_keypair.py",
+        "multimaster_ledger.py",
         "multimaster_restart.py",
         "multimaster_topology.py",
     ),
 }
 DROP_IN = "multimaster.conf"
+# Decisions in one answer: with keys of 4096 bits still less than an event may have.
+CHUNK = 1000
 KEY_MODE = 0o400
+# The directories of Salt's keys, and what a key in each is.
+STATES = {
+    "minions": "accepted",
+    "minions_pre": "pending",
+    "minions_rejected": "rejected",
+    "minions_denied": "denied",
+}
+# What can be decided on a key, and where it is then; nowhere when it is deleted.
+VERBS = {"accept": "minions", "reject": "minions_rejected", "delete": None, "only": None}
+LEAST_DIGITS = 16
 ROLES = {
     "master": (salt.config.master_config, "SALT_MASTER_CONFIG"),
     "minion": (salt.config.minion_config, "SALT_MINION_CONFIG"),
@@ -124,8 +139,13 @@ def report(timeout=5):
         with salt.client.get_local_client(mopts=opts) as client:
             answers = client.cmd("*", "test.ping", timeout=timeout, gather_job_timeout=timeout)
     pub = _read_pair(opts)[1]
+    digest, conflicts = None, []
+    with contextlib.suppress(CommandExecutionError), _ledger(opts) as book:
+        digest, conflicts = book.digest, book.conflicts()
     return {
         "running": running,
+        "digest": digest,
+        "conflicts": conflicts,
         "version": salt.version.__version__,
         "fingerprint": __utils__["multimaster_keypair.fingerprint"](pub) if pub else None,
         "accepted": sorted(keys["minions"]),
@@ -136,38 +156,158 @@ def report(timeout=5):
     }
 
 
-def offered_keys(asker, nonce):
+def ledger_pull(asker, nonce, epoch="", place=0):
     """
-    Offer the minion keys that this host's master has accepted to another master.
+    Answer another master that asks what this host's master knows of decisions on keys.
 
     asker
         Minion id of the host whose master asks.
     nonce
         A value that the asker has just made up; signed with the answer.
+    epoch, place
+        How far it has read this ledger before, as the previous answer said.
 
-    Returns ``answer`` (origin, asker, complete, keys) and ``signature``, made with the masters'
-    shared key, so that an answer is as good as that key and not as a minion id.  Not complete is
-    the answer of a master that is itself still waiting for the keys of the others.
+    Returns ``answer`` (origin, asker, epoch, place, more, digest, decisions) and ``signature``,
+    made with the masters' shared key, so that an answer is as good as that key and not as a
+    minion id.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt saltm1 multimaster.offered_keys saltm2 0123456789abcdef
+        salt saltm1 multimaster.ledger_pull saltm2 0123456789abcdef
     """
     opts = _effective("master", _config_dir())
     pem, _ = _read_pair(opts)
     if pem is None:
         raise CommandExecutionError(f"there is no master's key pair on {__opts__['id']}")
-    answer = {
-        "origin": __opts__["id"],
-        "asker": asker,
-        "complete": not os.path.exists(_joining(opts)),
-        "keys": _accepted_keys(opts),
-    }
+    with _ledger(opts) as book:
+        known = place if epoch == book.epoch else 0
+        decisions, end = book.since(known, CHUNK)
+        answer = {
+            "origin": __opts__["id"],
+            "asker": asker,
+            "epoch": book.epoch,
+            "place": end,
+            "more": len(decisions) == CHUNK,
+            "digest": book.digest,
+            "decisions": __utils__["multimaster_ledger.pack"](decisions),
+        }
     with _translated():
         signature = __utils__["multimaster_keypair.sign_answer"](answer, nonce, pem)
     return {"answer": answer, "signature": signature}
+
+
+def ledger_wake(origin):
+    """
+    Tell this host's master that another one has something new for it; only tells, brings nothing.
+
+    origin
+        Minion id of the host whose master it is.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm2 multimaster.ledger_wake saltm1
+    """
+    opts = _effective("master", _config_dir())
+    with salt.utils.event.get_event("master", opts=opts, listen=False) as bus:
+        return bus.fire_event({"origin": origin}, "multimaster/wake")
+
+
+def key_states(like="*"):
+    """
+    Tell what this host's master has decided on keys.
+
+    like
+        A glob that ids have to match.
+
+    Returns id -> ``state`` (accepted, rejected, pending or denied) and ``fingerprint``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm1 multimaster.key_states 'web*'
+    """
+    opts = _effective("master", _config_dir())
+    found = {}
+    for name, directory in _key_states(opts).items():
+        if fnmatch.fnmatch(name, like):
+            pub = _key(opts, directory, name)
+            fingerprint = __utils__["multimaster_keypair.quick_fingerprint"](pub) if pub else None
+            found[name] = {"state": STATES[directory], "fingerprint": fingerprint}
+    return found
+
+
+def key_history(minion_id):
+    """
+    Tell what this host's master has recorded about a minion's keys, oldest first.
+
+    Returns a list of ``recorded`` and ``decided`` (milliseconds since the epoch), ``verdict``,
+    ``fingerprint``, ``origin`` (the master where it was decided) and ``via`` (how this master
+    heard: here, found, or a peer's id).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm1 multimaster.key_history web1
+    """
+    with _ledger(_effective("master", _config_dir())) as book:
+        return book.history(minion_id)
+
+
+def key_decide(verdict, minion_id, fingerprint, test=False):
+    """
+    Accept, reject or delete a key on this host's master, if it is the expected one.
+
+    verdict
+        ``accept``, ``reject`` or ``delete``; or ``only``: delete it unless it is the expected one.
+    fingerprint
+        SHA-256 of the expected public key, in hexadecimal, as ``multimaster.keys`` shows it, or at
+        least the first 16 digits.
+    test
+        Only tell what would be done.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm1 multimaster.key_decide accept web1 0123456789abcdef test=True
+    """
+    if verdict not in VERBS:
+        raise CommandExecutionError(f"verdict: got {verdict!r}; supported: {', '.join(VERBS)}")
+    if len(fingerprint) < LEAST_DIGITS:
+        raise CommandExecutionError(
+            f"fingerprint: got {fingerprint!r}; supported: {LEAST_DIGITS} digits or more"
+        )
+    opts = _effective("master", _config_dir())
+    directory = _key_states(opts).get(minion_id)
+    found = None
+    if directory:
+        pub = _key(opts, directory, minion_id)
+        found = __utils__["multimaster_keypair.quick_fingerprint"](pub)
+    expected = bool(found and found.startswith(fingerprint))
+    if verdict == "only":
+        if not found or expected:
+            return {"changed": False, "found": found}
+    elif not expected:
+        raise CommandExecutionError(
+            f"fingerprint of {minion_id}: got {fingerprint!r}; this master has {found or 'no key'}"
+        )
+    ret = {"changed": directory != VERBS[verdict], "found": found, "was": directory}
+    if not test and ret["changed"]:
+        keys = salt.key.get_key({**opts, "__role": "master"})
+        there = {directory: [minion_id]}
+        if verdict == "accept":
+            keys.accept(match_dict=there, include_rejected=True)
+        elif verdict == "reject":
+            keys.reject(match_dict=there, include_accepted=True)
+        else:
+            keys.delete_key(match_dict=there)
+    return ret
 
 
 def install_keypair(config_dir=None, replace=False, test=False):
@@ -213,10 +353,8 @@ def install_keypair(config_dir=None, replace=False, test=False):
     fresh = action == "replace" or (action == "write" and not pem)
     _write_pair(opts, bundle)
     if fresh:
-        # Tells the engine that this master has yet to hear of the minions' keys, and `left` that
-        # the pair came from here.
-        for flag in (_joining(opts), _ours(opts)):
-            _touch(opts, flag)
+        # Tells `left` that the pair came from here.
+        _touch(opts, _ours(opts))
     return ret
 
 
@@ -705,8 +843,22 @@ def _state_dir(opts):
     return os.path.join(opts["cachedir"], "multimaster")
 
 
-def _joining(opts):
-    return os.path.join(_state_dir(opts), "joining")
+@contextlib.contextmanager
+def _ledger(opts):
+    """Open the ledger of this host's master for reading, as the user that the master runs as."""
+    path = os.path.join(_state_dir(opts), "ledger.db")
+    owner = pwd.getpwnam(opts["user"])
+    user, group = os.geteuid(), os.getegid()
+    # SQLite may make files beside it, which the master would not be allowed to write.
+    if user != owner.pw_uid:
+        os.setegid(owner.pw_gid)
+        os.seteuid(owner.pw_uid)
+    try:
+        with _translated(), __utils__["multimaster_ledger.open_ledger"](path, True) as book:
+            yield book
+    finally:
+        os.seteuid(user)
+        os.setegid(group)
 
 
 def _ours(opts):
@@ -738,11 +890,6 @@ def _key(opts, state, name):
 
 def _accepted_ids(opts):
     return [name for name, state in _key_states(opts).items() if state == "minions"]
-
-
-def _accepted_keys(opts):
-    """Return id -> public key of every minion that this host's master has accepted."""
-    return {name: _key(opts, "minions", name) for name in _accepted_ids(opts)}
 
 
 def _store_key(opts, name, pub):

@@ -1,5 +1,5 @@
 """
-Shows the result of ``salt-run multimaster.status`` as two tables.
+Shows the results of ``salt-run multimaster.status`` and ``multimaster.keys`` as tables.
 """
 
 __virtualname__ = "multimaster"
@@ -13,7 +13,7 @@ def __virtual__():
 
 def output(data, **kwargs):
     """
-    Return masters, minions and problems as text.
+    Return masters, minions and problems as text, or the matrix of keys.
 
     CLI Example:
 
@@ -21,7 +21,11 @@ def output(data, **kwargs):
 
         salt-run multimaster.status --out multimaster
     """
-    masters = [["MASTER", "ADDRESS", "UP", "VERSION", "KEY", *(key.upper() for key in KEYS)]]
+    if "keys" in data:
+        return _matrix(data)
+    masters = [
+        ["MASTER", "ADDRESS", "UP", "VERSION", "KEY", "LEDGER", *(key.upper() for key in KEYS)]
+    ]
     for name, row in data["masters"].items():
         masters.append(
             [
@@ -29,7 +33,8 @@ def output(data, **kwargs):
                 row["address"],
                 _mark(row["reachable"]),
                 row["version"] or "-",
-                (row["fingerprint"] or "-")[:16],
+                (row["fingerprint"] or "-")[:8],
+                (row["digest"] or "-")[:8],
                 *("-" if row[key] is None else str(row[key]) for key in KEYS),
             ]
         )
@@ -38,6 +43,14 @@ def output(data, **kwargs):
         minions.append([name, *(_mark(answers) for answers in row["answers"].values())])
     problems = [f"! {problem}" for problem in data["problems"]] or ["Everything is connected."]
     return "\n".join([*_table(masters), "", *_table(minions), "", *problems])
+
+
+def _matrix(data):
+    rows = [["MINION", *data["masters"], "KEY"]]
+    for name, row in data["keys"].items():
+        prints = " ".join(fingerprint[:16] for fingerprint in row["fingerprints"])
+        rows.append(["! " * row["differs"] + name, *row["masters"].values(), prints])
+    return "\n".join(_table(rows))
 
 
 def _mark(value):

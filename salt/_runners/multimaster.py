@@ -1,8 +1,11 @@
 """
-Look at a multi-master topology as a whole, from any of its masters.
+Look at a multi-master topology as a whole, from any of its masters, and decide on minions' keys.
 """
 
+import time
+
 import salt.client
+from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "multimaster"
 
@@ -68,11 +71,179 @@ def status(timeout=5):
     }
 
 
+def keys(like="*", timeout=10):
+    """
+    Show what each master has decided on each key; a matrix of ids and masters.
+
+    like
+        A glob that ids have to match.
+
+    A cell is accepted, rejected, pending, denied or missing; ``differs`` tells whether the masters
+    say different things, or have different keys under one id.  Exit status 0 only if none does.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run multimaster.keys
+        salt-run multimaster.keys 'web*' --out json
+    """
+    states = _on_masters("multimaster.key_states", [like], timeout)
+    rows = {}
+    for minion_id in sorted({name for found in states.values() for name in found or {}}):
+        cells, prints = {}, set()
+        for master, found in states.items():
+            entry = (found or {}).get(minion_id)
+            cells[master] = "unknown" if found is None else entry["state"] if entry else "missing"
+            if entry and entry["fingerprint"]:
+                prints.add(entry["fingerprint"])
+        rows[minion_id] = {
+            "masters": cells,
+            "fingerprints": sorted(prints),
+            "differs": len(prints) > 1 or len(set(cells.values())) > 1,
+        }
+    return {
+        "outputter": "multimaster",
+        "data": {
+            "masters": list(states),
+            "keys": rows,
+            "retcode": 1 if any(row["differs"] for row in rows.values()) else 0,
+        },
+    }
+
+
+def keys_repair(test=False, timeout=10):
+    """
+    Have every master read all of its keys and of its peers' decisions again.
+
+    The masters do that by themselves; this is for one who does not want to wait, or who changed
+    files by hand.  Returns the ids on which they differ before.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run multimaster.keys_repair test=True
+    """
+    rows = keys(timeout=timeout)["data"]["keys"]
+    differing = [minion_id for minion_id, row in rows.items() if row["differs"]]
+    if not test:
+        _on_masters("multimaster.ledger_wake", [""], timeout)
+    return {"differing": differing, "repaired": not test}
+
+
+def resolve(minion_id, fingerprint, test=False, timeout=10):
+    """
+    End a conflict: one key of a minion stays what it is, all others are deleted on every master.
+
+    fingerprint
+        Of the key that stays, as ``multimaster.keys`` shows it; 16 digits or more.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run multimaster.resolve web1 0123456789abcdef test=True
+    """
+    states = _on_masters("multimaster.key_states", [minion_id], timeout)
+    prints = {
+        found[minion_id]["fingerprint"] for found in states.values() if minion_id in (found or {})
+    }
+    if sum(found.startswith(fingerprint) for found in prints if found) != 1:
+        shown = ", ".join(sorted(filter(None, prints))) or "none"
+        raise CommandExecutionError(
+            f"fingerprint of {minion_id}: got {fingerprint!r}; supported: {shown}"
+        )
+    return _on_masters("multimaster.key_decide", ["only", minion_id, fingerprint, test], timeout)
+
+
+def accept(minion_id, fingerprint, test=False):
+    """
+    Accept a key, here and so on all masters, if it is the expected one.
+
+    fingerprint
+        As ``multimaster.keys`` shows it; 16 digits or more.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run multimaster.accept web1 0123456789abcdef
+    """
+    return _decide("accept", minion_id, fingerprint, test)
+
+
+def reject(minion_id, fingerprint, test=False):
+    """
+    Reject a key, here and so on all masters, if it is the expected one.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run multimaster.reject web1 0123456789abcdef
+    """
+    return _decide("reject", minion_id, fingerprint, test)
+
+
+def delete(minion_id, fingerprint, test=False):
+    """
+    Delete a key, here and so on all masters, if it is the expected one.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run multimaster.delete web1 0123456789abcdef test=True
+    """
+    return _decide("delete", minion_id, fingerprint, test)
+
+
+def key_history(minion_id, timeout=10):
+    """
+    Show who decided what on a minion's keys, and when, as this master has recorded it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run multimaster.key_history web1
+    """
+    entries = _here("multimaster.key_history", [minion_id], timeout)
+    for entry in entries:
+        for moment in ("recorded", "decided"):
+            seconds = entry[moment] / 1000
+            entry[moment] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+    return entries
+
+
+def _decide(verdict, minion_id, fingerprint, test, timeout=10):
+    return _here("multimaster.key_decide", [verdict, minion_id, fingerprint, test], timeout)
+
+
+def _here(function, arguments, timeout):
+    """Call a function on this master's own host; an error there is one here."""
+    answer = _on_masters(function, arguments, timeout, [__opts__["id"]])[__opts__["id"]]
+    if answer is None or isinstance(answer, str):
+        raise CommandExecutionError(answer or f"the minion {__opts__['id']} does not answer")
+    return answer
+
+
+def _on_masters(function, arguments, timeout, ids=None):
+    """Call a function on the hosts of masters; None for one that does not answer."""
+    ids = ids or [m["id"] for m in __opts__.get("multimaster", {}).get("masters", [])]
+    with salt.client.get_local_client(mopts=__opts__) as client:
+        answers = client.cmd(
+            ids, function, arguments, tgt_type="list", timeout=timeout, gather_job_timeout=timeout
+        )
+    return {name: answers.get(name) for name in ids}
+
+
 def _master_row(master, report):
     row = {"address": master["address"], "reachable": bool(report and report["running"])}
-    for field in ("version", "fingerprint"):
+    for field in ("version", "fingerprint", "digest"):
         row[field] = report[field] if report else None
-    for field in ("accepted", "pending", "denied", "rejected"):
+    for field in ("accepted", "pending", "denied", "rejected", "conflicts"):
         row[field] = len(report[field]) if report else None
     return row
 
@@ -87,6 +258,12 @@ def _problems(masters, minions, addresses, mode):
     fingerprints = {row["fingerprint"] for row in masters.values() if row["reachable"]}
     if len(fingerprints) > 1:
         problems.append("the masters have different keys")
+    digests = {row["digest"] for row in masters.values() if row["reachable"]}
+    if len(digests) > 1:
+        problems.append("the masters' decisions on keys differ; see salt-run multimaster.keys")
+    for name, row in masters.items():
+        if row["conflicts"]:
+            problems.append(f"master {name} knows {row['conflicts']} ids with two keys")
     for name, row in minions.items():
         missing = [master for master, answers in row["answers"].items() if not answers]
         if mode == "failover" and name not in masters:

@@ -161,13 +161,29 @@ def fingerprint(pub: str) -> str | None:
         return None
 
 
+def quick_fingerprint(pub: str) -> str | None:
+    """
+    Return what :func:`fingerprint` returns for a key that Salt has stored, in a tenth of the time.
+
+    Takes the key's own encoding for granted and does not check it: not for what a peer sends.
+    """
+    lines = pub.split()
+    if lines[:3] != ["-----BEGIN", "PUBLIC", "KEY-----"]:
+        return fingerprint(pub)
+    try:
+        return hashlib.sha256(base64.b64decode("".join(lines[3:-3]), validate=True)).hexdigest()
+    except binascii.Error:
+        return None
+
+
 def sign_answer(answer: Mapping[str, Any], nonce: str, pem: str) -> str:
     """
     Sign an answer to another master with the shared private key; return base64.
 
     The asker's nonce is signed too, so that an old answer is worth nothing.
     """
-    signature = _private(pem, "the master's private key").sign(
+    # Checking a key takes longer than signing with it, and this one serves Salt all the time.
+    signature = _private(pem, "the master's private key", unsafe_skip_rsa_key_validation=True).sign(
         _canonical(answer, nonce), _PSS, hashes.SHA256()
     )
     return base64.b64encode(signature).decode()
@@ -196,9 +212,9 @@ def _replace_if(found: str, minions: Sequence[str], replace: bool) -> Decision:
     )
 
 
-def _private(pem: str, what: str) -> rsa.RSAPrivateKey:
+def _private(pem: str, what: str, **options: bool) -> rsa.RSAPrivateKey:
     try:
-        key = serialization.load_pem_private_key(pem.encode(), password=None)
+        key = serialization.load_pem_private_key(pem.encode(), password=None, **options)
     except (ValueError, TypeError, UnsupportedAlgorithm) as err:
         raise KeypairError(f"{what} is not a readable PEM without passphrase") from err
     if not isinstance(key, rsa.RSAPrivateKey):

@@ -13,6 +13,7 @@ Imports nothing of Salt.  :class:`Ledger` keeps the map in SQLite; one process w
 """
 
 # Annotations stay evaluated: see multimaster_keypair.py.
+import base64
 import contextlib
 import hashlib
 import json
@@ -20,6 +21,7 @@ import os
 import secrets
 import sqlite3
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -30,6 +32,8 @@ VERDICTS = ("accepted", "deleted", "rejected")
 LIVE = ("accepted", "rejected")
 DIGEST_BITS = 256
 SCHEMA_VERSION = 1
+# Of the decisions in one answer.
+MAX_BYTES = 16 << 20
 
 
 class LedgerError(ValueError):
@@ -96,9 +100,22 @@ def merge(one: Decision | None, other: Decision) -> Decision:
     return other if one is None or other.rank > one.rank else one
 
 
+def open_ledger(path: str, read_only: bool = False) -> "Ledger":
+    """Return the :class:`Ledger` in a file; for Salt's loader, which shows functions only."""
+    return Ledger(path, read_only)
+
+
+def key(state: str, fingerprint: str) -> Key:
+    """Return a :class:`Key`; for Salt's loader, too."""
+    return Key(state, fingerprint)
+
+
 def noticed(
-    seen: Key | None, found: Key | None, known: Mapping[str, Decision]
-) -> list[tuple[str, str]]:
+    seen: Key | None,
+    found: Key | None,
+    known: Mapping[str, Decision],
+    deleted: bool = False,
+) -> list[tuple[str, str]] | None:
     """
     Tell what somebody has decided on this master, as (verdict, fingerprint).
 
@@ -109,10 +126,19 @@ def noticed(
     known
         The ledger's decisions on the id, by fingerprint.  What they already say was applied by
         the engine, which was then interrupted before it could note that it had seen it.
+    deleted
+        Whether Salt has told that somebody deleted the key.
+
+    Returns None where nobody can tell: the engine was about to change the key, and now there is
+    none.  Salt removes a key before it writes its new state, and may have been cut off between.
     """
     before, now = (key if key and key.state in LIVE else None for key in (seen, found))
     if before == now:
         return []
+    said = known.get(before.fingerprint) if before else None
+    changing = before and said and said.verdict not in (before.state, "deleted")
+    if changing and not now and not deleted:
+        return None
     news = []
     if before and (now is None or now.fingerprint != before.fingerprint):
         news.append(("deleted", before.fingerprint))
@@ -138,12 +164,9 @@ def plan(minion_id: str, decisions: Mapping[str, Decision], found: Key | None) -
     if len(live) > 1:
         return Action("conflict", minion_id, reason=_several(live))
     if not live:
-        gone = found and found.state in LIVE and found.fingerprint in decisions
-        return (
-            Action("delete", minion_id, decisions[found.fingerprint])
-            if found and gone
-            else (Action("none", minion_id))
-        )
+        if found and found.state in LIVE and found.fingerprint in decisions:
+            return Action("delete", minion_id, decisions[found.fingerprint])
+        return Action("none", minion_id)
     (wanted,) = live
     verb = {"accepted": "accept", "rejected": "reject"}[wanted.verdict]
     if found is None or found == Key("pending", wanted.fingerprint):
@@ -182,6 +205,27 @@ def resolution(
         (decision.verdict if decision in chosen else "deleted", decision.fingerprint)
         for decision in live
     ]
+
+
+def pack(decisions: Iterable[Decision]) -> str:
+    """Return decisions as a text that is short enough for Salt's event bus."""
+    text = json.dumps([to_wire(decision) for decision in decisions]).encode()
+    return base64.b64encode(zlib.compress(text)).decode()
+
+
+def unpack(text: Any) -> list[Decision]:
+    """Read what :func:`pack` made; :class:`LedgerError` for anything else."""
+    try:
+        opener = zlib.decompressobj()
+        plain = opener.decompress(base64.b64decode(text, validate=True), MAX_BYTES)
+        if not opener.eof:
+            raise LedgerError(f"decisions: got more than {MAX_BYTES} bytes, or a part")
+        values = json.loads(plain)
+    except (TypeError, ValueError, zlib.error) as err:
+        raise LedgerError(f"decisions: {err}") from err
+    if not isinstance(values, list):
+        raise LedgerError("decisions: got no list")
+    return [from_wire(value) for value in values]
 
 
 def to_wire(decision: Decision) -> list[Any]:
@@ -300,6 +344,14 @@ class Ledger:
         """Yield every id that there is a decision on."""
         for (minion_id,) in self._db.execute("SELECT DISTINCT id FROM decision ORDER BY id"):
             yield minion_id
+
+    def conflicts(self) -> list[str]:
+        """Return the ids of which more than one key is accepted or rejected."""
+        rows = self._db.execute(
+            "SELECT id FROM decision WHERE verdict != 'deleted'"
+            " GROUP BY id HAVING COUNT(*) > 1 ORDER BY id"
+        )
+        return [minion_id for (minion_id,) in rows]
 
     def since(self, place: int, limit: int) -> tuple[list[Decision], int]:
         """Return up to ``limit`` decisions recorded after a place, and the place after them."""

@@ -7,6 +7,7 @@
   'output/multimaster.py',
   'runners/multimaster.py',
   'utils/multimaster_keypair.py',
+  'utils/multimaster_ledger.py',
   'utils/multimaster_restart.py',
   'utils/multimaster_topology.py',
 ] %}

@@ -1,9 +1,10 @@
-"""The engine that brings a new master the minions' keys, over a real key store."""
+"""The engine that keeps keys equal, over a real key store and real ledgers."""
 
 from __future__ import annotations
 
-import contextlib
-from types import SimpleNamespace
+import itertools
+import os
+import time
 
 import pytest
 
@@ -11,11 +12,12 @@ import pytest
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 ME, PEERS = "saltm2", ("saltm1", "saltm3")
+STORES = {"accepted": "minions", "pending": "minions_pre", "rejected": "minions_rejected"}
 
 
 @pytest.fixture(scope="module")
-def engines(loaded_host):
-    """The engine in Salt's loader, as the master ``saltm2`` has it."""
+def loader(loaded_host):
+    """Salt's loader of engines, as the master ``saltm2`` has it."""
     import salt.config
     import salt.loader
 
@@ -29,106 +31,305 @@ def engines(loaded_host):
     return salt.loader.engines(opts, {}, {}, salt.loader.utils(opts))
 
 
-@pytest.fixture
-def master(host, engines, shared, minion_keys, monkeypatch):
-    """
-    A new master that has the shared pair.
+class Bus:
+    """The master's event bus, with the events that a test puts there."""
 
-    ``replies`` makes what a peer replies, from its id, the asker and the nonce; ``call`` calls a
-    function of the engine; ``answer`` is what an honest peer does.
-    """
-    import multimaster_keypair
+    def __init__(self):
+        self.events = []
 
-    host.write(f"etc/salt/pki/master/{ME}.pub", shared.pub)
-    start = engines["multimaster.start"]
+    def put(self, tag, **data):
+        self.events.append({"tag": tag, "data": data})
 
-    def answer(origin, asker, nonce, *, complete=True, pem=shared.pem, keys=None):
-        keys = {"web1": minion_keys["web1"].pub} if keys is None else keys
-        answer = {"origin": origin, "asker": asker, "complete": complete, "keys": keys}
+    def get_event(self, wait, full):
+        assert full
+        return self.events.pop(0) if self.events else None
+
+
+class Master:
+    """A master that has the shared pair, its key store and its engine; and its peers."""
+
+    def __init__(self, host, loader, shared, tmp_path):
+        import multimaster_ledger
+
+        self.host, self.loader, self.shared = host, loader, shared
+        self.settings = loader["multimaster.start"].func.__globals__
+        self.bus = Bus()
+        self.asked = []
+        host.write(f"etc/salt/pki/master/{ME}.pub", shared.pub)
+        for directory in ("minions", "minions_pre", "minions_rejected", "minions_denied"):
+            (host.pki / directory).mkdir()
+        (host.root / "var/cache/salt/master").mkdir(parents=True)
+        self.path = tmp_path / "ledger.db"
+        self.books = {name: multimaster_ledger.Ledger(str(tmp_path / name)) for name in PEERS}
+        self.start()
+
+    def start(self):
+        """Make the engine, as after a start of the master."""
+        import multimaster_ledger
+
+        self.book = multimaster_ledger.Ledger(str(self.path))
+        self.engine = self.loader.run(self.settings["_Engine"], self.book, self.bus, list(PEERS))
+        self.engine._publish = self._publish
+
+    def _publish(self, targets, function, arguments):
+        # There are no other masters here, and no running one that would carry a question.
+        self.asked.append((targets, function.partition(".")[2], arguments))
+        return f"jid{len(self.asked)}"
+
+    def turn(self):
+        """One turn of the engine, with all that is due."""
+        for peer in self.engine.peers.values():
+            # Not asked by the clock, but when a test has a peer wake this master.
+            peer.due = max(peer.due, time.monotonic() + 1000) if not peer.again else 0.0
+        self.loader.run(self.engine.turn)
+
+    def pull(self, peer, **lie):
+        """Let a peer wake this master, and answer its question; the answer may be a lie."""
+        self.bus.put("multimaster/wake", origin=peer)
+        self.engine.peers[peer].asked = 0.0
+        self.turn()
+        ((name,), function, arguments) = self.asked[-1]
+        assert (name, function) == (peer, "ledger_pull")
+        reply = self.answer(peer, *arguments, **lie)
+        self.bus.put(f"salt/job/{self.engine.peers[peer].jid}/ret/{peer}", **{"return": reply})
+        self.turn()
+
+    def answer(self, origin, asker, nonce, epoch, place, *, limit=1000, pem=None, **changed):
+        """What a peer answers: its real ledger, signed."""
+        import multimaster_keypair
+        import multimaster_ledger
+
+        book = self.books[origin]
+        decisions, end = book.since(place if epoch == book.epoch else 0, limit)
+        answer = {
+            "origin": origin,
+            "asker": asker,
+            "epoch": book.epoch,
+            "place": end,
+            "more": len(decisions) == limit,
+            "digest": book.digest,
+            "decisions": multimaster_ledger.pack(decisions),
+        } | changed
+        pem = pem or self.shared.pem
         signature = multimaster_keypair.sign_answer(answer, nonce, pem)
         return {"answer": answer, "signature": signature}
 
-    class Client:
-        def cmd(self, peers, function, arguments, **kwargs):
-            assert (function, kwargs["tgt_type"]) == ("multimaster.offered_keys", "list")
-            replies = {peer: master.replies(peer, *arguments) for peer in peers}
-            return {peer: reply for peer, reply in replies.items() if reply is not None}
+    def put(self, name, state, pub):
+        """What an administrator, or a minion that asks, leaves in the key store."""
+        for directory in STORES.values():
+            (self.host.pki / directory / name).unlink(missing_ok=True)
+        if state:
+            (self.host.pki / STORES[state] / name).write_text(pub)
 
-    # There are no other masters here, and no running one whose bus would carry the question.
-    monkeypatch.setattr(
-        "salt.client.get_local_client", lambda mopts: contextlib.nullcontext(Client())
-    )
+    def has(self, name):
+        """What the key store says of an id."""
+        found = [s for s, where in STORES.items() if (self.host.pki / where / name).exists()]
+        return "+".join(found) or None
 
-    def call(name, *args):
-        return engines.run(start.func.__globals__[name], *args)
+    def verdicts(self, name):
+        return [decision.verdict for decision in self.book.of(name).values()]
 
-    master = SimpleNamespace(
-        replies=answer,
-        answer=answer,
-        call=call,
-        pull=lambda: call("_pull", list(PEERS)),
-        start=start,
-        settings=start.func.__globals__,
-    )
-    return master
+    def rotated(self):
+        """Whether Salt was asked for a new AES key since the last time."""
+        flag = self.host.root / "var/cache/salt/master/.dfn"
+        asked = flag.exists()
+        flag.unlink(missing_ok=True)
+        return asked
 
 
-def listed(host, where):
-    directory = host.pki / where
-    return {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+@pytest.fixture
+def master(host, loader, shared, tmp_path):
+    made = Master(host, loader, shared, tmp_path)
+    yield made
+    for book in (made.book, *made.books.values()):
+        book.close()
 
 
-# Which keys are accepted
+@pytest.fixture
+def decide(minion_keys):
+    """Have a peer decide on the key of web1, or on another one."""
+    import multimaster_keypair
+
+    def decide(master, peer, verdict, name="web1", pub=None):
+        pub = minion_keys["web1"].pub if pub is None else pub
+        fingerprint = multimaster_keypair.fingerprint(pub)
+        text = "" if verdict == "deleted" else pub
+        master.books[peer].decide(name, fingerprint, verdict, peer, text, "here")
+
+    return decide
 
 
-def test_an_unknown_minion_is_accepted(host, master, minion_keys):
-    assert master.pull() is True
-    assert host.accepted() == {"web1"}
-    assert (host.pki / "minions/web1").read_text().strip() == minion_keys["web1"].pub
+# What is decided here
 
 
-@pytest.mark.parametrize("end", ["", "\n"], ids=["same", "newline"])
-def test_a_pending_minion_with_the_same_key_is_accepted(host, master, minion_keys, end):
-    host.accept({"web1": minion_keys["web1"].pub + end}, "minions_pre")
-    assert master.pull() is True
-    assert host.accepted() == {"web1"}
-    assert listed(host, "minions_pre") == set()
+def test_what_was_there_before_the_ledger_is_nobodys_news_but_reaches_the_peers(
+    master, minion_keys
+):
+    master.put("web1", "accepted", minion_keys["web1"].pub)
+    master.put("web2", "pending", minion_keys["web1"].pub)
+    # An event that was on the bus when the engine started.
+    master.bus.put("salt/auth", id="web1", act="accept")
+    master.turn()
+    (known,) = master.book.of("web1").values()
+    assert (known.verdict, known.stamp) == ("accepted", (0, 0))
+    assert master.verdicts("web2") == []
+    assert (list(PEERS), "ledger_wake", [ME]) in [(list(t), f, a) for t, f, a in master.asked]
 
 
-def test_a_pending_minion_with_another_key_stays_pending(host, master, other, caplog):
-    host.accept({"web1": other.pub}, "minions_pre")
-    master.pull()
-    assert host.accepted() == set()
-    assert (host.pki / "minions_pre/web1").read_text() == other.pub
-    assert "differs from the pending one" in caplog.text
-
-
-@pytest.mark.parametrize("where", ["minions", "minions_rejected", "minions_denied"])
-def test_what_this_master_has_decided_stays(host, master, other, where):
-    host.accept({"web1": other.pub}, where)
-    before = host.files()
-    assert master.pull() is True
-    assert host.files() == before
-
-
-@pytest.mark.parametrize("name", ["../web1", "a/b", "", ".."], ids=repr)
-def test_what_is_no_minion_id_is_refused_and_the_rest_accepted(
-    host, master, minion_keys, name, caplog
+@pytest.mark.parametrize("told", [True, False], ids=["event", "no event"])
+@pytest.mark.parametrize(
+    ("before", "after", "act", "verdict"),
+    [
+        ("pending", "accepted", "accepted", "accepted"),
+        ("pending", "rejected", "rejected", "rejected"),
+        ("accepted", "rejected", "rejected", "rejected"),
+        ("accepted", None, "delete", "deleted"),
+        ("accepted", "pending", "delete", "deleted"),
+        ("rejected", "accepted", "accepted", "accepted"),
+    ],
+)
+def test_a_decision_here_is_recorded_once_and_the_peers_are_woken(
+    master, minion_keys, told, before, after, act, verdict
 ):
     pub = minion_keys["web1"].pub
-    before = host.files()
-    master.call("_accept", "saltm1", {name: pub})
-    assert host.files() == before
-    assert "is no minion id" in caplog.text
-    master.call("_accept", "saltm1", {name: pub, "web1": pub})
-    assert host.accepted() == {"web1"}
+    master.put("web1", before, pub)
+    master.turn()
+    master.asked.clear()
+    master.put("web1", after, pub)
+    if told:
+        master.bus.put("salt/key", id="web1", act=act, result=True)
+    else:
+        master.engine.look_due = 0.0
+    master.turn()
+    assert master.verdicts("web1") == [verdict]
+    assert [function for _, function, _ in master.asked] == ["ledger_wake"]
+    master.asked.clear()
+    digest = master.book.digest
+    master.bus.put("salt/key", id="web1", act=act, result=True)
+    master.engine.look_due = 0.0
+    master.turn()
+    assert master.book.digest == digest
+    assert master.asked == []
 
 
-@pytest.mark.parametrize("text", ["", "no key", "-----BEGIN PUBLIC KEY-----\n"], ids=repr)
-def test_what_is_no_public_key_is_refused(host, master, text, caplog):
-    master.call("_accept", "saltm1", {"web1": text})
-    assert host.accepted() == set()
-    assert "is no public key" in caplog.text
+def test_a_key_store_that_lost_its_keys_gets_them_back(master, minion_keys, caplog):
+    names = [f"web{number}" for number in range(30)]
+    for name in names:
+        master.put(name, "accepted", minion_keys["web1"].pub)
+    master.turn()
+    for name in names[:25]:
+        master.put(name, None, "")
+    master.engine.look_due = 0.0
+    master.turn()
+    assert [master.has(name) for name in names] == ["accepted"] * 30
+    assert "25 of 30 keys are gone" in caplog.text
+
+
+def test_events_that_name_no_minion_or_no_change_do_nothing(master, minion_keys):
+    master.put("web1", "pending", minion_keys["web1"].pub)
+    master.turn()
+    digest = master.book.digest
+    for name in ("web1", "../web1", "", None, 5, ["web1"]):
+        master.bus.put("salt/key", id=name, act="accepted", result=True)
+        master.bus.put("salt/key", id=name, act="delete", result=True)
+        master.bus.put("salt/auth", id=name, act="accept")
+        master.bus.put("salt/auth", id="saltm1", act=name)
+        master.bus.put("multimaster/wake", origin=name)
+    master.bus.events.append({"tag": "salt/key", "data": "no mapping"})
+    master.turn()
+    assert master.book.digest == digest
+    assert master.has("web1") == "pending"
+
+
+# What is decided elsewhere
+
+
+@pytest.mark.parametrize("before", [None, "pending", "accepted", "rejected"])
+@pytest.mark.parametrize(
+    ("verdict", "after"), [("accepted", "accepted"), ("rejected", "rejected"), ("deleted", None)]
+)
+def test_a_decision_elsewhere_holds_here(master, decide, minion_keys, before, verdict, after):
+    master.put("web1", before, minion_keys["web1"].pub)
+    master.turn()
+    decide(master, "saltm1", verdict)
+    master.pull("saltm1")
+    # Who asks may go on asking.
+    kept = "pending" if (before, verdict) == ("pending", "deleted") else after
+    assert master.has("web1") == kept
+    assert master.verdicts("web1") == [verdict]
+    digest, files = master.book.digest, master.host.files()
+    master.pull("saltm1")
+    assert (master.book.digest, master.host.files()) == (digest, files)
+
+
+@pytest.mark.parametrize("verdict", ["rejected", "deleted"])
+def test_who_had_been_accepted_is_shut_out(master, decide, minion_keys, verdict):
+    master.put("web1", "accepted", minion_keys["web1"].pub)
+    master.turn()
+    assert not master.rotated()
+    decide(master, "saltm1", verdict)
+    master.pull("saltm1")
+    assert master.rotated()
+
+
+def test_a_key_gives_way_to_its_successor(master, decide, minion_keys, other):
+    master.put("web1", "accepted", minion_keys["web1"].pub)
+    master.turn()
+    decide(master, "saltm1", "deleted")
+    decide(master, "saltm1", "accepted", pub=other.pub)
+    master.pull("saltm1")
+    assert (master.host.pki / "minions/web1").read_text() == other.pub
+    assert master.rotated()
+
+
+@pytest.mark.parametrize("here", ["accepted", "pending"])
+def test_another_key_under_the_same_id_is_left_and_named_once(
+    master, decide, minion_keys, other, here, caplog
+):
+    master.put("web1", here, other.pub)
+    master.turn()
+    decide(master, "saltm1", "accepted")
+    for _ in range(2):
+        master.pull("saltm1")
+        master.pull("saltm3")
+    assert (master.host.pki / STORES[here] / "web1").read_text() == other.pub
+    assert caplog.text.count("Conflict over the key of web1") == 1
+    assert master.book.conflicts() == (["web1"] if here == "accepted" else [])
+
+
+def test_a_change_that_was_cut_off_is_completed_and_is_no_decision(master, decide, minion_keys):
+    master.put("web1", "accepted", minion_keys["web1"].pub)
+    master.turn()
+    decide(master, "saltm1", "rejected")
+
+    def cut_off(actions):
+        # As Salt does: first the old state goes.
+        master.put("web1", None, "")
+        raise OSError("no space left")
+
+    master.engine.store.reject = cut_off
+    with pytest.raises(OSError, match="no space"):
+        master.pull("saltm1")
+    master.book.close()
+    master.start()
+    master.turn()
+    assert master.has("web1") == "rejected"
+    assert master.verdicts("web1") == ["rejected"]
+
+
+def test_what_was_applied_and_not_noted_is_no_decision(master, decide, minion_keys):
+    master.put("web1", "accepted", minion_keys["web1"].pub)
+    master.turn()
+    decide(master, "saltm1", "deleted")
+    digest = master.books["saltm1"].digest
+    master.book.note = None  # The end comes between the two.
+    with pytest.raises(TypeError):
+        master.pull("saltm1")
+    assert master.has("web1") is None
+    master.book.close()
+    master.start()
+    master.turn()
+    assert master.book.digest == digest
 
 
 # Which answers are believed
@@ -143,106 +344,165 @@ def test_what_is_no_public_key_is_refused(host, master, text, caplog):
         "another origin",
         "for another asker",
         "an old nonce",
-        "an error message",
         "more than an answer",
+        "no decisions",
+        "an error message",
     ],
 )
-def test_an_answer_is_refused_that_is(host, master, minion_keys, other, lie, caplog):
-    def reply(peer, asker, nonce):
-        answer = master.answer
-        honest = answer(peer, asker, nonce)
-        changed = {**honest["answer"], "keys": {"evil": minion_keys["web1"].pub}}
+def test_an_answer_is_refused_that_is(master, decide, other, lie, monkeypatch, caplog):
+    decide(master, "saltm1", "accepted")
+    honest = master.answer
+
+    def answer(peer, asker, nonce, epoch, place):
+        told = honest(peer, asker, nonce, epoch, place)
         return {
-            "unsigned": {**honest, "signature": ""},
-            "signed with another key": answer(peer, asker, nonce, pem=other.pem),
-            "changed afterwards": {**honest, "answer": changed},
-            "another origin": answer("saltm9", asker, nonce),
-            "for another asker": answer(peer, "saltm9", nonce),
-            "an old nonce": answer(peer, asker, "0" * 32),
-            "an error message": "'multimaster.offered_keys' is not available.",
-            "more than an answer": {**honest, "more": 1},
+            "unsigned": {**told, "signature": ""},
+            "signed with another key": honest(peer, asker, nonce, epoch, place, pem=other.pem),
+            "changed afterwards": {**told, "answer": {**told["answer"], "more": True}},
+            "another origin": honest("saltm3", asker, nonce, epoch, place),
+            "for another asker": honest(peer, "saltm9", nonce, epoch, place),
+            "an old nonce": honest(peer, asker, "0" * 32, epoch, place),
+            "more than an answer": {**told, "more": 1},
+            "no decisions": honest(peer, asker, nonce, epoch, place, decisions="rubbish"),
+            "an error message": "'multimaster.ledger_pull' is not available.",
         }[lie]
 
-    master.replies = reply
-    assert master.pull() is False
-    assert host.accepted() == set()
-    for peer in PEERS:
-        assert f"Refused the answer of {peer}: " in caplog.text
+    monkeypatch.setattr(master, "answer", answer)
+    master.pull("saltm1")
+    assert master.has("web1") is None
+    assert master.verdicts("web1") == []
+    assert ("Refused the answer of saltm1: " in caplog.text) == (lie != "an error message")
+    monkeypatch.setattr(master, "answer", honest)
+    master.pull("saltm1")
+    assert master.has("web1") == "accepted"
 
 
-def test_a_refused_answer_does_not_hold_up_a_good_one(host, master):
-    master.replies = lambda peer, *rest: "x" if peer == "saltm1" else master.answer(peer, *rest)
-    assert master.pull() is True
-    assert host.accepted() == {"web1"}
+def test_an_answer_that_nobody_asked_for_is_not_read(master, decide):
+    decide(master, "saltm1", "accepted")
+    reply = master.answer("saltm1", ME, "0" * 32, "", 0)
+    for jid in (None, "", "jid1"):
+        master.bus.put(f"salt/job/{jid}/ret/saltm1", **{"return": reply})
+    master.turn()
+    assert master.verdicts("web1") == []
 
 
-def test_every_question_has_a_nonce_of_its_own(master):
-    asked = []
-    master.replies = lambda peer, asker, nonce: asked.append(nonce)
-    assert master.pull() is False
-    assert master.pull() is False
-    assert asked[0] == asked[1] != asked[2] == asked[3]
+@pytest.mark.parametrize("name", ["../web1", "a/b", "", ".."], ids=repr)
+def test_what_is_no_minion_id_is_refused_and_the_rest_taken(master, decide, name, caplog):
+    decide(master, "saltm1", "accepted", name=name)
+    decide(master, "saltm1", "accepted")
+    master.pull("saltm1")
+    assert master.host.accepted() == {"web1"}
+    assert f"has a decision on {name!r}" in caplog.text
 
 
-# Which answers count
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "counts"),
-    [
-        ("complete", "complete", True),
-        ("complete", "incomplete", True),
-        ("complete", None, True),
-        ("incomplete", None, False),
-        ("incomplete", "refused", False),
-        # All masters are new.
-        ("incomplete", "incomplete", True),
-        (None, None, False),
-    ],
-)
-def test_an_incomplete_answer_counts_only_if_no_peer_can_do_better(
-    host, master, first, second, counts
+def test_a_key_that_is_not_the_one_it_is_said_to_be_is_refused(
+    master, decide, other, minion_keys, caplog
 ):
-    def reply(peer, asker, nonce):
-        kind = dict(zip(PEERS, (first, second), strict=True))[peer]
-        answer = master.answer(peer, asker, nonce, complete=kind == "complete")
-        return {None: None, "refused": "x"}.get(kind, answer)
+    import multimaster_keypair
 
-    master.replies = reply
-    assert master.pull() is counts
-    assert host.accepted() == ({"web1"} if counts else set())
-
-
-def test_of_a_complete_and_an_incomplete_answer_only_the_first_is_used(host, master, minion_keys):
-    master.replies = lambda peer, asker, nonce: master.answer(
-        peer,
-        asker,
-        nonce,
-        complete=peer == "saltm1",
-        keys={f"of-{peer}": minion_keys["web1"].pub},
-    )
-    assert master.pull() is True
-    assert host.accepted() == {"of-saltm1"}
+    wrong = multimaster_keypair.fingerprint(other.pub)
+    pub = minion_keys["web1"].pub
+    master.books["saltm1"].decide("web1", wrong, "accepted", "saltm1", pub, "here")
+    master.books["saltm1"].decide("web2", wrong, "accepted", "saltm1", "no key", "here")
+    master.pull("saltm1")
+    assert master.host.accepted() == set()
+    assert caplog.text.count("that is none, or another one") == 2
 
 
-# How often is asked
+# Who is asked, and when
 
 
-def test_asks_until_it_is_answered_and_never_again(host, master, monkeypatch):
-    flag = host.write("var/cache/salt/master/multimaster/joining", "")
-    monkeypatch.setitem(master.settings, "FIRST_PAUSE", 0.0)
+def test_every_question_has_a_nonce_of_its_own_and_tells_how_far_it_has_read(master, decide):
+    decide(master, "saltm1", "accepted")
+    master.pull("saltm1")
+    master.pull("saltm1")
+    questions = [arguments for _, function, arguments in master.asked if function == "ledger_pull"]
+    (_, first, *start), (_, second, *read) = questions
+    assert first != second
+    assert start == ["", 0]
+    assert read == [master.books["saltm1"].epoch, 1]
+
+
+def test_a_long_ledger_is_read_in_pieces_at_once(master, decide):
+    for number in range(5):
+        decide(master, "saltm1", "accepted", name=f"web{number}")
+    master.pull("saltm1", limit=2)
+    assert master.host.accepted() == {"web0", "web1"}
+    assert [function for _, function, _ in master.asked].count("ledger_pull") == 2
+    assert master.asked[-1][2][2:] == [master.books["saltm1"].epoch, 2]
+
+
+def test_a_peer_that_lost_its_ledger_is_read_from_the_start(master, decide, tmp_path):
+    import multimaster_ledger
+
+    decide(master, "saltm1", "accepted", name="web9")
+    master.pull("saltm1")
+    master.books["saltm1"].close()
+    master.books["saltm1"] = multimaster_ledger.Ledger(str(tmp_path / "another"))
+    decide(master, "saltm1", "accepted")
+    master.pull("saltm1")
+    assert master.host.accepted() == {"web9", "web1"}
+
+
+def test_a_peer_that_lacks_something_is_woken(master, decide, minion_keys):
+    master.put("web2", "accepted", minion_keys["web1"].pub)
+    master.turn()
+    master.asked.clear()
+    master.pull("saltm1")
+    assert master.asked[-1] == (["saltm1"], "ledger_wake", [ME])
+
+
+def test_a_silent_peer_is_asked_less_and_less_and_complained_of_once(master, monkeypatch, caplog):
+    now = [1000.0]
+    monkeypatch.setattr(master.settings["time"], "monotonic", lambda: now[0])
+    peer = master.engine.peers["saltm1"]
+    master.engine.peers = {"saltm1": peer}
+    peer.due = 0.0
     asked = []
+    for _ in range(2000):
+        before = len(master.asked)
+        master.loader.run(master.engine.turn)
+        if len(master.asked) > before:
+            asked.append(now[0])
+        now[0] += 0.5
+    pauses = [later - sooner for sooner, later in itertools.pairwise(asked)]
+    assert 10 <= pauses[0] <= 20
+    assert 40 <= pauses[-1] <= 90
+    assert caplog.text.count("saltm1 does not answer") == 1
 
-    def reply(peer, *rest):
-        asked.append(peer)
-        if len(asked) == 1:
-            raise OSError("the bus is away")
-        return None if len(asked) < 5 else master.answer(peer, *rest)
 
-    master.replies = reply
-    master.start()
-    assert not flag.exists()
-    assert host.accepted() == {"web1"}
-    del asked[:]
-    master.start()
-    assert asked == []
+def test_one_who_keeps_waking_this_master_for_nothing_is_heeded_less(master, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(master.settings["time"], "monotonic", lambda: now[0])
+    for _ in range(100):
+        master.bus.put("multimaster/wake", origin="saltm1")
+        master.loader.run(master.engine.turn)
+        peer = master.engine.peers["saltm1"]
+        if peer.jid:
+            reply = master.answer("saltm1", *master.asked[-1][2])
+            if master.asked[-1][1] == "ledger_pull" and master.asked[-1][0] == ["saltm1"]:
+                master.bus.put(f"salt/job/{peer.jid}/ret/saltm1", **{"return": reply})
+        now[0] += 0.1
+    questions = [a for a in master.asked if a[0] == ["saltm1"] and a[1] == "ledger_pull"]
+    assert len(questions) < 10
+
+
+def test_a_peer_whose_minion_signs_in_is_asked(master):
+    master.turn()
+    master.engine.peers["saltm3"].asked = 0.0
+    master.bus.put("salt/auth", id="saltm3", act="accept")
+    master.turn()
+    assert master.asked[-1][:2] == (["saltm3"], "ledger_pull")
+
+
+def test_somebody_may_ask_to_look_at_everything_again(master, minion_keys):
+    master.turn()
+    path = master.host.pki / "minions/web1"
+    master.put("web1", "accepted", minion_keys["web1"].pub)
+    master.engine.snapshot = master.engine.store.snapshot()
+    # Unchanged as far as its name and its time go.
+    master.bus.put("multimaster/wake", origin="")
+    master.turn()
+    master.turn()
+    assert os.path.exists(path)
+    assert master.verdicts("web1") == ["accepted"]

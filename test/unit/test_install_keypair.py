@@ -80,10 +80,6 @@ def install(host, **kwargs):
     return done
 
 
-def joining(host):
-    return (host.root / "var/cache/salt/master/multimaster/joining").exists()
-
-
 @pytest.mark.usefixtures("offer")
 class TestTruthTable:
     def test_an_absent_pair_is_written(self, host, shared, stem):
@@ -297,7 +293,6 @@ class TestFirstMaster:
     def test_is_not_taken_for_one_that_joins(self, host, shared):
         have(host, *shared, stem=HOSTNAME)
         install(host)
-        assert not joining(host)
         assert host.call("joined_by_us") is False
 
     def test_is_found_without_the_alias(self, host, shared):
@@ -307,7 +302,6 @@ class TestFirstMaster:
         done = install(host)
         assert done["action"] == "repair"
         in_place(host, shared, ID)
-        assert not joining(host)
 
     @pytest.mark.parametrize("alias", [True, False], ids=["", "no alias"])
     def test_is_protected_by_its_minions(self, host, other, alias):
@@ -323,23 +317,20 @@ class TestFirstMaster:
 
 @pytest.mark.usefixtures("offer")
 class TestMarks:
-    """The engine fetches keys, and ``left`` removes the pair, only where the formula put it."""
+    """``left`` removes the pair only where the formula put it."""
 
     def test_a_new_master_is_marked(self, host):
         install(host)
-        assert joining(host)
         assert host.call("joined_by_us") is True
 
     def test_a_replaced_master_is_marked(self, host, other):
         have(host, *other)
         install(host)
-        assert joining(host)
         assert host.call("joined_by_us") is True
 
     def test_a_repaired_master_is_not_marked(self, host, shared):
         have(host, shared.pem, None)
         install(host)
-        assert not joining(host)
         assert host.call("joined_by_us") is False
 
 

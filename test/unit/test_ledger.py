@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import random
 import sqlite3
 import stat
+import zlib
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,16 @@ def test_notices_what_was_decided_on_this_master(seen, found, news):
     assert ledger.noticed(seen, found, known) == []
 
 
+def test_a_key_that_vanished_while_it_was_to_be_changed_is_nobodys_decision():
+    seen = Key("accepted", A)
+    rejected = {A: decision("rejected", (1, 0))}
+    assert ledger.noticed(seen, None, rejected) is None
+    # Unless Salt has said so.
+    assert ledger.noticed(seen, None, rejected, deleted=True) == [("deleted", A)]
+    # Or it was to be deleted anyway.
+    assert ledger.noticed(seen, None, {A: decision("deleted", (1, 0))}) == []
+
+
 # What a master has to do
 
 
@@ -187,9 +199,23 @@ def test_a_conflict_is_resolved_by_naming_the_key_that_stays():
 # What comes over the wire
 
 
-@given(decisions)
-def test_a_decision_survives_the_wire(one):
-    assert ledger.from_wire(ledger.to_wire(one)) == one
+@given(st.lists(decisions))
+def test_decisions_survive_the_wire(some):
+    assert ledger.unpack(ledger.pack(some)) == some
+
+
+@pytest.mark.parametrize(
+    "text", [None, 5, "", "rubbish", "eJxLBAAAYgBi", b"\0", ledger.pack([])[:-5]]
+)
+def test_what_holds_no_decisions_is_refused(text):
+    with pytest.raises(ledger.LedgerError, match="decisions: "):
+        ledger.unpack(text)
+
+
+def test_more_than_an_answer_can_hold_is_refused():
+    bomb = base64.b64encode(zlib.compress(b" " * (ledger.MAX_BYTES + 1))).decode()
+    with pytest.raises(ledger.LedgerError, match="got more than"):
+        ledger.unpack(bomb)
 
 
 @pytest.mark.parametrize(
@@ -407,7 +433,10 @@ class Fleet(RuleBasedStateMachine):
         for minion in IDS:
             found = store.get(minion)
             known = book.of(minion)
-            for verdict, key in ledger.noticed(book.seen(minion), found, known):
+            news = ledger.noticed(book.seen(minion), found, known)
+            if news is None:
+                continue
+            for verdict, key in news:
                 pub = f"PEM of {key}" if verdict in ledger.LIVE else ""
                 book.decide(minion, key, verdict, master, pub, "scan")
             book.note({minion: found})
@@ -426,6 +455,10 @@ class Fleet(RuleBasedStateMachine):
         book, store = self.books[master], self.stores[master]
         for minion in IDS:
             action = ledger.plan(minion, book.of(minion), store.get(minion))
+            if crash and action.verb in ("accept", "reject"):
+                # Salt removes a key before it writes the new state.
+                store.pop(minion, None)
+                return
             self._apply(store, action)
             if crash:
                 # Killed before it could note what it has done.

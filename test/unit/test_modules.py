@@ -7,6 +7,7 @@ import getpass
 import grp
 import os
 import pwd
+import secrets
 import socket
 import stat
 from pathlib import Path
@@ -91,37 +92,122 @@ class TestAcceptMasters:
         assert host.accepted() == {"saltm1", ID, "web1"}
 
 
-# Keys for other masters
+# Decisions on keys, for other masters
 
 
 @pytest.mark.usefixtures("offer")
-class TestOfferedKeys:
-    def test_are_signed_with_the_shared_key(self, host, shared, minion_keys):
+class TestLedger:
+    @pytest.fixture
+    def book(self, host):
+        """The ledger of this host's master, as its engine makes it."""
+        import multimaster_ledger
+
+        host.call("install_keypair")
+        directory = host.root / "var/cache/salt/master/multimaster"
+        with multimaster_ledger.Ledger(str(directory / "ledger.db")) as book:
+            yield book
+
+    def decide(self, book, name, pub="PEM"):
+        return book.decide(name, "f" * 64, "accepted", ID, pub, "here")
+
+    def test_is_told_signed_with_the_shared_key(self, host, shared, book):
+        import multimaster_keypair
+        import multimaster_ledger
+
+        decision = self.decide(book, "web1")
+        reply = host.call("ledger_pull", "saltm3", "nonce")
+        answer = reply["answer"]
+        multimaster_keypair.verify_answer(answer, "nonce", reply["signature"], shared.pub)
+        assert (answer["origin"], answer["asker"], answer["more"]) == (ID, "saltm3", False)
+        assert (answer["epoch"], answer["digest"]) == (book.epoch, book.digest)
+        assert multimaster_ledger.unpack(answer["decisions"]) == [decision]
+        assert not shared.shows_in(repr(reply))
+
+    def test_is_told_from_where_the_asker_was(self, host, book):
+        import multimaster_ledger
+
+        self.decide(book, "web1")
+        place = host.call("ledger_pull", "saltm3", "nonce")["answer"]["place"]
+        second = self.decide(book, "web2")
+        answer = host.call("ledger_pull", "saltm3", "nonce", book.epoch, place)["answer"]
+        assert multimaster_ledger.unpack(answer["decisions"]) == [second]
+        # Unless that was another ledger.
+        answer = host.call("ledger_pull", "saltm3", "nonce", "another", place)["answer"]
+        assert len(multimaster_ledger.unpack(answer["decisions"])) == 2
+
+    def test_is_told_in_answers_that_the_event_bus_takes(self, host, book):
+        import salt.config
+        import salt.payload
+
+        # As long as the PEM of a key of 4096 bits, and as hard to compress.
+        for number in range(1100):
+            self.decide(book, f"minion-{number}.example.com", secrets.token_urlsafe(600))
+        reply = host.call("ledger_pull", "saltm3", "nonce")
+        assert reply["answer"]["more"] is True
+        limit = salt.config.DEFAULT_MASTER_OPTS["max_event_size"]
+        assert len(salt.payload.dumps(reply)) < limit
+
+    def test_is_not_told_by_a_host_without_a_pair_or_without_a_ledger(self, host):
+        refused(host, "no master's key pair on saltm2", "ledger_pull", "saltm3", "nonce")
+        host.call("install_keypair")
+        refused(host, "unable to open", "ledger_pull", "saltm3", "nonce")
+
+    def test_is_what_the_history_comes_from(self, host, book):
+        self.decide(book, "web1")
+        (entry,) = host.call("key_history", "web1")
+        assert (entry["verdict"], entry["origin"], entry["via"]) == ("accepted", ID, "here")
+        assert host.call("key_history", "web2") == []
+
+    def test_is_in_the_report(self, host, book):
+        self.decide(book, "web1")
+        book.decide("web1", "0" * 64, "rejected", ID, "PEM", "here")
+        report = host.call("report")
+        assert (report["digest"], report["conflicts"]) == (book.digest, ["web1"])
+
+
+@pytest.mark.usefixtures("offer")
+class TestKeyDecide:
+    @pytest.fixture
+    def fingerprint(self, host, minion_keys):
         import multimaster_keypair
 
         host.call("install_keypair")
-        host.accept({"web1": minion_keys["web1"].pub})
-        reply = host.call("offered_keys", "saltm3", "nonce")
-        multimaster_keypair.verify_answer(reply["answer"], "nonce", reply["signature"], shared.pub)
-        assert reply["answer"]["origin"] == ID
-        assert reply["answer"]["asker"] == "saltm3"
-        assert reply["answer"]["keys"] == {"web1": minion_keys["web1"].pub}
-        assert not shared.shows_in(repr(reply))
+        host.accept({"web1": minion_keys["web1"].pub}, "minions_pre")
+        return multimaster_keypair.fingerprint(minion_keys["web1"].pub)
 
-    def test_are_those_that_were_accepted_only(self, host, minion_keys):
-        host.call("install_keypair")
-        for where in ("minions_pre", "minions_rejected", "minions_denied"):
-            host.accept({where: minion_keys["web1"].pub}, where)
-        assert host.call("offered_keys", "saltm3", "nonce")["answer"]["keys"] == {}
+    def test_states_have_fingerprints(self, host, fingerprint):
+        assert host.call("key_states", "web*") == {
+            "web1": {"state": "pending", "fingerprint": fingerprint}
+        }
+        assert host.call("key_states", "db*") == {}
 
-    def test_are_incomplete_on_a_master_that_still_waits_for_them(self, host):
-        host.call("install_keypair")
-        assert host.call("offered_keys", "saltm3", "nonce")["answer"]["complete"] is False
-        (host.root / "var/cache/salt/master/multimaster/joining").unlink()
-        assert host.call("offered_keys", "saltm3", "nonce")["answer"]["complete"] is True
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    def test_does_what_is_asked_once(self, host, fingerprint):
+        before = host.files()
+        planned = host.call("key_decide", "accept", "web1", fingerprint, test=True)
+        assert (planned["changed"], host.files()) == (True, before)
+        for verb, state in (("accept", "accepted"), ("reject", "rejected"), ("accept", "accepted")):
+            assert host.call("key_decide", verb, "web1", fingerprint[:16])["changed"] is True
+            assert host.call("key_states", "web1")["web1"]["state"] == state
+            assert host.call("key_decide", verb, "web1", fingerprint)["changed"] is False
+        assert host.call("key_decide", "only", "web1", fingerprint)["changed"] is False
+        assert host.call("key_decide", "only", "web1", "0" * 64)["changed"] is True
+        assert host.call("key_states", "web1") == {}
 
-    def test_are_refused_by_a_host_without_a_pair(self, host):
-        refused(host, "no master's key pair on saltm2", "offered_keys", "saltm3", "nonce")
+    @pytest.mark.parametrize(
+        ("verdict", "name", "wrong", "message"),
+        [
+            ("approve", "web1", "0" * 64, "verdict: got 'approve'; supported: accept, reject"),
+            ("accept", "web1", "0" * 64, "this master has "),
+            ("accept", "web1", "", "supported: 16 digits or more"),
+            ("accept", "web1", "0123", "supported: 16 digits or more"),
+            ("delete", "web2", "0" * 64, "this master has no key"),
+        ],
+    )
+    def test_refuses_another_key(self, host, fingerprint, verdict, name, wrong, message):
+        before = host.files()
+        refused(host, message, "key_decide", verdict, name, wrong)
+        assert host.files() == before
 
 
 # Configuration

@@ -8,12 +8,14 @@ from types import SimpleNamespace
 import pytest
 
 IDS = ("saltm1", "saltm2")
+UNEQUAL = "the masters' decisions on keys differ; see salt-run multimaster.keys"
 ADDRESSES = ["192.0.2.1", "192.0.2.2"]
 
 
 def master(address, **changed):
     row = {"address": address, "reachable": True, "version": "3008.3", "fingerprint": "f" * 64}
     row |= {"accepted": 3, "pending": 0, "denied": 0, "rejected": 0}
+    row |= {"digest": "d" * 64, "conflicts": 0}
     return row | changed
 
 
@@ -72,6 +74,12 @@ def test_a_healthy_topology_has_no_problem(problems, mode):
         ({"pending": 2}, "master saltm2 has 2 pending keys"),
         ({"fingerprint": "0" * 64}, "the masters have different keys"),
         ({"fingerprint": None}, "the masters have different keys"),
+        (
+            {"digest": "0" * 64},
+            "the masters' decisions on keys differ; see salt-run multimaster.keys",
+        ),
+        ({"digest": None}, "the masters' decisions on keys differ; see salt-run multimaster.keys"),
+        ({"conflicts": 2}, "master saltm2 knows 2 ids with two keys"),
     ],
     ids=repr,
 )
@@ -143,6 +151,7 @@ def report(**changed):
     names = ["saltm1", "saltm2", "web1"]
     row = {"running": True, "version": "3008.3", "fingerprint": "f" * 64}
     row |= {"accepted": names, "answering": names, "pending": [], "denied": [], "rejected": []}
+    row |= {"digest": "d" * 64, "conflicts": []}
     return row | changed
 
 
@@ -201,9 +210,9 @@ def test_the_tables_of_a_healthy_topology(loaders):
     topology.masters["saltm1"]["accepted"] = 1200
     shown = loaders.output["multimaster"]({**vars(topology), "problems": []})
     assert shown.splitlines() == [
-        "MASTER  ADDRESS    UP   VERSION  KEY               ACCEPTED  PENDING  DENIED  REJECTED",
-        "saltm1  192.0.2.1  yes  3008.3   ffffffffffffffff  1200      0        0       0",
-        "saltm2  192.0.2.2  yes  3008.3   ffffffffffffffff  3         0        0       0",
+        "MASTER  ADDRESS    UP   VERSION  KEY       LEDGER    ACCEPTED  PENDING  DENIED  REJECTED",
+        "saltm1  192.0.2.1  yes  3008.3   ffffffff  dddddddd  1200      0        0       0",
+        "saltm2  192.0.2.2  yes  3008.3   ffffffff  dddddddd  3         0        0       0",
         "",
         "MINION  saltm1  saltm2",
         "saltm1  yes     yes",
@@ -215,12 +224,13 @@ def test_the_tables_of_a_healthy_topology(loaders):
 
 def test_what_is_unknown_is_a_dash_and_what_is_wrong_is_loud(loaders):
     topology = healthy()
-    unknown = dict.fromkeys(("version", "fingerprint", "accepted", "pending", "denied", "rejected"))
+    fields = ("version", "fingerprint", "digest", "accepted", "pending", "denied", "rejected")
+    unknown = dict.fromkeys(fields)
     topology.masters["saltm2"] |= {"reachable": False, **unknown}
     topology.minions["web1"]["answers"]["saltm2"] = False
     shown = loaders.output["multimaster"]({**vars(topology), "problems": ["one", "two"]})
     lines = shown.splitlines()
-    assert lines[2].split() == ["saltm2", "192.0.2.2", "NO", *"------"]
+    assert lines[2].split() == ["saltm2", "192.0.2.2", "NO", *"-------"]
     assert lines[6].split() == ["web1", "yes", "NO"]
     assert lines[-2:] == ["! one", "! two"]
 
@@ -228,3 +238,78 @@ def test_what_is_unknown_is_a_dash_and_what_is_wrong_is_loud(loaders):
 def test_the_tables_of_nothing(loaders):
     shown = loaders.output["multimaster"]({"masters": {}, "minions": {}, "problems": ["none"]})
     assert shown.splitlines()[-1] == "! none"
+
+
+# Keys
+
+
+@pytest.fixture
+def on_masters(loaders, monkeypatch):
+    """Run a runner with what the masters' hosts answer; returns its result and what was asked."""
+
+    def run(function, *args, answers, **kwargs):
+        asked = []
+
+        class Client:
+            # There is no master here whose bus would carry the questions.
+            def cmd(self, targets, name, arguments, **flags):
+                asked.append((targets, name.partition(".")[2], arguments))
+                return {host: answers[host] for host in targets if host in answers}
+
+        monkeypatch.setattr(
+            "salt.client.get_local_client", lambda mopts: contextlib.nullcontext(Client())
+        )
+        return loaders.runner[f"multimaster.{function}"](*args, **kwargs), asked
+
+    return run
+
+
+def states(**found):
+    return {n: {"state": state, "fingerprint": key * 64} for n, (state, key) in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "differs"),
+    [
+        (states(web1=("accepted", "a")), states(web1=("accepted", "a")), False),
+        (states(web1=("accepted", "a")), states(web1=("rejected", "a")), True),
+        (states(web1=("accepted", "a")), states(web1=("accepted", "b")), True),
+        (states(web1=("accepted", "a")), {}, True),
+    ],
+)
+def test_keys_shows_where_masters_differ(on_masters, loaders, here, there, differs):
+    shown, _ = on_masters("keys", answers={"saltm1": here, "saltm2": there})
+    data = shown["data"]
+    assert data["keys"]["web1"]["differs"] is differs
+    assert data["retcode"] == int(differs)
+    line = loaders.output["multimaster"](data).splitlines()[1]
+    assert line.startswith("! web1") == differs
+
+
+def test_keys_of_a_master_that_does_not_answer_are_unknown(on_masters, loaders):
+    shown, _ = on_masters("keys", answers={"saltm1": states(web1=("accepted", "a"))})
+    assert shown["data"]["keys"]["web1"]["masters"] == {"saltm1": "accepted", "saltm2": "unknown"}
+    assert shown["data"]["retcode"] == 1
+
+
+def test_resolve_asks_every_master_to_keep_one_key_only(on_masters):
+    answers = {"saltm1": states(web1=("accepted", "a")), "saltm2": states(web1=("accepted", "b"))}
+    _, asked = on_masters("resolve", "web1", "b" * 16, answers=answers, test=True)
+    assert asked[-1] == (list(IDS), "key_decide", ["only", "web1", "b" * 16, True])
+
+
+@pytest.mark.parametrize("fingerprint", ["", "c" * 16])
+def test_resolve_refuses_a_key_that_nobody_has(on_masters, fingerprint):
+    from salt.exceptions import CommandExecutionError
+
+    answers = {"saltm1": states(web1=("accepted", "a")), "saltm2": states(web1=("accepted", "b"))}
+    with pytest.raises(CommandExecutionError, match=r"supported: a{64}, b{64}"):
+        on_masters("resolve", "web1", fingerprint, answers=answers)
+
+
+@pytest.mark.parametrize("test", [True, False])
+def test_repair_names_what_differs(on_masters, test):
+    answers = {"saltm1": states(web1=("accepted", "a")), "saltm2": {}}
+    done, asked = on_masters("keys_repair", answers=answers, test=test)
+    assert done == {"differing": ["web1"], "repaired": not test}
+    assert ([name for _, name, _ in asked][-1] == "ledger_wake") is not test

@@ -1,0 +1,226 @@
+"""A decision on a key, taken on one master with Salt's own tools, holds on every master."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from lab.keys import make_pair
+from lab.laboratory import PATIENCE, Laboratory, failures, laboratory
+from lab.wait import until
+
+DRIVERS = ["process", pytest.param("docker", marks=pytest.mark.docker)]
+NETS = {"process": "127.0.64", "docker": "192.168.64"}
+MASTERS = ("saltm1", "saltm2", "saltm3")
+STATES = {
+    "minions": "accepted",
+    "minions_rejected": "rejected",
+    "minions_pre": "pending",
+    "minions_denied": "denied",
+}
+
+
+@pytest.fixture(scope="module", params=DRIVERS)
+def lab(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Laboratory]:
+    """Three masters and one minion, with the formula applied."""
+    directory = tmp_path_factory.mktemp("lab") / "lab"
+    net = NETS[request.param]
+    with laboratory(directory, request.param, masters=3, minions=1, net=net) as made:
+        assert not failures(made.apply())
+        made.until_connected()
+        yield made
+        made.assert_no_key_outside_pki()
+
+
+@pytest.fixture
+def stranger(lab: Laboratory, request: pytest.FixtureRequest) -> str:
+    """A minion whose key waits on every master; it is known by the name of the test."""
+    name = request.node.originalname.removeprefix("test_")[:40]
+    wait_for_key(lab, name, make_pair()[1], MASTERS)
+    return name
+
+
+def wait_for_key(lab: Laboratory, name: str, pub: str, masters: tuple[str, ...]) -> None:
+    """Put a key where a minion that asks for the first time leaves it."""
+    for master in masters:
+        directory = f"{lab.host(master).master_pki_dir}/minions_pre"
+        assert lab.run(master, "tee", f"{directory}/{name}", input=pub).returncode == 0
+        lab.run(master, "chown", "--reference", directory, f"{directory}/{name}")
+
+
+def state(lab: Laboratory, master: str, name: str) -> str | None:
+    """Return what ``salt-key`` on a master says of a key."""
+    listed = lab.json(master, "salt-key", "--list=all")
+    found = [STATES[where] for where, names in listed.items() if name in names]
+    return "+".join(found) or None
+
+
+def decide(lab: Laboratory, master: str, verb: str, name: str) -> None:
+    """Decide with ``salt-key``, as an administrator does."""
+    flags = ["--yes", "--include-all"] if verb in ("accept", "reject") else ["--yes"]
+    done = lab.run(master, "salt-key", *flags, f"--{verb}={name}")
+    assert done.returncode == 0, done.stderr
+
+
+def until_all_say(lab: Laboratory, name: str, expected: str | None, *masters: str) -> None:
+    """Wait until every master says the same of a key."""
+    names = masters or MASTERS
+
+    def agreed() -> bool:
+        return all(state(lab, master, name) == expected for master in names)
+
+    until(agreed, PATIENCE, f"{name} to be {expected} on {', '.join(names)}", interval=0.5)
+
+
+def aes_of(lab: Laboratory, master: str) -> Any:
+    """Return when the master's last key for what it publishes was asked for."""
+    cache = lab.host(master).master_cache_dir
+    return lab.run(master, "stat", "--format=%Y", f"{cache}/.dfn").stdout
+
+
+@pytest.mark.parametrize("master", MASTERS)
+def test_every_decision_on_one_master_holds_on_all(lab: Laboratory, master: str) -> None:
+    name = f"decided-on-{master}"
+    wait_for_key(lab, name, make_pair()[1], MASTERS)
+    for verb, expected in (("accept", "accepted"), ("reject", "rejected"), ("accept", "accepted")):
+        decide(lab, master, verb, name)
+        until_all_say(lab, name, expected)
+    decide(lab, master, "delete", name)
+    until_all_say(lab, name, None)
+
+
+def test_a_key_that_only_one_master_has_seen_reaches_all(lab: Laboratory) -> None:
+    wait_for_key(lab, "seen-by-one", make_pair()[1], ("saltm2",))
+    decide(lab, "saltm2", "accept", "seen-by-one")
+    until_all_say(lab, "seen-by-one", "accepted")
+
+
+def test_a_deletion_reaches_a_master_that_was_down(lab: Laboratory, stranger: str) -> None:
+    decide(lab, "saltm1", "accept", stranger)
+    until_all_say(lab, stranger, "accepted")
+    with lab.stopped("saltm3", "salt-master"):
+        decide(lab, "saltm1", "delete", stranger)
+        until_all_say(lab, stranger, None, "saltm1", "saltm2")
+        assert state(lab, "saltm3", stranger) == "accepted"
+    until_all_say(lab, stranger, None)
+
+
+def test_a_decision_on_a_master_that_is_down_reaches_the_others(
+    lab: Laboratory, stranger: str
+) -> None:
+    with lab.stopped("saltm2", "salt-master"):
+        decide(lab, "saltm2", "accept", stranger)
+        assert state(lab, "saltm1", stranger) == "pending"
+    until_all_say(lab, stranger, "accepted")
+
+
+def test_of_two_decisions_on_masters_without_each_other_the_later_wins(
+    lab: Laboratory, stranger: str
+) -> None:
+    with lab.stopped("saltm1", "salt-master"), lab.stopped("saltm3", "salt-master"):
+        decide(lab, "saltm2", "accept", stranger)
+        until_all_say(lab, stranger, "accepted", "saltm2")
+        history = lab.salt("saltm2", "saltm2", "multimaster.key_history", stranger)["saltm2"]
+        assert [entry["verdict"] for entry in history] == ["accepted"]
+        # Noticed when it starts again, and so later.
+        decide(lab, "saltm1", "reject", stranger)
+    until_all_say(lab, stranger, "rejected")
+
+
+def test_two_keys_under_one_id_stay_as_they_are_until_resolved(lab: Laboratory) -> None:
+    name, pubs = "two-keys", {master: make_pair()[1] for master in ("saltm1", "saltm2")}
+    with lab.stopped("saltm1", "salt-master"), lab.stopped("saltm3", "salt-master"):
+        for master, pub in pubs.items():
+            wait_for_key(lab, name, pub, (master,))
+            decide(lab, master, "accept", name)
+
+    def conflicts(master: str) -> Any:
+        argv = ["salt-call", "--local", "multimaster.report", "timeout=1"]
+        return lab.json(master, *argv)["local"]["conflicts"]
+
+    for master in MASTERS:
+        what = f"{master} to know of the conflict"
+        until(lambda master=master: conflicts(master) == [name], PATIENCE, what, interval=1)
+    for master, pub in pubs.items():
+        path = f"{lab.host(master).master_pki_dir}/minions/{name}"
+        assert lab.read(master, path).strip() == pub.strip()
+    rows = json_of(lab, "salt-run", "multimaster.keys", name)["keys"]
+    assert rows[name]["differs"]
+    assert len(rows[name]["fingerprints"]) == 2
+    keep = lab.salt("saltm1", "saltm2", "multimaster.key_states", name)["saltm2"][name]
+    json_of(lab, "salt-run", "multimaster.resolve", name, keep["fingerprint"])
+    until_all_say(lab, name, "accepted")
+    for master in MASTERS:
+        path = f"{lab.host(master).master_pki_dir}/minions/{name}"
+        assert lab.read(master, path).strip() == pubs["saltm2"].strip()
+    assert [conflicts(master) for master in MASTERS] == [[], [], []]
+
+
+def test_a_lost_ledger_is_made_again_and_loses_no_decision(lab: Laboratory, stranger: str) -> None:
+    decide(lab, "saltm1", "accept", stranger)
+    until_all_say(lab, stranger, "accepted")
+    with lab.stopped("saltm2", "salt-master"):
+        path = f"{lab.host('saltm2').master_cache_dir}/multimaster/ledger.db"
+        assert lab.run("saltm2", "truncate", "--size=4096", path).returncode == 0
+        decide(lab, "saltm1", "delete", stranger)
+        until_all_say(lab, stranger, None, "saltm1", "saltm3")
+    until_all_say(lab, stranger, None)
+    assert lab.status()[1]["problems"] == []
+
+
+def test_a_deleted_minion_can_no_longer_run_anything(lab: Laboratory) -> None:
+    before = {master: aes_of(lab, master) for master in MASTERS}
+    decide(lab, "saltm2", "delete", "web1")
+    until(
+        lambda: all(aes_of(lab, master) != before[master] for master in MASTERS),
+        PATIENCE,
+        "new AES keys on all masters",
+    )
+    until(lambda: "web1" not in lab.answering("saltm1"), PATIENCE, "web1 to be out", interval=1)
+    # Who asks again is let in again, everywhere, by one word.
+    until_all_say(lab, "web1", "pending")
+    decide(lab, "saltm3", "accept", "web1")
+    until_all_say(lab, "web1", "accepted")
+    lab.until_connected()
+
+
+def test_a_key_is_decided_on_by_its_fingerprint(lab: Laboratory, stranger: str) -> None:
+    found = lab.salt("saltm1", "saltm1", "multimaster.key_states", stranger)["saltm1"][stranger]
+    wrong = lab.run("saltm1", "salt-run", "multimaster.accept", stranger, "0" * 64)
+    assert wrong.returncode != 0
+    assert found["fingerprint"] in wrong.stdout + wrong.stderr
+    argv = ["salt-run", "multimaster.accept", stranger, found["fingerprint"]]
+    assert json_of(lab, *argv, "test=True")["changed"] is True
+    assert state(lab, "saltm1", stranger) == "pending"
+    assert json_of(lab, *argv)["changed"] is True
+    until_all_say(lab, stranger, "accepted")
+    history = json_of(lab, "salt-run", "multimaster.key_history", stranger)
+    assert [entry["verdict"] for entry in history] == ["accepted"]
+    assert history[0]["origin"] == "saltm1"
+
+
+def test_events_that_a_minion_makes_up_change_nothing(lab: Laboratory, stranger: str) -> None:
+    before = lab.status()[1]["masters"]["saltm1"]["digest"]
+    forged = {
+        "salt/key": {"result": True, "act": "accept", "id": stranger},
+        "multimaster/wake": {"origin": "saltm2"},
+        "salt/auth": {"act": "accept", "id": stranger, "result": True},
+    }
+    for tag, data in forged.items():
+        sent = lab.json("web1", "salt-call", "event.send", tag, str(data))
+        assert sent["local"] is True
+    # Somebody else's decision comes through meanwhile, so that the forged ones have, too.
+    wait_for_key(lab, "meanwhile", make_pair()[1], MASTERS)
+    decide(lab, "saltm1", "accept", "meanwhile")
+    until_all_say(lab, "meanwhile", "accepted")
+    assert {state(lab, master, stranger) for master in MASTERS} == {"pending"}
+    assert lab.status()[1]["masters"]["saltm1"]["digest"] != before
+
+
+def json_of(lab: Laboratory, *argv: str) -> Any:
+    """Run a runner on saltm1 and return its output, whatever its exit status."""
+    return lab.json("saltm1", *argv)
