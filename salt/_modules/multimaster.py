@@ -118,12 +118,14 @@ def list_masters():
     }
 
 
-def report(timeout=5):
+def report(timeout=5, target=None):
     """
-    Report on the master of this host: what it is and which minions answer to it.
+    Report on the master of this host: what it is and who answers to it.
 
     timeout
-        Seconds to wait for the answers of the minions.
+        Seconds to wait for answers.
+    target
+        A glob: the minions that the master is to ask; the one on its own host unless given.
 
     CLI Example:
 
@@ -137,7 +139,12 @@ def report(timeout=5):
     answers = {}
     if running:
         with salt.client.get_local_client(mopts=opts) as client:
-            answers = client.cmd("*", "test.ping", timeout=timeout, gather_job_timeout=timeout)
+            answers = client.cmd(
+                target or __opts__["id"],
+                "test.ping",
+                timeout=timeout,
+                gather_job_timeout=timeout,
+            )
     pub = _read_pair(opts)[1]
     digest, conflicts = None, []
     with contextlib.suppress(CommandExecutionError), _ledger(opts) as book:

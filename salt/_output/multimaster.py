@@ -40,7 +40,7 @@ def output(data, **kwargs):
         )
     minions = [["MINION", *data["masters"]]]
     for name, row in data["minions"].items():
-        minions.append([name, *(_mark(answers) for answers in row["answers"].values())])
+        minions.append([name, *(_mark(value) for value in row["connected"].values())])
     problems = [f"! {problem}" for problem in data["problems"]] or ["Everything is connected."]
     return "\n".join([*_table(masters), "", *_table(minions), "", *problems])
 

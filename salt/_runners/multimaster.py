@@ -16,15 +16,16 @@ def __virtual__():
 
 def status(timeout=5):
     """
-    Show every master, and for every minion the masters that it answers to.
+    Show every master, and for every minion the masters that it is connected to.
 
     timeout
-        Seconds to wait for the answers of the minions on each master.
+        Seconds to wait for answers.
 
-    Per master: address, reachable, Salt version, fingerprint of its key, and the numbers of
-    accepted, pending, denied and rejected keys.  Per minion: whether it answered a command of each
-    master, and the master list it is configured with.  ``problems`` says in words what is wrong.
-    Exit status 0 only if that is nothing.
+    Per master: address, reachable (the minion on its host answers to it), Salt version,
+    fingerprint of its key, digest of its ledger, and the numbers of accepted, pending, denied and
+    rejected keys and of conflicts.  Per minion: whether it is connected to each master, which it
+    is only after that master has let it in, and the master list it is configured with.
+    ``problems`` says in words what is wrong.  Exit status 0 only if that is nothing.
 
     CLI Example:
 
@@ -40,20 +41,24 @@ def status(timeout=5):
     # Whoever still works on its answer after that time is waited for; whoever is not there is not.
     patience = {"timeout": timeout, "gather_job_timeout": timeout}
     with salt.client.get_local_client(mopts=__opts__) as client:
-        reports = client.cmd(ids, "multimaster.report", [timeout], tgt_type="list", **patience)
-        configured = client.cmd("*", "multimaster.masters", **patience) if reports else {}
+        # In hot mode every minion can be asked from here; else only each by its own master.
+        arguments = [timeout] if mode == "hot" else [timeout, "*"]
+        reports = client.cmd(ids, "multimaster.report", arguments, tgt_type="list", **patience)
+        told = client.cmd("*", "multimaster.masters", **patience) if reports else {}
     reports = {name: value for name, value in reports.items() if isinstance(value, dict)}
     masters = {master["id"]: _master_row(master, reports.get(master["id"])) for master in declared}
     minions = sorted({name for report in reports.values() for name in report["accepted"]})
     rows = {}
     for minion in minions:
-        lists = configured.get(minion)
+        lists = told.get(minion)
+        lists = lists if isinstance(lists, dict) else {"configured": None, "connected": []}
         rows[minion] = {
-            "answers": {
-                master: master in reports and minion in reports[master]["answering"]
-                for master in ids
+            "connected": {
+                master["id"]: master["address"] in lists["connected"]
+                or minion in reports.get(master["id"], {}).get("answering", [])
+                for master in declared
             },
-            "configured": lists["configured"] if isinstance(lists, dict) else None,
+            "configured": lists["configured"],
         }
     problems = _problems(masters, rows, addresses, mode)
     if not declared:
@@ -240,7 +245,8 @@ def _on_masters(function, arguments, timeout, ids=None):
 
 
 def _master_row(master, report):
-    row = {"address": master["address"], "reachable": bool(report and report["running"])}
+    answers = report and report["running"] and master["id"] in report["answering"]
+    row = {"address": master["address"], "reachable": bool(answers)}
     for field in ("version", "fingerprint", "digest"):
         row[field] = report[field] if report else None
     for field in ("accepted", "pending", "denied", "rejected", "conflicts"):
@@ -265,12 +271,12 @@ def _problems(masters, minions, addresses, mode):
         if row["conflicts"]:
             problems.append(f"master {name} knows {row['conflicts']} ids with two keys")
     for name, row in minions.items():
-        missing = [master for master, answers in row["answers"].items() if not answers]
+        missing = [master for master, connected in row["connected"].items() if not connected]
         if mode == "failover" and name not in masters:
             # Connected to one master at a time, whichever that is.
-            missing = missing if len(missing) == len(row["answers"]) else []
+            missing = missing if len(missing) == len(row["connected"]) else []
         if missing:
-            problems.append(f"minion {name} does not answer to {', '.join(missing)}")
+            problems.append(f"minion {name} is not connected to {', '.join(missing)}")
         if row["configured"] is not None and row["configured"] != addresses:
             problems.append(f"minion {name} is configured for {', '.join(row['configured'])}")
     return problems

@@ -55,6 +55,8 @@ def until_connected(lab: Laboratory) -> str:
 
     # To ask Salt before that would only keep the machine from getting there.
     until(subscribed, 120, "every minion to be connected to every master", interval=0.5)
+    for master in lab.lab.masters:
+        lab.until_answering(master.id)
     return str(until(lambda: table(lab), 60, "every minion to answer to every master"))
 
 

@@ -21,11 +21,11 @@ def master(address, **changed):
 
 def healthy():
     """Two masters, of whose hosts one is a minion, too, and a minion of both."""
-    answers = dict.fromkeys(IDS, True)
+    connected = dict.fromkeys(IDS, True)
     return SimpleNamespace(
         masters={name: master(at) for name, at in zip(IDS, ADDRESSES, strict=True)},
         minions={
-            name: {"answers": dict(answers), "configured": list(ADDRESSES)}
+            name: {"connected": dict(connected), "configured": list(ADDRESSES)}
             for name in ("saltm1", "web1")
         },
     )
@@ -108,10 +108,10 @@ def test_a_key_that_was_decided_on_is_no_problem(problems, row):
         ("failover", "saltm1", ["saltm2"], "saltm2"),
     ],
 )
-def test_a_minion_has_to_answer_to_its_masters(problems, mode, minion, silent, problem):
+def test_a_minion_has_to_be_connected_to_its_masters(problems, mode, minion, silent, problem):
     topology = healthy()
-    topology.minions[minion]["answers"] |= dict.fromkeys(silent, False)
-    expected = [f"minion {minion} does not answer to {problem}"] if problem else []
+    topology.minions[minion]["connected"] |= dict.fromkeys(silent, False)
+    expected = [f"minion {minion} is not connected to {problem}"] if problem else []
     assert problems(topology, mode) == expected
 
 
@@ -155,7 +155,9 @@ def report(**changed):
     return row | changed
 
 
-CONFIGURED = {name: {"configured": ADDRESSES} for name in ("saltm1", "saltm2", "web1")}
+CONFIGURED = {
+    name: {"configured": ADDRESSES, "connected": ADDRESSES} for name in ("saltm1", "saltm2", "web1")
+}
 
 
 def test_all_is_well_with_exit_status_0(status):
@@ -164,7 +166,7 @@ def test_all_is_well_with_exit_status_0(status):
     data = shown["data"]
     assert data["masters"] == {n: master(at) for n, at in zip(IDS, ADDRESSES, strict=True)}
     assert data["minions"]["web1"] == {
-        "answers": dict.fromkeys(IDS, True),
+        "connected": dict.fromkeys(IDS, True),
         "configured": ADDRESSES,
     }
     assert (data["problems"], data["retcode"]) == ([], 0)
@@ -176,10 +178,11 @@ def test_all_is_well_with_exit_status_0(status):
         {},
         {"saltm1": report()},
         {"saltm1": report(), "saltm2": report(running=False, answering=[])},
+        {"saltm1": report(), "saltm2": report(answering=[])},
         {"saltm1": report(), "saltm2": "The minion function caused an exception"},
         {"saltm1": report(), "saltm2": False},
     ],
-    ids=["nobody", "absent", "stopped", "error", "no return"],
+    ids=["nobody", "absent", "stopped", "frozen", "error", "no return"],
 )
 def test_a_master_without_a_report_is_exit_status_1(status, reports):
     data = status(reports, CONFIGURED)["data"]
@@ -227,7 +230,7 @@ def test_what_is_unknown_is_a_dash_and_what_is_wrong_is_loud(loaders):
     fields = ("version", "fingerprint", "digest", "accepted", "pending", "denied", "rejected")
     unknown = dict.fromkeys(fields)
     topology.masters["saltm2"] |= {"reachable": False, **unknown}
-    topology.minions["web1"]["answers"]["saltm2"] = False
+    topology.minions["web1"]["connected"]["saltm2"] = False
     shown = loaders.output["multimaster"]({**vars(topology), "problems": ["one", "two"]})
     lines = shown.splitlines()
     assert lines[2].split() == ["saltm2", "192.0.2.2", "NO", *"-------"]
