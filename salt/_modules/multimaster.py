@@ -138,7 +138,11 @@ def report(timeout=5, target=None):
     running = _daemon(opts["pidfile"]) is not None
     answers = {}
     if running:
-        with salt.client.get_local_client(mopts=opts) as client:
+        # One that is too busy to take a command is not working either.
+        with (
+            contextlib.suppress(salt.exceptions.SaltClientError),
+            salt.client.get_local_client(mopts=opts) as client,
+        ):
             answers = client.cmd(
                 target or __opts__["id"],
                 "test.ping",
