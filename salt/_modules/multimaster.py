@@ -290,9 +290,12 @@ def key_decide(verdict, minion_id, fingerprint, test=False):
     """
     if verdict not in VERBS:
         raise CommandExecutionError(f"verdict: got {verdict!r}; supported: {', '.join(VERBS)}")
-    if len(fingerprint) < LEAST_DIGITS:
+    minion_id = str(minion_id)
+    # Salt makes a number of one that has decimal digits only.
+    if not isinstance(fingerprint, str) or len(fingerprint) < LEAST_DIGITS:
         raise CommandExecutionError(
-            f"fingerprint: got {fingerprint!r}; supported: {LEAST_DIGITS} digits or more"
+            f"fingerprint: got {fingerprint!r}; supported: {LEAST_DIGITS} hexadecimal digits or "
+            "more, a letter among them"
         )
     opts = _effective("master", _config_dir())
     directory = _key_states(opts).get(minion_id)

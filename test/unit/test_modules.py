@@ -199,8 +199,9 @@ class TestKeyDecide:
         [
             ("approve", "web1", "0" * 64, "verdict: got 'approve'; supported: accept, reject"),
             ("accept", "web1", "0" * 64, "this master has "),
-            ("accept", "web1", "", "supported: 16 digits or more"),
-            ("accept", "web1", "0123", "supported: 16 digits or more"),
+            ("accept", "web1", "", "supported: 16 hexadecimal digits or more"),
+            ("accept", "web1", "0123", "supported: 16 hexadecimal digits or more"),
+            ("accept", "web1", 1234567812345678, "supported: 16 hexadecimal digits or more"),
             ("delete", "web2", "0" * 64, "this master has no key"),
         ],
     )
