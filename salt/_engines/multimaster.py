@@ -33,6 +33,8 @@ LOOK = 5.0
 # Seconds that a peer has for an answer, before it is left alone for a while, and for a longer one.
 PATIENCE = 10.0
 FIRST_PAUSE = 5.0
+# Seconds until a peer is asked again that has no ledger yet: its master is about to restart.
+UNREADY = 2.0
 # Seconds between two questions to one peer, whatever wakes this engine; twice as long, up to
 # FIRST_PAUSE, whenever it was woken for nothing, as by events that somebody made up.
 SHORTEST_PAUSE = 0.2
@@ -96,27 +98,29 @@ class _Engine:
         self.bus = bus
         self.store = _KeyStore()
         self.peers = {name: _Peer(name) for name in peers}
-        # The key store as it was at the last look at all of it.
-        self.snapshot = {}
-        self.look_due = 0.0
-        self.looked_again = 0.0
+        # The key store as it was at the last look at all of it, and when to look though nothing
+        # tells that it has changed.
+        self.snapshot, self.marks = {}, ()
+        self.look_due = self.scan_due = self.looked_again = 0.0
+        # What is recorded and not yet applied, or not yet said to the peers.
+        self.undone, self.unsaid = set(), False
         self.problems = {}
 
     def turn(self):
         """Do what is due, wait for events or for the next thing to become due, and do that."""
-        news = []
         if time.monotonic() >= self.look_due:
-            # At first before any event: what is there already is nobody's news.
-            news += self._look()
             self.look_due = time.monotonic() + LOOK
+            # At first before any event: what is there already is nobody's news.
+            self._look()
         due = min([self.look_due, *(_next(peer) for peer in self.peers.values())])
-        wait = 0.001 if news else max(0.001, due - time.monotonic())
+        wait = 0.001 if self.unsaid else max(0.001, due - time.monotonic())
         touched, answers = self._gather(wait)
-        news += self._notice(touched)
+        self._notice(touched)
         for peer, reply in answers:
             self._learn(peer, reply)
-        if news:
+        if self.unsaid:
             self._wake(self.peers)
+            self.unsaid = False
         for peer in self.peers.values():
             self._attend(peer)
 
@@ -151,7 +155,8 @@ class _Engine:
             self._expect(origin)
         elif origin == "" and time.monotonic() > self.looked_again + LOOK:
             self.looked_again = time.monotonic()
-            self.look_due, self.snapshot = 0.0, {}
+            self.look_due = self.scan_due = 0.0
+            self.snapshot = {}
             for name in self.peers:
                 self.book.set_place(name, "", 0)
                 self._expect(name)
@@ -163,23 +168,24 @@ class _Engine:
 
     def _notice(self, touched):
         """Record what was decided on this master on the ids that events name."""
-        return [
-            minion_id
-            for minion_id, deleted in touched
-            if salt.utils.verify.valid_id(__opts__, minion_id) and self._compare(minion_id, deleted)
-        ]
+        for minion_id, deleted in touched:
+            if salt.utils.verify.valid_id(__opts__, minion_id):
+                self._compare(minion_id, deleted)
 
     def _look(self):
         """Record what was decided here without an event, or while this did not run."""
+        marks, now = self.store.marks(), time.monotonic()
+        if marks == self.marks and now < self.scan_due:
+            self._apply(())
+            return
         snapshot = self.store.snapshot()
         changed = {name for name, _ in snapshot.items() ^ self.snapshot.items()}
         first = not self.snapshot
-        news = []
         if self.book.fresh:
-            keys = ((name, *self.store.fetch(name)) for name, mark in snapshot.items() if mark[0])
-            self.book.witness(keys, __opts__["id"])
+            found = ((name, *self.store.fetch(name)) for name, mark in snapshot.items() if mark[0])
+            self.book.witness((entry for entry in found if entry[1]), __opts__["id"])
             self.book.fresh = False
-            news = list(snapshot)
+            self.unsaid = True
         elif changed or first:
             seen = self.book.all_seen()
             gone = {name for name in seen if not snapshot.get(name, (False,))[0]}
@@ -191,31 +197,32 @@ class _Engine:
                     len(seen),
                 )
             else:
-                news = [name for name in sorted(changed | gone) if self._compare(name)]
+                for name in sorted(changed | gone):
+                    self._compare(name)
         self._apply({*changed, *self.book.ids()} if first else changed)
-        self.snapshot = snapshot
         self.book.purge((int(time.time() * 1000) // DAY - REMEMBERED) * DAY)
-        return news
+        self.snapshot, self.marks, self.scan_due = snapshot, marks, now + INTERVAL
 
     def _compare(self, minion_id, deleted=False):
-        """Record what was decided here on one id; tell whether that was news."""
+        """Record what was decided here on one id, if anything."""
         key, pub = self.store.fetch(minion_id)
         seen = self.book.seen(minion_id)
         news = __utils__["multimaster_ledger.noticed"](seen, key, self.book.of(minion_id), deleted)
         if news is None:
-            return False
+            return
         for verdict, fingerprint in news:
             text = "" if verdict == "deleted" else pub
             self.book.decide(minion_id, fingerprint, verdict, __opts__["id"], text, "here")
             log.info("%s: %s on this master", minion_id, verdict)
+            self.unsaid = True
         if key != seen:
             self.book.note({minion_id: key})
-        return bool(news)
 
     def _apply(self, ids):
-        """Bring the key store in line with the ledger."""
+        """Bring the key store in line with the ledger; what was not brought so far, too."""
+        self.undone.update(ids)
         todo = {"accept": [], "reject": [], "delete": []}
-        for minion_id in ids:
+        for minion_id in self.undone:
             key, _ = self.store.fetch(minion_id)
             action = __utils__["multimaster_ledger.plan"](minion_id, self.book.of(minion_id), key)
             if action.verb in todo:
@@ -226,6 +233,7 @@ class _Engine:
                 getattr(self.store, verb)(actions)
                 log.info("%s: %d keys, as decided on other masters", verb, len(actions))
                 self.book.note({action.id: self.store.fetch(action.id)[0] for action, _ in actions})
+        self.undone.clear()
 
     def _complain(self, action):
         """Log a conflict once, and not for as long as it lasts."""
@@ -269,24 +277,25 @@ class _Engine:
 
     def _learn(self, peer, reply):
         """Take in a peer's answer, if it is one."""
-        nonce, peer.jid = peer.nonce, None
-        now = time.monotonic()
         if not isinstance(reply, dict):
-            # An error of Salt's, which says so: there is no ledger yet, or no such function.
+            # An error of Salt's, which says so: there is no such function, say.
             log.info("%s cannot answer: %s", peer.name, str(reply)[:200])
-            peer.due = now + peer.pause
             return
         try:
-            answer = self._verified(reply, peer.name, nonce)
-            decisions = __utils__["multimaster_ledger.unpack"](answer["decisions"])
+            answer = self._verified(reply, peer.name, peer.nonce)
+            ready = answer["epoch"] is not None
+            decisions = __utils__["multimaster_ledger.unpack"](answer["decisions"]) if ready else []
         except ValueError as err:
+            # Not the peer's, perhaps: its own answer may be on the way.
             log.error("Refused the answer of %s: %s", peer.name, err)
-            peer.due = now + peer.pause
-            peer.pause = min(peer.pause * 2, INTERVAL)
             return
+        now, peer.jid = time.monotonic(), None
         if peer.silent:
             log.warning("%s answers again", peer.name)
         peer.silent, peer.pause = False, FIRST_PAUSE
+        if not ready:
+            peer.due = now + UNREADY
+            return
         good = [decision for decision in decisions if self._sound(decision, peer.name)]
         changed = self.book.learn(good, peer.name)
         self._apply(changed)
@@ -346,6 +355,14 @@ class _KeyStore:
         driver = __opts__.get("keys.cache_driver")
         self.cache = salt.cache.Cache(__opts__, driver=driver) if driver else None
         self.on_disk = driver in (None, "localfs_key")
+
+    def marks(self):
+        """Return what differs after keys were added, removed or moved; costs next to nothing."""
+        times = []
+        for directory in STATES if self.on_disk else ():
+            with contextlib.suppress(FileNotFoundError):
+                times.append(os.stat(os.path.join(self.pki, directory)).st_mtime_ns)
+        return tuple(times)
 
     def snapshot(self):
         """Return id -> (whether it is accepted or rejected, a mark that changes with the key)."""

@@ -180,7 +180,7 @@ def ledger_pull(asker, nonce, epoch="", place=0):
 
     Returns ``answer`` (origin, asker, epoch, place, more, digest, decisions) and ``signature``,
     made with the masters' shared key, so that an answer is as good as that key and not as a
-    minion id.
+    minion id.  The epoch is None, and nothing follows it, while there is no ledger yet.
 
     CLI Example:
 
@@ -192,18 +192,19 @@ def ledger_pull(asker, nonce, epoch="", place=0):
     pem, _ = _read_pair(opts)
     if pem is None:
         raise CommandExecutionError(f"there is no master's key pair on {__opts__['id']}")
-    with _ledger(opts) as book:
-        known = place if epoch == book.epoch else 0
-        decisions, end = book.since(known, CHUNK)
-        answer = {
-            "origin": __opts__["id"],
-            "asker": asker,
-            "epoch": book.epoch,
-            "place": end,
-            "more": len(decisions) == CHUNK,
-            "digest": book.digest,
-            "decisions": __utils__["multimaster_ledger.pack"](decisions),
-        }
+    answer = {"origin": __opts__["id"], "asker": asker, "epoch": None}
+    # A master that has not been restarted yet has no ledger.
+    if os.path.exists(_ledger_path(opts)):
+        with _ledger(opts) as book:
+            known = place if epoch == book.epoch else 0
+            decisions, end = book.since(known, CHUNK)
+            answer |= {
+                "epoch": book.epoch,
+                "place": end,
+                "more": len(decisions) == CHUNK,
+                "digest": book.digest,
+                "decisions": __utils__["multimaster_ledger.pack"](decisions),
+            }
     with _translated():
         signature = __utils__["multimaster_keypair.sign_answer"](answer, nonce, pem)
     return {"answer": answer, "signature": signature}
@@ -857,10 +858,14 @@ def _state_dir(opts):
     return os.path.join(opts["cachedir"], "multimaster")
 
 
+def _ledger_path(opts):
+    return os.path.join(_state_dir(opts), "ledger.db")
+
+
 @contextlib.contextmanager
 def _ledger(opts):
     """Open the ledger of this host's master for reading, as the user that the master runs as."""
-    path = os.path.join(_state_dir(opts), "ledger.db")
+    path = _ledger_path(opts)
     owner = pwd.getpwnam(opts["user"])
     user, group = os.geteuid(), os.getegid()
     # SQLite may make files beside it, which the master would not be allowed to write.

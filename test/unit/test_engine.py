@@ -94,7 +94,7 @@ class Master:
         self.bus.put(f"salt/job/{self.engine.peers[peer].jid}/ret/{peer}", **{"return": reply})
         self.turn()
 
-    def answer(self, origin, asker, nonce, epoch, place, *, limit=1000, pem=None, **changed):
+    def answer(self, origin, asker, nonce, epoch, place, /, *, limit=1000, pem=None, **changed):
         """What a peer answers: its real ledger, signed."""
         import multimaster_keypair
         import multimaster_ledger
@@ -212,6 +212,24 @@ def test_a_decision_here_is_recorded_once_and_the_peers_are_woken(
     assert master.asked == []
 
 
+def test_a_decision_that_could_not_be_said_is_said_later(master, minion_keys):
+    master.turn()
+    master.put("web1", "accepted", minion_keys["web1"].pub)
+    master.bus.put("salt/key", id="web1", act="accepted", result=True)
+    publish = master.engine._publish
+
+    def busy(*args):
+        raise OSError("the master is busy")
+
+    master.engine._publish = busy
+    with pytest.raises(OSError, match="busy"):
+        master.turn()
+    master.engine._publish = publish
+    master.asked.clear()
+    master.turn()
+    assert [function for _, function, _ in master.asked] == ["ledger_wake"]
+
+
 def test_a_key_store_that_lost_its_keys_gets_them_back(master, minion_keys, caplog):
     names = [f"web{number}" for number in range(30)]
     for name in names:
@@ -297,7 +315,10 @@ def test_another_key_under_the_same_id_is_left_and_named_once(
     assert master.book.conflicts() == (["web1"] if here == "accepted" else [])
 
 
-def test_a_change_that_was_cut_off_is_completed_and_is_no_decision(master, decide, minion_keys):
+@pytest.mark.parametrize("ended", [True, False], ids=["engine ended", "disk full"])
+def test_a_change_that_was_cut_off_is_completed_and_is_no_decision(
+    master, decide, minion_keys, ended
+):
     master.put("web1", "accepted", minion_keys["web1"].pub)
     master.turn()
     decide(master, "saltm1", "rejected")
@@ -310,8 +331,12 @@ def test_a_change_that_was_cut_off_is_completed_and_is_no_decision(master, decid
     master.engine.store.reject = cut_off
     with pytest.raises(OSError, match="no space"):
         master.pull("saltm1")
-    master.book.close()
-    master.start()
+    if ended:
+        master.book.close()
+        master.start()
+    else:
+        del master.engine.store.reject
+        master.engine.look_due = 0.0
     master.turn()
     assert master.has("web1") == "rejected"
     assert master.verdicts("web1") == ["rejected"]
@@ -372,8 +397,12 @@ def test_an_answer_is_refused_that_is(master, decide, other, lie, monkeypatch, c
     assert master.has("web1") is None
     assert master.verdicts("web1") == []
     assert ("Refused the answer of saltm1: " in caplog.text) == (lie != "an error message")
-    monkeypatch.setattr(master, "answer", honest)
-    master.pull("saltm1")
+    # The peer's own answer still counts when it comes.
+    peer = master.engine.peers["saltm1"]
+    question = next(a for t, f, a in master.asked if (t, f) == (["saltm1"], "ledger_pull"))
+    reply = honest("saltm1", *question)
+    master.bus.put(f"salt/job/{peer.jid}/ret/saltm1", **{"return": reply})
+    master.turn()
     assert master.has("web1") == "accepted"
 
 
@@ -442,6 +471,17 @@ def test_a_peer_that_lost_its_ledger_is_read_from_the_start(master, decide, tmp_
     decide(master, "saltm1", "accepted")
     master.pull("saltm1")
     assert master.host.accepted() == {"web9", "web1"}
+
+
+def test_a_peer_that_has_no_ledger_yet_is_asked_again_soon(master, decide):
+    decide(master, "saltm1", "accepted")
+    master.pull("saltm1", epoch=None)
+    assert master.host.accepted() == set()
+    peer = master.engine.peers["saltm1"]
+    assert peer.jid is None
+    assert not peer.silent
+    master.pull("saltm1")
+    assert master.host.accepted() == {"web1"}
 
 
 def test_a_peer_that_lacks_something_is_woken(master, decide, minion_keys):

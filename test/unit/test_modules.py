@@ -147,10 +147,16 @@ class TestLedger:
         limit = salt.config.DEFAULT_MASTER_OPTS["max_event_size"]
         assert len(salt.payload.dumps(reply)) < limit
 
-    def test_is_not_told_by_a_host_without_a_pair_or_without_a_ledger(self, host):
+    def test_is_not_told_by_a_host_without_a_pair(self, host):
         refused(host, "no master's key pair on saltm2", "ledger_pull", "saltm3", "nonce")
+
+    def test_that_is_not_there_yet_is_said_so_signed(self, host, shared):
+        import multimaster_keypair
+
         host.call("install_keypair")
-        refused(host, "unable to open", "ledger_pull", "saltm3", "nonce")
+        reply = host.call("ledger_pull", "saltm3", "nonce")
+        multimaster_keypair.verify_answer(reply["answer"], "nonce", reply["signature"], shared.pub)
+        assert reply["answer"] == {"origin": ID, "asker": "saltm3", "epoch": None}
 
     def test_is_what_the_history_comes_from(self, host, book):
         self.decide(book, "web1")
