@@ -159,13 +159,13 @@ def test_a_plain_minion_cannot_obtain_the_key_pair(lab: Laboratory) -> None:
         "web1", "salt-call", "pillar.items", 'pillar={"id": "saltm2"}', "pillarenv=base"
     )["local"]
     assert "keypair" not in forged["multimaster"]
-    for function in ("multimaster.offered_keys", "multimaster.report", "cmd.run"):
+    for function in ("multimaster.ledger_pull", "multimaster.report", "cmd.run"):
         argv = ["salt-call", "publish.publish", "saltm1", function, "web1,x"]
         assert not lab.json("web1", *argv)["local"]
     assert lab.json("web1", "salt-call", "mine.get", "*", "multimaster.report")["local"] in ({}, "")
     listed = lab.json("web1", "salt-call", "cp.list_master")["local"]
     assert not [path for path in listed if path.endswith((".pem", ".pub"))]
-    refused = lab.run("web1", "salt-call", "multimaster.offered_keys", "web1", "nonce")
+    refused = lab.run("web1", "salt-call", "multimaster.ledger_pull", "web1", "nonce")
     assert "no master's key pair on web1" in refused.stdout + refused.stderr
 
 
