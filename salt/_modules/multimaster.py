@@ -866,6 +866,8 @@ def _ledger_path(opts):
 def _ledger(opts):
     """Open the ledger of this host's master for reading, as the user that the master runs as."""
     path = _ledger_path(opts)
+    # Loaded before: that user may not read this minion's modules.
+    open_ledger = __utils__["multimaster_ledger.open_ledger"]
     owner = pwd.getpwnam(opts["user"])
     user, group = os.geteuid(), os.getegid()
     # SQLite may make files beside it, which the master would not be allowed to write.
@@ -873,7 +875,7 @@ def _ledger(opts):
         os.setegid(owner.pw_gid)
         os.seteuid(owner.pw_uid)
     try:
-        with _translated(), __utils__["multimaster_ledger.open_ledger"](path, True) as book:
+        with _translated(), open_ledger(path, True) as book:
             yield book
     finally:
         os.seteuid(user)
