@@ -62,8 +62,15 @@ def _restart(opts: dict[str, Any], service: str, pidfile: str) -> int:
 
     before = _started(pidfile)
     opts["file_client"] = "local"
-    result = salt.client.Caller(mopts=opts).cmd("service.restart", service)
-    came = _wait(lambda: _started(pidfile) > before, time.monotonic() + 60)
+    caller = salt.client.Caller(mopts=opts)
+    result = caller.cmd("service.restart", service)
+    came = _wait(lambda: _started(pidfile) > before, time.monotonic() + 15)
+    if not came and not caller.cmd("service.status", service):
+        # A daemon ends at once if its predecessor was killed and init has not reaped it yet.
+        log.warning(
+            "%s ended again; service.start: %s", service, caller.cmd("service.start", service)
+        )
+    came = came or _wait(lambda: _started(pidfile) > before, time.monotonic() + 60)
     log.info("service.restart: %s; new daemon: %s", result, came)
     return 0 if came else 1
 
