@@ -58,21 +58,30 @@ def __virtual__():
 
 def start():
     """Entry point of the engine; runs as long as its master."""
-    directory = os.path.join(__opts__["cachedir"], "multimaster")
-    os.makedirs(directory, mode=0o750, exist_ok=True)
     peers = [m["id"] for m in __opts__["multimaster"]["masters"] if m["id"] != __opts__["id"]]
-    with contextlib.ExitStack() as stack:
-        path = os.path.join(directory, "ledger.db")
-        book = stack.enter_context(__utils__["multimaster_ledger.open_ledger"](path))
-        bus = stack.enter_context(salt.utils.event.get_event("master", opts=__opts__))
+    with (
+        _patiently(_open_ledger) as book,
+        salt.utils.event.get_event("master", opts=__opts__) as bus,
+    ):
         engine = _Engine(book, bus, peers)
         while True:
-            try:
-                engine.turn()
-            except (OSError, ValueError, sqlite3.Error, salt.exceptions.SaltException):
-                # An engine that ends is started again at once and without a pause.
-                log.exception("Cannot replicate keys; trying again")
-                time.sleep(FIRST_PAUSE)
+            _patiently(engine.turn)
+
+
+def _open_ledger():
+    directory = os.path.join(__opts__["cachedir"], "multimaster")
+    os.makedirs(directory, mode=0o750, exist_ok=True)
+    return __utils__["multimaster_ledger.open_ledger"](os.path.join(directory, "ledger.db"))
+
+
+def _patiently(function):
+    """Call a function until it does not fail: an engine that ends is started again at once."""
+    while True:
+        try:
+            return function()
+        except (OSError, ValueError, sqlite3.Error, salt.exceptions.SaltException):
+            log.exception("Cannot replicate keys; trying again")
+            time.sleep(FIRST_PAUSE)
 
 
 class _Peer:
@@ -141,7 +150,8 @@ class _Engine:
             if tag == "multimaster/wake":
                 self._woken(origin)
             for peer in self.peers.values():
-                if peer.jid and tag == f"salt/job/{peer.jid}/ret/{peer.name}":
+                answer = peer.jid and tag == f"salt/job/{peer.jid}/ret/{peer.name}"
+                if answer and isinstance(data, dict):
                     answers.append((peer, data.get("return")))
             until = until or time.monotonic() + GATHER
             wait = until - time.monotonic()

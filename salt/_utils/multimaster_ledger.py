@@ -373,7 +373,7 @@ class Ledger:
             stamp = tick(Stamp(*self._get("clock")), int(time.time() * 1000))
             self._set("clock", list(stamp))
             decision = Decision(minion_id, fingerprint, verdict, stamp, origin, pub)
-            self._put(decision, via)
+            self._put(decision, self.of(minion_id).get(fingerprint), via)
         return decision
 
     def witness(self, keys: Iterable[tuple[str, Key, str]], origin: str) -> None:
@@ -450,11 +450,11 @@ class Ledger:
         mine = self.of(decision.id).get(decision.fingerprint)
         if merge(mine, decision) is mine:
             return False
-        self._put(decision, via)
+        self._put(decision, mine, via)
         return True
 
-    def _put(self, decision: Decision, via: str) -> None:
-        mine = self.of(decision.id).get(decision.fingerprint)
+    def _put(self, decision: Decision, mine: Decision | None, via: str) -> None:
+        """Record a decision in place of the one that there was on the same key."""
         if mine:
             self._count(mine, -1)
         self._count(decision, 1)

@@ -406,6 +406,33 @@ def test_an_answer_is_refused_that_is(master, decide, other, lie, monkeypatch, c
     assert master.has("web1") == "accepted"
 
 
+def test_an_answer_that_is_no_mapping_does_not_end_the_engine(master, decide):
+    master.bus.put("multimaster/wake", origin="saltm1")
+    master.turn()
+    tag = f"salt/job/{master.engine.peers['saltm1'].jid}/ret/saltm1"
+    for data in (None, "text", ["list"]):
+        master.bus.events.append({"tag": tag, "data": data})
+    master.turn()
+    assert master.book.of("web1") == {}
+
+
+@pytest.mark.parametrize("obstacle", ["a later schema", "a full disk"])
+def test_a_ledger_that_cannot_be_opened_is_tried_again_with_a_pause(
+    master, monkeypatch, caplog, obstacle
+):
+    pauses = []
+
+    def opener():
+        if len(pauses) < 3:
+            raise OSError(obstacle) if obstacle == "a full disk" else ValueError(obstacle)
+        return "open"
+
+    monkeypatch.setattr(master.settings["time"], "sleep", pauses.append)
+    assert master.settings["_patiently"](opener) == "open"
+    assert pauses == [master.settings["FIRST_PAUSE"]] * 3
+    assert obstacle in caplog.text
+
+
 def test_an_answer_that_nobody_asked_for_is_not_read(master, decide):
     decide(master, "saltm1", "accepted")
     reply = master.answer("saltm1", ME, "0" * 32, "", 0)
