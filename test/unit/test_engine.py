@@ -420,10 +420,11 @@ def test_an_answer_that_is_no_mapping_does_not_end_the_engine(master, decide):
 def test_a_ledger_that_cannot_be_opened_is_tried_again_with_a_pause(
     master, monkeypatch, caplog, obstacle
 ):
-    pauses = []
+    pauses, tries = [], []
 
     def opener():
-        if len(pauses) < 3:
+        tries.append(1)
+        if len(tries) <= 3:
             raise OSError(obstacle) if obstacle == "a full disk" else ValueError(obstacle)
         return "open"
 
