@@ -19,6 +19,7 @@ from lab.wait import until
 
 SCANNER = Path(__file__).with_name("scan_host.py")
 RECORDER = Path(__file__).with_name("record_events.py")
+RESTART_LOG = "multimaster-restart.log"
 # Seconds. Several Salt hosts start on two cores; the waits end with their conditions.
 PATIENCE = 180
 
@@ -114,6 +115,22 @@ class Laboratory:
         except LabError as err:
             raise AssertionError(f"{err}; last problems: {seen.get('problems')}") from err
         return seen
+
+    def until_settled(self, master: str) -> None:
+        """Wait until a broken-off apply is over: no restart to come, and all minions answer."""
+        self.until_answering(master)
+        until(lambda: self._idle(master), PATIENCE, "the end of every apply", interval=1)
+        until(self._restarted, PATIENCE, "the end of every restart", interval=1)
+        self.until_answering(master)
+
+    def _idle(self, master: str) -> bool:
+        running = self.salt(master, "*", "saltutil.is_running", "state.apply")
+        return all(jobs == [] for jobs in running.values())
+
+    def _restarted(self) -> bool:
+        begun, ended = "restart requested", ("; new daemon: ", "restarted meanwhile")
+        logs = [self.read(host.id, f"{host.log_dir}/{RESTART_LOG}") for host in self.lab.hosts]
+        return all(log.count(begun) == sum(map(log.count, ended)) for log in logs)
 
     def declare(self, **changes: Any) -> None:
         """Change the declaration that saltm1 serves."""
