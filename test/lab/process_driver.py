@@ -114,12 +114,12 @@ class ProcessDriver:
         for host in lab.hosts:
             self._ask(lab, host, "startProcess", "salt-minion", False)
         # A test.ping that misses one minion takes 20 seconds; to look at connections costs nothing.
+        wanted = {host.id for host in lab.hosts}
         until(
-            lambda: all(self.connected(lab, host, first) for host in lab.hosts),
+            lambda: self.connected(lab, first) == wanted,
             90,
             f"every minion to be connected to {first.id}",
         )
-        wanted = {host.id for host in lab.hosts}
         until(lambda: self._answering(lab, first) >= wanted, 90, f"an answer of {sorted(wanted)}")
         yield "every minion answers"
 
@@ -218,7 +218,8 @@ class ProcessDriver:
         _write_yaml(Path(host.config_dir, "minion"), minion)
         if "master" in host.roles:
             # What a distribution's package brings: a base configuration, and no running daemon.
-            master: dict[str, Any] = {**common, "interface": host.address, "worker_threads": 3}
+            # Each worker costs more than a second of processor time at the master's start.
+            master: dict[str, Any] = {**common, "interface": host.address, "worker_threads": 2}
             if host == lab.masters[0]:
                 master["file_roots"] = {"base": file_roots}
                 master["pillar_roots"] = {"base": pillar_roots}
@@ -257,21 +258,24 @@ class ProcessDriver:
         accepted.mkdir(parents=True, exist_ok=True)
         (accepted / host.id).write_text(pub)
 
-    def connected(self, lab: Lab, host: Host, master: Host) -> bool:
-        """Tell whether the host's minion listens to a master's publisher; costs no Salt job."""
+    def connected(self, lab: Lab, master: Host) -> set[str]:
+        """Return the ids of the minions that listen to a master's publisher; costs no Salt job."""
+        publisher = (master.address, 4505)
+        listening = {
+            connection.pid
+            for connection in psutil.net_connections("tcp")
+            if connection.raddr == publisher and connection.status == psutil.CONN_ESTABLISHED
+        }
+        return {host.id for host in lab.hosts if listening & self._processes(lab, host)}
+
+    def _processes(self, lab: Lab, host: Host) -> set[int]:
+        """Return the process ids of a host's minion daemon and its children."""
         pid = self._ask(lab, host, "getProcessInfo", "salt-minion")["pid"]
         try:
             daemon = psutil.Process(pid)
-            for process in [daemon, *daemon.children(recursive=True)]:
-                for connection in process.net_connections("tcp"):
-                    if (
-                        connection.raddr == (master.address, 4505)
-                        and connection.status == "ESTABLISHED"
-                    ):
-                        return True
+            return {pid, *(child.pid for child in daemon.children(recursive=True))}
         except psutil.Error:
-            return False
-        return False
+            return set()
 
     def _answering(self, lab: Lab, master: Host) -> set[str]:
         argv = ["salt", "*", "test.ping", "--out=json", "--static", "--timeout=2"]

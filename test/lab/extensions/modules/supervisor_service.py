@@ -7,6 +7,7 @@ files beside its configuration.
 """
 
 import pathlib
+import time
 import xmlrpc.client
 
 from salt.exceptions import CommandExecutionError
@@ -53,7 +54,10 @@ def start(name):
 def stop(name):
     """Stop the service and wait until it is gone."""
     if status(name):
-        _server().stopProcess(name)
+        # supervisord would poll without a pause until the process is gone.
+        _server().stopProcess(name, False)
+        while _server().getProcessInfo(name)["statename"] == "STOPPING":
+            time.sleep(0.1)
     return not status(name)
 
 
