@@ -17,6 +17,7 @@ import time
 
 import salt.cache
 import salt.client
+import salt.crypt
 import salt.exceptions
 import salt.key
 import salt.utils.event
@@ -97,6 +98,8 @@ class _Peer:
         self.jid = None
         self.nonce = None
         self.asked = 0.0
+        # Whether it has more to say than one answer holds.
+        self.reading = False
         # Whether it is to be asked again, though the answer is not there yet.
         self.again = False
 
@@ -121,7 +124,7 @@ class _Engine:
             self.look_due = time.monotonic() + LOOK
             # At first before any event: what is there already is nobody's news.
             self._look()
-        due = min([self.look_due, *(_next(peer) for peer in self.peers.values())])
+        due = min([self.look_due, *(_next(peer) for peer in self._in_turn())])
         wait = 0.001 if self.unsaid else max(0.001, due - time.monotonic())
         touched, answers = self._gather(wait)
         self._notice(touched)
@@ -130,8 +133,14 @@ class _Engine:
         if self.unsaid:
             self._wake(self.peers)
             self.unsaid = False
-        for peer in self.peers.values():
+        for peer in self._in_turn():
             self._attend(peer)
+
+    def _in_turn(self):
+        """Return the peers to attend to: the one that is still telling a lot, or else all."""
+        peers = list(self.peers.values())
+        # What the others know besides is little, or nothing, when that is over.
+        return [peer for peer in peers if peer.reading] or peers
 
     def _gather(self, wait):
         """Return the ids that key events name, and the answers to our questions."""
@@ -178,9 +187,10 @@ class _Engine:
 
     def _notice(self, touched):
         """Record what was decided on this master on the ids that events name."""
-        for minion_id, deleted in touched:
-            if salt.utils.verify.valid_id(__opts__, minion_id):
-                self._compare(minion_id, deleted)
+        with self.book.transaction():
+            for minion_id, deleted in touched:
+                if salt.utils.verify.valid_id(__opts__, minion_id):
+                    self._compare(minion_id, deleted)
 
     def _look(self):
         """Record what was decided here without an event, or while this did not run."""
@@ -207,8 +217,9 @@ class _Engine:
                     len(seen),
                 )
             else:
-                for name in sorted(changed | gone):
-                    self._compare(name)
+                with self.book.transaction():
+                    for name in sorted(changed | gone):
+                        self._compare(name)
         self._apply({*changed, *self.book.ids()} if first else changed)
         self.book.purge((int(time.time() * 1000) // DAY - REMEMBERED) * DAY)
         self.snapshot, self.marks, self.scan_due = snapshot, marks, now + INTERVAL
@@ -242,8 +253,19 @@ class _Engine:
             if actions:
                 getattr(self.store, verb)(actions)
                 log.info("%s: %d keys, as decided on other masters", verb, len(actions))
-                self.book.note({action.id: self.store.fetch(action.id)[0] for action, _ in actions})
+                self._applied(verb, [action for action, _ in actions])
         self.undone.clear()
+
+    def _applied(self, verb, actions):
+        """Remember what was done; but not what somebody has made of it since, which is news."""
+        state = {"accept": "accepted", "reject": "rejected", "delete": None}[verb]
+        done = {}
+        for action in actions:
+            key, _ = self.store.fetch(action.id)
+            found = key.state if key and key.state != "pending" else None
+            if found == state and (state is None or key.fingerprint == action.decision.fingerprint):
+                done[action.id] = key
+        self.book.note(done)
 
     def _complain(self, action):
         """Log a conflict once, and not for as long as it lasts."""
@@ -257,7 +279,7 @@ class _Engine:
         """Ask a peer if it is time, or give up waiting for its answer."""
         now = time.monotonic()
         if peer.jid and now - peer.asked > PATIENCE:
-            peer.jid = None
+            peer.jid, peer.reading = None, False
             peer.due = now + peer.pause * random.uniform(0.8, 1.2)
             peer.pause = min(peer.pause * 2, INTERVAL)
             if not peer.silent:
@@ -266,13 +288,14 @@ class _Engine:
         if peer.jid or now < max(peer.due, peer.asked + peer.shortest):
             return
         peer.again = False
+        self._ask(peer, *self.book.place(peer.name))
+
+    def _ask(self, peer, epoch, place):
         peer.nonce = secrets.token_hex(16)
-        epoch, place = self.book.place(peer.name)
-        peer.asked = now
-        peer.jid = self._publish(
-            [peer.name], "multimaster.ledger_pull", [__opts__["id"], peer.nonce, epoch, place]
-        )
-        peer.due = now + INTERVAL
+        peer.asked = time.monotonic()
+        peer.due = peer.asked + INTERVAL
+        question = [__opts__["id"], peer.nonce, epoch, place, self.book.digest]
+        peer.jid = self._publish([peer.name], "multimaster.ledger_pull", question)
 
     def _wake(self, names):
         if names:
@@ -299,25 +322,39 @@ class _Engine:
             # Not the peer's, perhaps: its own answer may be on the way.
             log.error("Refused the answer of %s: %s", peer.name, err)
             return
-        now, peer.jid = time.monotonic(), None
+        now, peer.jid, peer.reading = time.monotonic(), None, False
         if peer.silent:
             log.warning("%s answers again", peer.name)
         peer.silent, peer.pause = False, FIRST_PAUSE
         if not ready:
             peer.due = now + UNREADY
             return
-        good = [decision for decision in decisions if self._sound(decision, peer.name)]
-        changed = self.book.learn(good, peer.name)
-        self._apply(changed)
+        if answer["place"] < answer["end"]:
+            log.info("%s: read %d of %d decisions", peer.name, answer["place"], answer["end"])
+            # The next part comes while this one is taken in.
+            self._ask(peer, answer["epoch"], answer["place"])
+        try:
+            changed = self._take_in(peer, answer, decisions)
+        except BaseException:
+            # Or the next part would be taken for the continuation of this one.
+            peer.jid = None
+            raise
         peer.shortest = SHORTEST_PAUSE if changed else min(peer.shortest * 2, FIRST_PAUSE)
-        self.book.set_place(peer.name, answer["epoch"], answer["place"])
-        if answer["more"]:
-            peer.due = peer.asked = 0.0
+        if peer.jid:
+            peer.reading, peer.asked = True, time.monotonic()
         elif peer.again:
             peer.due = now
         elif answer["digest"] != self.book.digest:
             # It lacks what this master has.
             self._wake([peer.name])
+
+    def _take_in(self, peer, answer, decisions):
+        """Merge a peer's decisions and apply what is new; return the ids of that."""
+        good = [decision for decision in decisions if self._sound(decision, peer.name)]
+        changed = self.book.learn(good, peer.name)
+        self._apply(changed)
+        self.book.set_place(peer.name, answer["epoch"], answer["place"])
+        return changed
 
     def _verified(self, reply, peer, nonce):
         """Return the answer in a reply; ValueError unless a holder of the shared key gave it."""
@@ -420,15 +457,13 @@ class _KeyStore:
     def reject(self, actions):
         """Reject keys; who had been accepted can no longer read what this master sends."""
         self._replace(actions)
-        there = {}
-        for action, key in actions:
-            if key is None or key.fingerprint != action.decision.fingerprint:
-                self._write(action.id, "rejected", action.decision.pub)
-            else:
-                directory = "minions" if key.state == "accepted" else "minions_pre"
-                there.setdefault(directory, []).append(action.id)
-        if there:
-            salt.key.get_key(__opts__).reject(match_dict=there, include_accepted=True)
+        for action, _ in actions:
+            self._write(action.id, "rejected", action.decision.pub)
+        if (
+            any(key and key.state == "accepted" for _, key in actions)
+            and __opts__["rotate_aes_key"]
+        ):
+            salt.crypt.dropfile(__opts__["cachedir"], __opts__["user"])
 
     def delete(self, actions):
         """Delete keys; who had been accepted can no longer read what this master sends."""
@@ -449,21 +484,21 @@ class _KeyStore:
             self.delete(old)
 
     def _write(self, minion_id, state, pub):
-        if self.cache:
+        if not self.on_disk:
             self.cache.store("keys", minion_id, {"state": state, "pub": pub})
             return
-        for directory, holds in STATES.items():
-            path = os.path.join(self.pki, directory, minion_id)
-            if holds == state:
-                scratch = os.path.join(self.pki, directory, f".{minion_id}")
-                with open(scratch, "w") as handle:
-                    handle.write(pub)
-                os.replace(scratch, path)
-        for directory, holds in STATES.items():
-            if holds != state:
-                # Or the key would be listed twice.
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(os.path.join(self.pki, directory, minion_id))
+        # Salt's driver writes under a name that counts as a minion's until it is renamed: what a
+        # crash leaves would be a decision.  No minion id has a backslash.
+        paths = {holds: os.path.join(self.pki, name, minion_id) for name, holds in STATES.items()}
+        path = paths.pop(state)
+        scratch = f"{path}\\new"
+        with open(scratch, "w") as handle:
+            handle.write(pub)
+        if state == "rejected":
+            # First, for of two files this is the one that counts: a crash would leave the other.
+            _remove(paths.values())
+        os.replace(scratch, path)
+        _remove(paths.values())
 
     def master_pub(self):
         """Return the public key that all masters share."""
@@ -479,3 +514,9 @@ def _next(peer):
     if peer.jid:
         return peer.asked + PATIENCE
     return max(peer.due, peer.asked + peer.shortest)
+
+
+def _remove(paths):
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)

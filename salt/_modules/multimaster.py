@@ -167,7 +167,7 @@ def report(timeout=5, target=None):
     }
 
 
-def ledger_pull(asker, nonce, epoch="", place=0):
+def ledger_pull(asker, nonce, epoch="", place=0, digest=""):
     """
     Answer another master that asks what this host's master knows of decisions on keys.
 
@@ -177,8 +177,10 @@ def ledger_pull(asker, nonce, epoch="", place=0):
         A value that the asker has just made up; signed with the answer.
     epoch, place
         How far it has read this ledger before, as the previous answer said.
+    digest
+        The digest of its own ledger: if that is this one's, there is nothing to read.
 
-    Returns ``answer`` (origin, asker, epoch, place, more, digest, decisions) and ``signature``,
+    Returns ``answer`` (origin, asker, epoch, place, end, digest, decisions) and ``signature``,
     made with the masters' shared key, so that an answer is as good as that key and not as a
     minion id.  The epoch is None, and nothing follows it, while there is no ledger yet.
 
@@ -197,11 +199,13 @@ def ledger_pull(asker, nonce, epoch="", place=0):
     if os.path.exists(_ledger_path(opts)):
         with _ledger(opts) as book:
             known = place if epoch == book.epoch else 0
-            decisions, end = book.since(known, CHUNK)
+            if digest == book.digest:
+                known = book.end
+            decisions, place = book.since(known, CHUNK)
             answer |= {
                 "epoch": book.epoch,
-                "place": end,
-                "more": len(decisions) == CHUNK,
+                "place": place,
+                "end": book.end,
                 "digest": book.digest,
                 "decisions": __utils__["multimaster_ledger.pack"](decisions),
             }

@@ -335,6 +335,11 @@ class Ledger:
         """Equal for equal ledgers: the sum of the hashes of all decisions, in hexadecimal."""
         return str(self._get("digest"))
 
+    @property
+    def end(self) -> int:
+        """The place after the last decision that was recorded here."""
+        return int(self._get("seq"))
+
     def of(self, minion_id: str) -> dict[str, Decision]:
         """Return the decisions on an id, by fingerprint."""
         rows = self._db.execute(f"{_SELECT} WHERE id = ?", (minion_id,))
@@ -358,7 +363,7 @@ class Ledger:
         rows = self._db.execute(
             f"{_SELECT} WHERE seq > ? ORDER BY seq LIMIT ?", (place, limit)
         ).fetchall()
-        return [_decision(row) for row in rows], rows[-1][-1] if rows else int(self._get("seq"))
+        return [_decision(row) for row in rows], rows[-1][-1] if rows else self.end
 
     def decide(
         self, minion_id: str, fingerprint: str, verdict: str, origin: str, pub: str, via: str
@@ -369,7 +374,7 @@ class Ledger:
         via
             How it became known, for the audit: an event, a scan, an operator's command.
         """
-        with self._transaction():
+        with self.transaction():
             stamp = tick(Stamp(*self._get("clock")), int(time.time() * 1000))
             self._set("clock", list(stamp))
             decision = Decision(minion_id, fingerprint, verdict, stamp, origin, pub)
@@ -378,7 +383,7 @@ class Ledger:
 
     def witness(self, keys: Iterable[tuple[str, Key, str]], origin: str) -> None:
         """Record keys (id, key, PEM) that were there before this ledger."""
-        with self._transaction():
+        with self.transaction():
             for minion_id, key, pub in keys:
                 self._merge(
                     Decision(minion_id, key.fingerprint, key.state, BEFORE, origin, pub), "found"
@@ -388,7 +393,7 @@ class Ledger:
     def learn(self, decisions: Iterable[Decision], via: str) -> list[str]:
         """Merge a peer's decisions; return the ids on which something is new."""
         changed: dict[str, None] = {}
-        with self._transaction():
+        with self.transaction():
             latest = Stamp(*self._get("clock"))
             for decision in decisions:
                 latest = max(latest, decision.stamp)
@@ -411,7 +416,7 @@ class Ledger:
 
     def note(self, keys: Mapping[str, Key | None]) -> None:
         """Remember what the key store has for some ids."""
-        with self._transaction():
+        with self.transaction():
             for minion_id, key in keys.items():
                 self._note(minion_id, key)
 
@@ -422,12 +427,12 @@ class Ledger:
 
     def set_place(self, peer: str, epoch: str, place: int) -> None:
         """Remember how far a peer's ledger was read."""
-        with self._transaction():
+        with self.transaction():
             self._db.execute("REPLACE INTO peer VALUES (?, ?, ?)", (peer, epoch, place))
 
     def purge(self, before: int) -> int:
         """Forget deletions that are older than a time (ms); return how many."""
-        with self._transaction():
+        with self.transaction():
             rows = self._db.execute(
                 f"{_SELECT} WHERE verdict = 'deleted' AND time < ?", (before,)
             ).fetchall()
@@ -495,8 +500,11 @@ class Ledger:
         self._db.execute("REPLACE INTO meta VALUES (?, ?)", (name, json.dumps(value)))
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def transaction(self) -> Iterator[None]:
         """Do several things or none; the running totals are read and written once."""
+        if self._db.in_transaction:
+            yield
+            return
         self._db.execute("BEGIN IMMEDIATE")
         try:
             self._seq = int(self._get("seq"))

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lab.decisions import MASTERS, decide, state, until_all_say, wait_for_key
 from lab.keys import make_pair
 from lab.laboratory import PATIENCE, Laboratory, failures, laboratory
 from lab.wait import until
 
 NET = "127.0.64"
-MASTERS = ("saltm1", "saltm2", "saltm3")
-STATES = {
-    "minions": "accepted",
-    "minions_rejected": "rejected",
-    "minions_pre": "pending",
-    "minions_denied": "denied",
-}
 
 
 @pytest.fixture(scope="module")
@@ -41,38 +34,6 @@ def stranger(lab: Laboratory, request: pytest.FixtureRequest) -> str:
     name = request.node.originalname.removeprefix("test_")[:40]
     wait_for_key(lab, name, make_pair()[1], MASTERS)
     return name
-
-
-def wait_for_key(lab: Laboratory, name: str, pub: str, masters: tuple[str, ...]) -> None:
-    """Put a key where a minion that asks for the first time leaves it."""
-    for master in masters:
-        directory = f"{lab.host(master).master_pki_dir}/minions_pre"
-        assert lab.run(master, "tee", f"{directory}/{name}", input=pub).returncode == 0
-        lab.run(master, "chown", "--reference", directory, f"{directory}/{name}")
-
-
-def state(lab: Laboratory, master: str, name: str) -> str | None:
-    """Return what the key store of a master says of a key."""
-    pki = lab.host(master).master_pki_dir
-    paths = lab.run(master, "find", pki, "-path", f"{pki}/minions*/{name}").stdout.split()
-    return "+".join(STATES[Path(path).parent.name] for path in paths) or None
-
-
-def decide(lab: Laboratory, master: str, verb: str, name: str) -> None:
-    """Decide with ``salt-key``, as an administrator does."""
-    flags = ["--yes", "--include-all"] if verb in ("accept", "reject") else ["--yes"]
-    done = lab.run(master, "salt-key", *flags, f"--{verb}={name}")
-    assert done.returncode == 0, done.stderr
-
-
-def until_all_say(lab: Laboratory, name: str, expected: str | None, *masters: str) -> None:
-    """Wait until every master says the same of a key."""
-    names = masters or MASTERS
-
-    def agreed() -> bool:
-        return all(state(lab, master, name) == expected for master in names)
-
-    until(agreed, PATIENCE, f"{name} to be {expected} on {', '.join(names)}", interval=0.5)
 
 
 def rotations(lab: Laboratory, master: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import time
 
 import pytest
@@ -94,7 +95,9 @@ class Master:
         self.bus.put(f"salt/job/{self.engine.peers[peer].jid}/ret/{peer}", **{"return": reply})
         self.turn()
 
-    def answer(self, origin, asker, nonce, epoch, place, /, *, limit=1000, pem=None, **changed):
+    def answer(
+        self, origin, asker, nonce, epoch, place, digest, /, *, limit=1000, pem=None, **changed
+    ):
         """What a peer answers: its real ledger, signed."""
         import multimaster_keypair
         import multimaster_ledger
@@ -106,7 +109,7 @@ class Master:
             "asker": asker,
             "epoch": book.epoch,
             "place": end,
-            "more": len(decisions) == limit,
+            "end": book.end,
             "digest": book.digest,
             "decisions": multimaster_ledger.pack(decisions),
         } | changed
@@ -342,6 +345,75 @@ def test_a_change_that_was_cut_off_is_completed_and_is_no_decision(
     assert master.verdicts("web1") == ["rejected"]
 
 
+# Where a master may be killed between a peer's answer and the end of the work: an object of the
+# engine, a function of it, and whether that has been done by then.
+POINTS = {
+    "before it is recorded": ("book", "learn", False),
+    "amid recording": ("book", "_put", True),
+    "after it was recorded": ("book", "learn", True),
+    "before it is applied": ("store", "{verb}", False),
+    "amid applying": ("store", "_write", False),
+    "before the key is in its place": ("os", "replace", False),
+    "before Salt has renamed its file": ("os", "rename", False),
+    "before the old key is gone": ("os", "unlink", False),
+    "after it was applied": ("store", "{verb}", True),
+    "after it was noted": ("book", "note", True),
+    "after the place was kept": ("book", "set_place", True),
+}
+ALWAYS = [point for point in POINTS if "record" in point or "place was" in point]
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("before", [None, "pending", "accepted", "rejected"])
+@pytest.mark.parametrize(
+    ("verdict", "after"), [("accepted", "accepted"), ("rejected", "rejected"), ("deleted", None)]
+)
+def test_a_master_that_is_killed_anywhere_completes_the_work_and_decides_nothing(
+    master, decide, minion_keys, monkeypatch, point, before, verdict, after
+):
+    master.put("web1", before, minion_keys["web1"].pub)
+    master.turn()
+    decide(master, "saltm1", verdict)
+    place, function, done = POINTS[point]
+    verb = {"accepted": "accept", "rejected": "reject", "deleted": "delete"}[verdict]
+    master.book.close()
+    child = os.fork()
+    if not child:
+        # An SQLite connection must not be carried across a fork.
+        master.books["saltm1"] = type(master.book)(master.books["saltm1"].path)
+        master.start()
+        target = {"book": master.book, "store": master.engine.store, "os": os}[place]
+        function = function.format(verb=verb)
+        real = getattr(target, function)
+
+        def killed(*args, **kwargs):
+            if done:
+                real(*args, **kwargs)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            master.turn()
+            setattr(target, function, killed)
+            master.pull("saltm1")
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    kept = "pending" if (before, verdict) == ("pending", "deleted") else after
+    if place == "book" or (place == "store" and "{" in POINTS[point][1]):
+        # The others are on the way of some decisions only; noting and applying, if there is work.
+        needless = point not in ALWAYS and before == kept
+        assert os.WIFSIGNALED(status) != needless
+    master.start()
+    for _ in range(2):
+        master.pull("saltm1")
+        master.engine.look_due = 0.0
+        master.turn()
+    assert master.has("web1") == kept
+    assert master.verdicts("web1") == [verdict]
+    assert set(master.book.ids()) == {"web1"}
+    assert master.book.digest == master.books["saltm1"].digest
+
+
 def test_what_was_applied_and_not_noted_is_no_decision(master, decide, minion_keys):
     master.put("web1", "accepted", minion_keys["web1"].pub)
     master.turn()
@@ -378,17 +450,17 @@ def test_an_answer_is_refused_that_is(master, decide, other, lie, monkeypatch, c
     decide(master, "saltm1", "accepted")
     honest = master.answer
 
-    def answer(peer, asker, nonce, epoch, place):
-        told = honest(peer, asker, nonce, epoch, place)
+    def answer(peer, asker, nonce, *rest):
+        told = honest(peer, asker, nonce, *rest)
         return {
             "unsigned": {**told, "signature": ""},
-            "signed with another key": honest(peer, asker, nonce, epoch, place, pem=other.pem),
-            "changed afterwards": {**told, "answer": {**told["answer"], "more": True}},
-            "another origin": honest("saltm3", asker, nonce, epoch, place),
-            "for another asker": honest(peer, "saltm9", nonce, epoch, place),
-            "an old nonce": honest(peer, asker, "0" * 32, epoch, place),
+            "signed with another key": honest(peer, asker, nonce, *rest, pem=other.pem),
+            "changed afterwards": {**told, "answer": {**told["answer"], "end": 9}},
+            "another origin": honest("saltm3", asker, nonce, *rest),
+            "for another asker": honest(peer, "saltm9", nonce, *rest),
+            "an old nonce": honest(peer, asker, "0" * 32, *rest),
             "more than an answer": {**told, "more": 1},
-            "no decisions": honest(peer, asker, nonce, epoch, place, decisions="rubbish"),
+            "no decisions": honest(peer, asker, nonce, *rest, decisions="rubbish"),
             "an error message": "'multimaster.ledger_pull' is not available.",
         }[lie]
 
@@ -436,7 +508,7 @@ def test_a_ledger_that_cannot_be_opened_is_tried_again_with_a_pause(
 
 def test_an_answer_that_nobody_asked_for_is_not_read(master, decide):
     decide(master, "saltm1", "accepted")
-    reply = master.answer("saltm1", ME, "0" * 32, "", 0)
+    reply = master.answer("saltm1", ME, "0" * 32, "", 0, "")
     for jid in (None, "", "jid1"):
         master.bus.put(f"salt/job/{jid}/ret/saltm1", **{"return": reply})
     master.turn()
@@ -471,13 +543,14 @@ def test_a_key_that_is_not_the_one_it_is_said_to_be_is_refused(
 
 def test_every_question_has_a_nonce_of_its_own_and_tells_how_far_it_has_read(master, decide):
     decide(master, "saltm1", "accepted")
+    before = master.book.digest
     master.pull("saltm1")
     master.pull("saltm1")
     questions = [arguments for _, function, arguments in master.asked if function == "ledger_pull"]
     (_, first, *start), (_, second, *read) = questions
     assert first != second
-    assert start == ["", 0]
-    assert read == [master.books["saltm1"].epoch, 1]
+    assert start == ["", 0, before]
+    assert read == [master.books["saltm1"].epoch, 1, master.book.digest]
 
 
 def test_a_long_ledger_is_read_in_pieces_at_once(master, decide):
@@ -486,7 +559,56 @@ def test_a_long_ledger_is_read_in_pieces_at_once(master, decide):
     master.pull("saltm1", limit=2)
     assert master.host.accepted() == {"web0", "web1"}
     assert [function for _, function, _ in master.asked].count("ledger_pull") == 2
-    assert master.asked[-1][2][2:] == [master.books["saltm1"].epoch, 2]
+    assert master.asked[-1][2][2:4] == [master.books["saltm1"].epoch, 2]
+    # Nobody else meanwhile.
+    master.bus.put("multimaster/wake", origin="saltm3")
+    master.engine.peers["saltm3"].asked = 0.0
+    master.turn()
+    assert master.asked[-1][0] == ["saltm1"]
+    reply_to_the_last(master, "saltm1")
+    assert master.host.accepted() == {f"web{number}" for number in range(5)}
+    master.turn()
+    assert master.asked[-1][0] == ["saltm3"]
+
+
+def test_a_piece_that_could_not_be_taken_in_is_asked_for_again(master, decide):
+    for number in range(4):
+        decide(master, "saltm1", "accepted", name=f"web{number}")
+    learn, master.book.learn = master.book.learn, None
+    with pytest.raises(TypeError):
+        master.pull("saltm1", limit=2)
+    master.book.learn = learn
+    # What was asked for ahead of time comes all the same.
+    reply_to_the_last(master, "saltm1")
+    master.pull("saltm1")
+    assert master.host.accepted() == {f"web{number}" for number in range(4)}
+
+
+def test_what_somebody_made_of_a_key_while_it_was_accepted_is_a_decision(
+    master, decide, minion_keys
+):
+    master.turn()
+    decide(master, "saltm1", "accepted")
+    accept = master.engine.store.accept
+
+    def overtaken(actions):
+        accept(actions)
+        master.put("web1", "rejected", minion_keys["web1"].pub)
+
+    master.engine.store.accept = overtaken
+    master.pull("saltm1")
+    master.engine.look_due = 0.0
+    master.turn()
+    assert master.verdicts("web1") == ["rejected"]
+    assert master.has("web1") == "rejected"
+
+
+def reply_to_the_last(master, peer):
+    """Answer the last question that a peer was asked."""
+    question = next(a for t, f, a in reversed(master.asked) if (t, f) == ([peer], "ledger_pull"))
+    jid = master.engine.peers[peer].jid
+    master.bus.put(f"salt/job/{jid}/ret/{peer}", **{"return": master.answer(peer, *question)})
+    master.turn()
 
 
 def test_a_peer_that_lost_its_ledger_is_read_from_the_start(master, decide, tmp_path):

@@ -333,6 +333,27 @@ def test_a_transaction_that_fails_leaves_nothing_behind(opened):
     assert (content(opened), opened.digest) == ([], before)
 
 
+def test_several_changes_in_one_transaction_are_all_or_nothing(opened):
+    def decide(name, cut_off=False):
+        with opened.transaction():
+            opened.decide(name, A, "accepted", "saltm1", "PEM", "here")
+            opened.note({name: Key("accepted", A)})
+            if cut_off:
+                raise OSError("cut off")
+
+    before = opened.digest
+    with pytest.raises(OSError, match="cut off"):
+        decide("web1", cut_off=True)
+    assert (content(opened), opened.digest, opened.end) == ([], before, 0)
+    assert opened.seen("web1") is None
+    with opened.transaction():
+        decide("web1")
+        decide("web2")
+    assert list(opened.ids()) == ["web1", "web2"]
+    assert opened.end == 2
+    assert opened.digest != before
+
+
 def test_is_there_again_with_all_it_knew(tmp_path):
     path = str(tmp_path / "ledger.db")
     with Ledger(path) as book:

@@ -118,7 +118,8 @@ class TestLedger:
         reply = host.call("ledger_pull", "saltm3", "nonce")
         answer = reply["answer"]
         multimaster_keypair.verify_answer(answer, "nonce", reply["signature"], shared.pub)
-        assert (answer["origin"], answer["asker"], answer["more"]) == (ID, "saltm3", False)
+        assert (answer["origin"], answer["asker"]) == (ID, "saltm3")
+        assert answer["place"] == answer["end"]
         assert (answer["epoch"], answer["digest"]) == (book.epoch, book.digest)
         assert multimaster_ledger.unpack(answer["decisions"]) == [decision]
         assert not shared.shows_in(repr(reply))
@@ -135,6 +136,14 @@ class TestLedger:
         answer = host.call("ledger_pull", "saltm3", "nonce", "another", place)["answer"]
         assert len(multimaster_ledger.unpack(answer["decisions"])) == 2
 
+    def test_is_not_told_to_one_who_knows_it_all(self, host, book):
+        import multimaster_ledger
+
+        self.decide(book, "web1")
+        answer = host.call("ledger_pull", "saltm3", "nonce", "", 0, book.digest)["answer"]
+        assert multimaster_ledger.unpack(answer["decisions"]) == []
+        assert answer["place"] == answer["end"] == book.end
+
     def test_is_told_in_answers_that_the_event_bus_takes(self, host, book):
         import salt.config
         import salt.payload
@@ -143,7 +152,7 @@ class TestLedger:
         for number in range(1100):
             self.decide(book, f"minion-{number}.example.com", secrets.token_urlsafe(600))
         reply = host.call("ledger_pull", "saltm3", "nonce")
-        assert reply["answer"]["more"] is True
+        assert reply["answer"]["place"] < reply["answer"]["end"]
         limit = salt.config.DEFAULT_MASTER_OPTS["max_event_size"]
         assert len(salt.payload.dumps(reply)) < limit
 

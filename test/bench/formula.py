@@ -12,14 +12,12 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import yaml
+from measure import Row, report, save, timed
 
 from lab.laboratory import PATIENCE, Laboratory, changed, failures, laboratory
-from lab.model import REPOSITORY
 from lab.wait import until
 
 MASTERS, MINIONS = 3, 10
@@ -40,13 +38,6 @@ def once():
 once()
 print(json.dumps(statistics.median(once() for _ in range(7))))
 """
-
-
-def timed(action: Callable[[], Any]) -> float:
-    """Return the seconds that an action takes."""
-    started = time.monotonic()
-    action()
-    return time.monotonic() - started
 
 
 def first_apply(lab: Laboratory) -> dict[str, float]:
@@ -157,17 +148,16 @@ def main() -> int:
     first = {name: statistics.median(run[name] for run in firsts) for name in firsts[0]}
 
     rows = [
-        (
+        Row(
             f"first apply, 1 to {MASTERS} masters, {MINIONS} minions, until all answer",
             first["connected"],
             "starts of the same daemons, until all answer",
             first["daemons"],
-            None,
         )
     ]
     for target, one in second.items():
         rows.append(
-            (
+            Row(
                 f"apply that changes nothing, {target}",
                 one["formula"],
                 f"{one['states']} file.managed",
@@ -177,7 +167,7 @@ def main() -> int:
         )
     for target, times in render.items():
         rows.append(
-            (
+            Row(
                 f"pillar of {target}, {KEYS[-1]} keys",
                 times[KEYS[-1]],
                 f"{KEYS[0]} keys",
@@ -186,29 +176,8 @@ def main() -> int:
             )
         )
     missed = report(rows)
-    results = REPOSITORY / ".bench"
-    results.mkdir(exist_ok=True)
-    path = results / f"{time.strftime('%Y%m%dT%H%M%S')}.json"
-    path.write_text(
-        json.dumps({"first": firsts, "second": second, "rendering": render}, indent=2) + "\n"
-    )
-    print(f"written to {path.relative_to(REPOSITORY)}")
+    save("formula", {"first": firsts, "second": second, "rendering": render})
     return 1 if missed else 0
-
-
-def report(rows: list[tuple[str, float, str, float, float | None]]) -> list[str]:
-    """Print one line for each comparison; return those that miss their bound."""
-    missed = []
-    print(f"\n{'WORK':<62}{'s':>8}  {'AGAINST':<46}{'s':>8}{'RATIO':>8}{'BOUND':>7}")
-    for work, seconds, against, other, bound in rows:
-        ratio = seconds / other
-        limit = "-" if bound is None else f"{bound:.1f}"
-        print(f"{work:<62}{seconds:>8.2f}  {against:<46}{other:>8.2f}{ratio:>8.2f}{limit:>7}")
-        if bound is not None and ratio > bound:
-            missed.append(work)
-    for work in missed:
-        print(f"MISSED: {work}")
-    return missed
 
 
 if __name__ == "__main__":

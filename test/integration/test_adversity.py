@@ -1,0 +1,108 @@
+"""Key decisions while the network is cut, a master is killed, or its disk is full."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.decisions import MASTERS, decide, state, until_all_say, wait_for_key
+from lab.keys import make_pair
+from lab.laboratory import PATIENCE, Laboratory, failures, laboratory
+from lab.wait import until
+
+pytestmark = pytest.mark.docker
+NET = "192.168.65"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
+    """Three masters, with the formula applied."""
+    directory = tmp_path_factory.mktemp("lab") / "lab"
+    with laboratory(directory, "docker", masters=3, minions=0, net=NET) as made:
+        assert not failures(made.apply())
+        made.until_connected()
+        yield made
+        made.assert_no_key_outside_pki()
+
+
+def wait_for_keys(lab: Laboratory, names: set[str]) -> None:
+    """Put a key under many names where minions that ask for the first time leave theirs."""
+    pub = make_pair()[1]
+    script = 'cd "$1" && while read -r name; do printf %s "$2" > "$name"; done'
+    for master in MASTERS:
+        argv = ["sh", "-c", script, "sh", f"{lab.host(master).master_pki_dir}/minions_pre", pub]
+        done = lab.run(master, *argv, input="".join(f"{name}\n" for name in names))
+        assert done.returncode == 0, done.stderr
+
+
+def accepted(lab: Laboratory, master: str) -> set[str]:
+    """Return the ids whose keys a master has accepted."""
+    return set(lab.run(master, "ls", f"{lab.host(master).master_pki_dir}/minions").stdout.split())
+
+
+def until_equal(lab: Laboratory, expected: set[str], *masters: str) -> None:
+    """Wait until these masters have accepted these keys, and no other."""
+    for master in masters:
+        until(
+            lambda master=master: accepted(lab, master) == expected,
+            PATIENCE,
+            f"{len(expected)} accepted keys on {master}",
+            interval=1,
+        )
+
+
+def test_of_opposite_decisions_on_both_sides_of_a_cut_the_later_holds(lab: Laboratory) -> None:
+    wait_for_key(lab, "cut-off", make_pair()[1], MASTERS)
+    for other in ("saltm1", "saltm3"):
+        lab.driver.cut(lab.lab, lab.host("saltm2"), lab.host(other))
+    decide(lab, "saltm1", "accept", "cut-off")
+    until_all_say(lab, "cut-off", "accepted", "saltm1", "saltm3")
+    assert state(lab, "saltm2", "cut-off") == "pending"
+    decide(lab, "saltm2", "reject", "cut-off")
+    lab.driver.heal(lab.lab)
+    until_all_say(lab, "cut-off", "rejected")
+
+
+def test_a_master_killed_amid_many_decisions_loses_none_and_makes_up_none(lab: Laboratory) -> None:
+    names = {f"burst-{number}" for number in range(300)}
+    expected = accepted(lab, "saltm1") | names
+    wait_for_keys(lab, names)
+    command = threading.Thread(target=lab.run, args=("saltm1", "salt-key", "--yes", "-A"))
+    command.start()
+    until(lambda: len(accepted(lab, "saltm3") & names) > 0, PATIENCE, "the first key", interval=0.1)
+    lab.driver.control(lab.lab, lab.host("saltm3"), "kill", "salt-master")
+    command.join(PATIENCE)
+    until_equal(lab, expected, "saltm1", "saltm2")
+    lab.driver.control(lab.lab, lab.host("saltm3"), "start", "salt-master")
+    until_equal(lab, expected, "saltm3")
+    rows = lab.until_connected()["masters"]
+    assert len({row["digest"] for row in rows.values()}) == 1
+
+
+def test_a_full_disk_delays_a_decision_and_loses_none(lab: Laboratory) -> None:
+    host = lab.host("saltm3")
+    directory = Path(host.master_cache_dir, "multimaster")
+    log = f"{host.log_dir}/master"
+    with lab.stopped("saltm3", "salt-master"):
+        # A disk of its own, with all that is there already.
+        script = 'cp -a "$1" "$1.kept" && mount -t tmpfs -o size=2m,mode=0750 tmpfs "$1" &&'
+        script += ' chown --reference="$1.kept" "$1" && cp -a "$1.kept"/. "$1"'
+        done = lab.run("saltm3", "sh", "-c", script, "sh", str(directory))
+        assert done.returncode == 0, done.stderr
+    lab.until_connected()
+    fill = lab.run("saltm3", "sh", "-c", f"cat /dev/zero > {directory}/filler")
+    assert "No space left" in fill.stderr
+    names = {f"full-{number}" for number in range(500)}
+    expected = accepted(lab, "saltm1") | names
+    wait_for_keys(lab, names)
+    assert lab.run("saltm1", "salt-key", "--yes", "-A").returncode == 0
+    until_equal(lab, expected, "saltm1", "saltm2")
+    until(lambda: "Cannot replicate keys" in lab.read("saltm3", log), PATIENCE, "an error, logged")
+    assert names - accepted(lab, "saltm3")
+    assert lab.run("saltm3", "rm", f"{directory}/filler").returncode == 0
+    until_equal(lab, expected, "saltm3")
+    rows = lab.until_connected()["masters"]
+    assert len({row["digest"] for row in rows.values()}) == 1
