@@ -39,8 +39,10 @@ UNREADY = 2.0
 # Seconds between two questions to one peer, whatever wakes this engine; twice as long, up to
 # FIRST_PAUSE, whenever it was woken for nothing, as by events that somebody made up.
 SHORTEST_PAUSE = 0.2
-# Seconds for which events are collected once there is one.
-GATHER = 0.05
+# Seconds for which more key events are collected once there is one.
+GATHER = 0.02
+# Seconds between two times that the peers are woken.
+WAKE_PAUSE = 0.5
 # Keys that may vanish without an event and count as deleted.  If more do, and they are most of
 # the keys, the key store was damaged: no administrator meant that on every master.
 VANISHED = 10
@@ -116,6 +118,8 @@ class _Engine:
         self.look_due = self.scan_due = self.looked_again = 0.0
         # What is recorded and not yet applied, or not yet said to the peers.
         self.undone, self.unsaid = set(), False
+        self.say_due = 0.0
+        self.client = None
         self.problems = {}
 
     def turn(self):
@@ -125,14 +129,15 @@ class _Engine:
             # At first before any event: what is there already is nobody's news.
             self._look()
         due = min([self.look_due, *(_next(peer) for peer in self._in_turn())])
-        wait = 0.001 if self.unsaid else max(0.001, due - time.monotonic())
-        touched, answers = self._gather(wait)
+        if self.unsaid:
+            due = min(due, self.say_due)
+        touched, answers = self._gather(max(0.001, due - time.monotonic()))
         self._notice(touched)
         for peer, reply in answers:
             self._learn(peer, reply)
-        if self.unsaid:
+        if self.unsaid and time.monotonic() >= self.say_due:
             self._wake(self.peers)
-            self.unsaid = False
+            self.unsaid, self.say_due = False, time.monotonic() + WAKE_PAUSE
         for peer in self._in_turn():
             self._attend(peer)
 
@@ -145,8 +150,8 @@ class _Engine:
     def _gather(self, wait):
         """Return the ids that key events name, and the answers to our questions."""
         touched, answers = set(), []
-        until = None
-        while event := self.bus.get_event(wait=wait, full=True):
+        until = time.monotonic() + wait
+        while wait > 0 and (event := self.bus.get_event(wait=wait, full=True)):
             tag, data = event["tag"], event["data"]
             # A minion may have made it up, and nothing need be what it is named.
             minion_id, origin = _text(data, "id"), _text(data, "origin")
@@ -162,10 +167,11 @@ class _Engine:
                 answer = peer.jid and tag == f"salt/job/{peer.jid}/ret/{peer.name}"
                 if answer and isinstance(data, dict):
                     answers.append((peer, data.get("return")))
-            until = until or time.monotonic() + GATHER
-            wait = until - time.monotonic()
-            if wait <= 0:
+            if touched:
+                until = min(until, time.monotonic() + GATHER)
+            elif answers or any(peer.again for peer in self.peers.values()):
                 break
+            wait = until - time.monotonic()
         return touched, answers
 
     def _woken(self, origin):
@@ -302,10 +308,17 @@ class _Engine:
             self._publish(list(names), "multimaster.ledger_wake", [__opts__["id"]])
 
     def _publish(self, targets, function, arguments):
-        with salt.client.get_local_client(mopts=__opts__) as client:
-            job = client.run_job(
+        if self.client is None:
+            # Kept, for to make one takes longer than to give a job.
+            self.client = salt.client.get_local_client(mopts=__opts__)
+        try:
+            job = self.client.run_job(
                 targets, function, arguments, tgt_type="list", timeout=5, listen=False
             )
+        except BaseException:
+            self.client.destroy()
+            self.client = None
+            raise
         return job.get("jid")
 
     def _learn(self, peer, reply):

@@ -82,6 +82,7 @@ class Master:
         for peer in self.engine.peers.values():
             # Not asked by the clock, but when a test has a peer wake this master.
             peer.due = max(peer.due, time.monotonic() + 1000) if not peer.again else 0.0
+        self.engine.say_due = 0.0
         self.loader.run(self.engine.turn)
 
     def pull(self, peer, **lie):
@@ -213,6 +214,23 @@ def test_a_decision_here_is_recorded_once_and_the_peers_are_woken(
     master.turn()
     assert master.book.digest == digest
     assert master.asked == []
+
+
+def test_many_decisions_wake_the_peers_now_and_then_and_after_the_last(master, minion_keys):
+    master.turn()
+    master.asked.clear()
+    for number in range(3):
+        master.put(f"web{number}", "accepted", minion_keys["web1"].pub)
+        master.bus.put("salt/key", id=f"web{number}", act="accepted", result=True)
+        if number:
+            master.loader.run(master.engine.turn)
+        else:
+            master.turn()
+    assert [function for _, function, _ in master.asked] == ["ledger_wake"]
+    master.turn()
+    assert [function for _, function, _ in master.asked] == ["ledger_wake"] * 2
+    master.turn()
+    assert len(master.asked) == 2
 
 
 def test_a_decision_that_could_not_be_said_is_said_later(master, minion_keys):
