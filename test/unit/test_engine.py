@@ -280,6 +280,18 @@ def test_events_that_name_no_minion_or_no_change_do_nothing(master, minion_keys)
     assert master.has("web1") == "pending"
 
 
+def test_what_is_no_key_is_passed_over(master, minion_keys):
+    master.turn()
+    (master.host.pki / "minions/rubbish").write_bytes(b"\xff\xfe\x00")
+    (master.host.pki / "minions/directory").mkdir()
+    (master.host.pki / "minions/with\\backslash").write_text(minion_keys["web1"].pub)
+    (master.host.pki / "minions/.hidden").write_text(minion_keys["web1"].pub)
+    master.put("web1", "accepted", minion_keys["web1"].pub)
+    master.engine.look_due = 0.0
+    master.turn()
+    assert list(master.book.ids()) == ["web1"]
+
+
 # What is decided elsewhere
 
 
