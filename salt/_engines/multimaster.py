@@ -193,6 +193,8 @@ class _Engine:
 
     def _notice(self, touched):
         """Record what was decided on this master on the ids that events name."""
+        if not touched:
+            return
         with self.book.transaction():
             for minion_id, deleted in touched:
                 if salt.utils.verify.valid_id(__opts__, minion_id):
@@ -405,9 +407,11 @@ STATES = {"minions": "accepted", "minions_rejected": "rejected", "minions_pre": 
 
 class _KeyStore:
     """
-    The minions' keys on this master, through Salt's key API.
+    The minions' keys on this master.
 
-    Before Salt 3008 that knows directories only; the driver ``localfs_key`` has the same ones.
+    Where they are files, as before Salt 3008 and with the driver ``localfs_key``, they are read and
+    written here, because Salt's own way is slow and not safe against a crash.  Other drivers, and
+    deletions, which take the minion's cached data along, go through Salt's API.
     """
 
     def __init__(self):
