@@ -158,7 +158,7 @@ def minion_options(topology: Topology, minion_id: str) -> dict[str, Any]:
         # One master's rejection would end the whole minion, its other masters included.
         "rejected_retry": True,
         # A new minion, or a new master, has its key accepted within seconds: ask again after
-        # 1, 2, 4, and then every 4 seconds rather than every 10.
+        # 1, 2, and then every 4 seconds rather than every 10.
         "acceptance_wait_time": 1,
         "acceptance_wait_time_max": 4,
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import os
 import shutil
 import statistics
@@ -24,12 +25,12 @@ from typing import Any
 import psutil
 from measure import Row, report, save, timed
 
+from lab.decisions import MASTERS
 from lab.keys import make_pair
 from lab.laboratory import Laboratory, failures, laboratory
 from lab.wait import until
 
 NET = "127.0.72"
-MASTERS = ("saltm1", "saltm2", "saltm3")
 DIRECTORIES = ("minions", "minions_pre", "minions_rejected")
 # What a decision with salt-key leaves: the directory that the key is in then, if any.
 VERBS = {"accept": "minions", "reject": "minions_rejected", "delete": ""}
@@ -65,7 +66,7 @@ class Keys:
 
     def count(self, master: str) -> int:
         """Return how many keys are accepted on a master."""
-        return sum(not name.startswith(".") for name in os.listdir(self.pki[master] / "minions"))
+        return sum("\\" not in name for name in os.listdir(self.pki[master] / "minions"))
 
     def until_equal(self, count: int) -> None:
         """Wait until every master has accepted that many keys."""
@@ -210,7 +211,7 @@ def rest(lab: Laboratory) -> dict[str, float]:
 
 def percentile(values: list[float], share: float) -> float:
     """Return the value that a share of the values does not exceed."""
-    return sorted(values)[max(0, -(-int(len(values) * share * 100) // 100) - 1)]
+    return sorted(values)[math.ceil(len(values) * share) - 1]
 
 
 def main() -> int:

@@ -399,7 +399,7 @@ ALWAYS = [point for point in POINTS if "record" in point or "place was" in point
     ("verdict", "after"), [("accepted", "accepted"), ("rejected", "rejected"), ("deleted", None)]
 )
 def test_a_master_that_is_killed_anywhere_completes_the_work_and_decides_nothing(
-    master, decide, minion_keys, monkeypatch, point, before, verdict, after
+    master, decide, minion_keys, point, before, verdict, after
 ):
     master.put("web1", before, minion_keys["web1"].pub)
     master.turn()

@@ -54,7 +54,8 @@ def start(name):
 def stop(name):
     """Stop the service and wait until it is gone."""
     if status(name):
-        # supervisord would poll without a pause until the process is gone.
+        # supervisord would poll without a pause until the process is gone; after stopwaitsecs it
+        # kills it, so that this ends.
         _server().stopProcess(name, False)
         while _server().getProcessInfo(name)["statename"] == "STOPPING":
             time.sleep(0.1)
