@@ -237,6 +237,8 @@ def _build(series: str, target: str, image: str, base: str) -> Iterator[str]:
         if process.poll() is None:
             process.kill()
             process.wait()
+        if process.stdout:
+            process.stdout.close()
 
 
 def _feed(pipe: io.BufferedWriter, content: bytes) -> None:
