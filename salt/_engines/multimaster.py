@@ -111,6 +111,7 @@ class _Engine:
         self.book = book
         self.bus = bus
         self.store = _KeyStore()
+        book.look_at(self.store.name)
         self.peers = {name: _Peer(name) for name in peers}
         # The key store as it was at the last look at all of it, and when to look though nothing
         # tells that it has changed.
@@ -419,6 +420,7 @@ class _KeyStore:
         driver = __opts__.get("keys.cache_driver")
         self.cache = salt.cache.Cache(__opts__, driver=driver) if driver else None
         self.on_disk = driver in (None, "localfs_key")
+        self.name = f"{'localfs_key' if self.on_disk else driver} in {self.pki}"
 
     def marks(self):
         """Return what differs after keys were added, removed or moved; costs next to nothing."""

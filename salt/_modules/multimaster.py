@@ -232,12 +232,14 @@ def ledger_wake(origin):
         return bus.fire_event({"origin": origin}, "multimaster/wake")
 
 
-def key_states(like="*"):
+def key_states(like="*", after="", count=None):
     """
-    Tell what this host's master has decided on keys.
+    Tell what this host's master has decided on keys, in the order of their ids.
 
     like
         A glob that ids have to match.
+    after, count
+        Leave out ids up to this one, and return that many: Salt limits what one answer may hold.
 
     Returns id -> ``state`` (accepted, rejected, pending or denied) and ``fingerprint``.
 
@@ -248,12 +250,13 @@ def key_states(like="*"):
         salt saltm1 multimaster.key_states 'web*'
     """
     opts = _effective("master", _config_dir())
+    states = _key_states(opts)
+    names = sorted(name for name in states if name > after and fnmatch.fnmatch(name, like))
     found = {}
-    for name, directory in _key_states(opts).items():
-        if fnmatch.fnmatch(name, like):
-            pub = _key(opts, directory, name)
-            fingerprint = __utils__["multimaster_keypair.quick_fingerprint"](pub) if pub else None
-            found[name] = {"state": STATES[directory], "fingerprint": fingerprint}
+    for name in names[:count]:
+        pub = _key(opts, states[name], name)
+        fingerprint = __utils__["multimaster_keypair.quick_fingerprint"](pub) if pub else None
+        found[name] = {"state": STATES[states[name]], "fingerprint": fingerprint}
     return found
 
 
@@ -329,7 +332,7 @@ def key_decide(verdict, minion_id, fingerprint, test=False):
     return ret
 
 
-def install_keypair(config_dir=None, replace=False, test=False):
+def install_keypair(config_dir=None, replace=False, test=False, options=None):
     """
     Bring this host's master key pair in line with the one that the pillar gives.
 
@@ -339,6 +342,8 @@ def install_keypair(config_dir=None, replace=False, test=False):
         Replace a different pair even though the master has accepted minions.
     test
         Only tell what would be done.
+    options
+        The content that ``multimaster.conf`` is about to have, if it is not to stay as it is.
 
     Returns ``action`` (none, write, repair, replace or refuse), ``reason`` and ``fingerprint``, and
     ``backup``, the directory with what was replaced.  Installs nothing if refused.
@@ -349,7 +354,8 @@ def install_keypair(config_dir=None, replace=False, test=False):
 
         salt saltm2 multimaster.install_keypair test=True
     """
-    opts = _effective("master", config_dir or _config_dir())
+    opts = _effective("master", config_dir or _config_dir(), options)
+    _refuse_to_lose_keys(_effective("master", config_dir or _config_dir()), opts)
     bundle = _bundle()
     pem, pub = _read_pair(opts)
     others = sorted(set(_accepted_ids(opts)) - set(bundle.minions) - {__opts__["id"]})
@@ -377,9 +383,12 @@ def install_keypair(config_dir=None, replace=False, test=False):
     return ret
 
 
-def accept_masters(config_dir=None, test=False):
+def accept_masters(config_dir=None, test=False, options=None):
     """
     Accept the minion keys of the masters' hosts, which came with the key pair, on this master.
+
+    config_dir, test, options
+        As for ``install_keypair``.
 
     Returns the ids that were accepted, or would be with ``test``.  An id that is rejected or denied
     on this master, or accepted with another key, is left alone and logged.
@@ -390,7 +399,7 @@ def accept_masters(config_dir=None, test=False):
 
         salt saltm2 multimaster.accept_masters test=True
     """
-    opts = _effective("master", config_dir or _config_dir())
+    opts = _effective("master", config_dir or _config_dir(), options)
     known = _key_states(opts)
     missing = {}
     for name, pub in _bundle().minions.items():
@@ -665,16 +674,19 @@ def _jid():
     return ""
 
 
-def _effective(role, config_dir):
-    """Return a role's options as its daemon would see them."""
+def _effective(role, config_dir, drop_in=None):
+    """Return a role's options as its daemon would see them; a master's, with another drop-in."""
     path = os.path.join(config_dir, role)
     if role == "minion":
         return salt.config.minion_config(path, cache_minion_id=False)
     opts = salt.config.master_config(path)
+    old_stem = _stem(opts)
+    if drop_in is not None:
+        opts = salt.config.apply_master_config(check_config(role, drop_in, config_dir))
     # Before the drop-in is there, a master's id follows from the host's name, and with it the
     # name of its key pair. The formula gives it the minion's id, under which the pair has to be
     # there, or the master would make itself a new one.
-    return {**opts, "multimaster_old_stem": _stem(opts), "id": __opts__["id"]}
+    return {**opts, "multimaster_old_stem": old_stem, "id": __opts__["id"]}
 
 
 def _daemon(pidfile):
@@ -738,6 +750,16 @@ def _on_disk(opts):
 def _stem(opts):
     """Return the name of the live pair: the master's id since Salt 3008, else ``master``."""
     return opts["id"].removesuffix("_master") if _has_key_cache(opts) else "master"
+
+
+def _refuse_to_lose_keys(before, opts):
+    """Fail where keys would stay behind in the old key store: a ledger alone brings them along."""
+    old, new = before.get("keys.cache_driver"), opts.get("keys.cache_driver")
+    if old != new and not os.path.exists(_ledger_path(before)) and _accepted_ids(before):
+        raise CommandExecutionError(
+            f"keys.cache_driver: got {new!r}; supported: {old!r}, which this master has its keys "
+            "in, until the formula has been applied: once its engines run, they move the keys"
+        )
 
 
 def _pair_paths(opts):
@@ -908,7 +930,7 @@ def _key_states(opts):
 
 def _key(opts, state, name):
     """Return the public key that this host's master has for an id."""
-    if _has_key_cache(opts):
+    if not _on_disk(opts):
         return (_cache(opts).fetch("keys", name) or {}).get("pub", "")
     return _read(pathlib.Path(opts["pki_dir"], state, name)) or ""
 

@@ -9,6 +9,9 @@ from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "multimaster"
 
+# Keys in one answer: what an event may hold (max_event_size, 1 MiB) is some 8,000.
+PAGE = 5_000
+
 
 def __virtual__():
     return __virtualname__
@@ -93,7 +96,7 @@ def keys(like="*", timeout=10):
         salt-run multimaster.keys
         salt-run multimaster.keys 'web*' --out json
     """
-    states = _on_masters("multimaster.key_states", [like], timeout)
+    states = _key_states(like, timeout)
     rows = {}
     for minion_id in sorted({name for found in states.values() for name in found or {}}):
         cells, prints = {}, set()
@@ -222,6 +225,23 @@ def key_history(minion_id, timeout=10):
     return entries
 
 
+def _key_states(like, timeout):
+    """Return master -> id -> state and fingerprint; None for a master that does not answer."""
+    states = dict.fromkeys(_masters())
+    reading, after = list(states), ""
+    while reading:
+        pages = _on_masters("multimaster.key_states", [like, after, PAGE], timeout, reading)
+        for name, page in pages.items():
+            states[name] = {**(states[name] or {}), **page} if isinstance(page, dict) else None
+        # Who has said less than it was asked for has said all.
+        reading = [name for name in reading if states[name] and len(pages[name]) == PAGE]
+        after = min((max(pages[name]) for name in reading), default="")
+        if reading:
+            message = f"read the keys of {', '.join(reading)} up to {after}"
+            __jid_event__.fire_event({"message": message}, "progress")
+    return states
+
+
 def _decide(verdict, minion_id, fingerprint, test, timeout=10):
     return _here("multimaster.key_decide", [verdict, minion_id, fingerprint, test], timeout)
 
@@ -236,12 +256,17 @@ def _here(function, arguments, timeout):
 
 def _on_masters(function, arguments, timeout, ids=None):
     """Call a function on the hosts of masters; None for one that does not answer."""
-    ids = ids or [m["id"] for m in __opts__.get("multimaster", {}).get("masters", [])]
+    ids = ids or _masters()
     with salt.client.get_local_client(mopts=__opts__) as client:
         answers = client.cmd(
             ids, function, arguments, tgt_type="list", timeout=timeout, gather_job_timeout=timeout
         )
     return {name: answers.get(name) for name in ids}
+
+
+def _masters():
+    """Return the minion ids on the hosts of all masters."""
+    return [master["id"] for master in __opts__.get("multimaster", {}).get("masters", [])]
 
 
 def _master_row(master, report):

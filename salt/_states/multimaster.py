@@ -71,13 +71,9 @@ def master_config(name, declaration, config_dir, extension_dir):
         Where this host has the formula's engine, runner and outputter.
     """
     try:
-        existing = __salt__["multimaster.check_config"]("master", None, config_dir)
+        options = _master_options(declaration, config_dir, extension_dir)
     except CommandExecutionError as err:
         return _failed(_ret(name), str(err))
-    topology = __utils__["multimaster_topology.parse"](declaration)
-    options = __utils__["multimaster_topology.master_options"](
-        topology, __opts__["id"], extension_dir, existing
-    )
     return _write_drop_in(name, "master", options, config_dir)
 
 
@@ -116,18 +112,21 @@ def extended(name, files):
     return ret
 
 
-def keypair(name, config_dir, replace=False):
+def keypair(name, declaration, config_dir, extension_dir, replace=False):
     """
     Have this host's master use the shared key pair, which comes from the pillar, sealed.
 
     name
         Shown only.
+    declaration, config_dir, extension_dir
+        As for ``master_config``, which comes later: the pair has to be where the master will look.
     replace
         Replace a different pair even though this master has accepted minions.
     """
     ret = _ret(name)
-    arguments = {"config_dir": config_dir, "replace": replace}
     try:
+        options = _master_options(declaration, config_dir, extension_dir)
+        arguments = {"config_dir": config_dir, "replace": replace, "options": options}
         plan = __salt__["multimaster.install_keypair"](test=True, **arguments)
         if plan["action"] == "refuse":
             return _failed(ret, plan["reason"])
@@ -147,16 +146,20 @@ def keypair(name, config_dir, replace=False):
     return ret
 
 
-def masters_accepted(name, config_dir):
+def masters_accepted(name, declaration, config_dir, extension_dir):
     """
     Accept the minion keys of all masters' hosts on this master, so that masters can talk at once.
 
     name
         Shown only.
+    declaration, config_dir, extension_dir
+        As for ``master_config``.
     """
     ret = _ret(name)
     try:
-        missing = __salt__["multimaster.accept_masters"](config_dir, test=True)
+        options = _master_options(declaration, config_dir, extension_dir)
+        arguments = {"config_dir": config_dir, "options": options}
+        missing = __salt__["multimaster.accept_masters"](test=True, **arguments)
         if not missing:
             ret["comment"] = "The masters' own minions are accepted"
             return ret
@@ -165,7 +168,7 @@ def masters_accepted(name, config_dir):
             ret["result"] = None
             ret["comment"] = "The masters' own minions would be accepted"
             return ret
-        __salt__["multimaster.accept_masters"](config_dir)
+        __salt__["multimaster.accept_masters"](**arguments)
     except (CommandExecutionError, OSError) as err:
         return _failed(ret, str(err))
     ret["comment"] = "Accepted the masters' own minions"
@@ -273,6 +276,15 @@ def _restart(ret, timeout, config_dir):
         return _failed(ret, str(err))
     ret["comment"] = f"{ret['name']} is restarted after this job"
     return ret
+
+
+def _master_options(declaration, config_dir, extension_dir):
+    """Return the content of the master's drop-in."""
+    existing = __salt__["multimaster.check_config"]("master", None, config_dir)
+    topology = __utils__["multimaster_topology.parse"](declaration)
+    return __utils__["multimaster_topology.master_options"](
+        topology, __opts__["id"], extension_dir, existing
+    )
 
 
 def _write_drop_in(name, role, options, config_dir):

@@ -402,6 +402,13 @@ class Ledger:
             self._set("clock", list(latest))
         return list(changed)
 
+    def look_at(self, store: str) -> None:
+        """Name the key store; what was seen in another one is forgotten, and not deleted here."""
+        if self._get("store") != store:
+            with self.transaction():
+                self._db.execute("DELETE FROM seen")
+                self._set("store", store)
+
     def seen(self, minion_id: str) -> Key | None:
         """Return the id's key as the key store had it when it was last looked at."""
         row = self._db.execute(

@@ -19,7 +19,9 @@ include:
 multimaster-keypair:
   multimaster.keypair:
     - name: multimaster
+    - declaration: {{ multimaster | json }}
     - config_dir: {{ config_dir }}
+    - extension_dir: {{ extension_dir }}
     - replace: {{ replace_keypair }}
     - require:
       - multimaster: multimaster-declaration
@@ -27,7 +29,9 @@ multimaster-keypair:
 multimaster-masters-accepted:
   multimaster.masters_accepted:
     - name: multimaster
+    - declaration: {{ multimaster | json }}
     - config_dir: {{ config_dir }}
+    - extension_dir: {{ extension_dir }}
     - require:
       - multimaster: multimaster-keypair
 

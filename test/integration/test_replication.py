@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import threading
+import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,17 +15,33 @@ import pytest
 from lab.decisions import MASTERS, decide, state, until_all_say, wait_for_key
 from lab.keys import make_pair
 from lab.laboratory import PATIENCE, Laboratory, failures, laboratory
+from lab.model import REPOSITORY
 from lab.wait import until
 
 NET = "127.0.64"
+SECRET = "not a secret"
+MASTER = {
+    # Salt tells of a new AES key in its log, and nowhere else.
+    "log_level_logfile": "info",
+    # Seconds until it makes one that it is asked for.
+    "loop_interval": 5,
+    "autosign_file": "/etc/salt/autosign.conf",
+    "autosign_grains_dir": "/etc/salt/autosign",
+    "external_auth": {"sharedsecret": {"admin": ["@wheel"]}},
+    "sharedsecret": SECRET,
+    "netapi_enable_clients": ["wheel"],
+    "rest_cherrypy": {"port": 8000, "host": "0.0.0.0", "disable_ssl": True},
+}
+MINION = {"autosign_grains": ["id"]}
+HOSTILE = Path(__file__).with_name("hostile_minion.py")
+CORE = REPOSITORY / "salt/_utils"
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
     """Three masters and one minion, with the formula applied."""
     directory = tmp_path_factory.mktemp("lab") / "lab"
-    # Salt tells of a new AES key in its log, and nowhere else.
-    pillar = {"multimaster": {"master": {"config": {"log_level_logfile": "info"}}}}
+    pillar = {"multimaster": {"master": {"config": MASTER}, "minion": {"config": MINION}}}
     with laboratory(directory, "process", masters=3, minions=1, net=NET, pillar=pillar) as made:
         assert not failures(made.apply())
         made.until_connected()
@@ -40,6 +61,17 @@ def rotations(lab: Laboratory, master: str) -> int:
     """Return how often the engine of a master has asked it for a new AES key."""
     log = f"{lab.host(master).log_dir}/master"
     return int(lab.run(master, "grep", "--count", "Rotating AES key", log).stdout)
+
+
+def web1_answers(lab: Laboratory, master: str) -> bool:
+    """Tell whether the one minion answers to a master; many here have a key and no daemon."""
+    return "web1" in lab.answering(master, "web1")
+
+
+def until_web1_answers(lab: Laboratory, master: str) -> None:
+    """Wait until the one minion answers to a master."""
+    what = f"web1 to answer to {master}"
+    until(lambda: web1_answers(lab, master), PATIENCE, what, interval=1)
 
 
 @pytest.mark.parametrize("master", MASTERS)
@@ -142,14 +174,86 @@ def test_a_deleted_minion_can_no_longer_run_anything(lab: Laboratory) -> None:
         PATIENCE,
         "new AES keys on the other masters",
     )
-    until(lambda: "web1" not in lab.answering("saltm1"), PATIENCE, "web1 to be out", interval=1)
+    for master in MASTERS:
+        what = f"web1 to be out on {master}"
+        until(lambda master=master: not web1_answers(lab, master), PATIENCE, what, interval=1)
+    for master in MASTERS:
+
+        def asks_again(master: str = master) -> bool:
+            # What it overhears and cannot read, for there is a new AES key, makes it ask.
+            return bool(lab.answering(master, "salt*")) and state(lab, master, "web1") == "pending"
+
+        until(asks_again, PATIENCE, f"web1 to ask {master} again", interval=1)
     # Who asks again is let in again, everywhere, by one word.
-    until_all_say(lab, "web1", "pending")
     decide(lab, "saltm3", "accept", "web1")
     until_all_say(lab, "web1", "accepted")
     for master in MASTERS:
-        what = f"web1 to answer to {master}"
-        until(lambda master=master: "web1" in lab.answering(master), PATIENCE, what, interval=1)
+        until_web1_answers(lab, master)
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("autosign.conf", "web1"),
+        ("autosign/id", "web1"),
+        ("master.d/auto-accept.conf", "auto_accept: True"),
+    ],
+)
+def test_who_is_let_in_by_one_master_is_let_in_by_all(
+    lab: Laboratory, path: str, content: str
+) -> None:
+    file = f"{lab.host('saltm2').config_dir}/{path}"
+
+    def configured() -> contextlib.AbstractContextManager[None]:
+        # Autosign files are read whenever a minion asks.
+        restart = path.startswith("master.d")
+        return lab.stopped("saltm2", "salt-master") if restart else contextlib.nullcontext()
+
+    with lab.stopped("web1", "salt-minion"):
+        decide(lab, "saltm1", "delete", "web1")
+        until_all_say(lab, "web1", None)
+        lab.run("saltm2", "mkdir", "-p", str(Path(file).parent))
+        with configured():
+            assert lab.run("saltm2", "tee", file, input=f"{content}\n").returncode == 0
+            lab.run("saltm2", "chmod", "644", file)
+    until_all_say(lab, "web1", "accepted")
+    history = lab.salt("saltm1", "saltm1", "multimaster.key_history", "web1")["saltm1"]
+    assert [history[-1]["verdict"], history[-1]["origin"]] == ["accepted", "saltm2"]
+    with configured():
+        assert lab.run("saltm2", "rm", file).returncode == 0
+    until_web1_answers(lab, "saltm3")
+
+
+def test_salt_api_decides_like_salt_key(lab: Laboratory, stranger: str) -> None:
+    host = lab.host("saltm3")
+    argv = ["salt-api", f"--config-dir={host.config_dir}"]
+    daemon = threading.Thread(target=lab.run, args=("saltm3", *argv))
+    daemon.start()
+    url = f"http://{host.address}:8000"
+
+    def request(**fields: str) -> Any:
+        lowstate = {"client": "wheel", "eauth": "sharedsecret", "username": "admin", **fields}
+        body = json.dumps([{**lowstate, "password": SECRET}]).encode()
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        with urllib.request.urlopen(
+            urllib.request.Request(f"{url}/run", body, headers), timeout=60
+        ) as reply:
+            return json.load(reply)["return"]
+
+    def listens() -> bool:
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+            return True
+        return False
+
+    try:
+        until(listens, PATIENCE, "salt-api to listen", interval=0.2)
+        assert request(fun="key.accept", match=stranger)[0]["data"]["success"] is True
+        until_all_say(lab, stranger, "accepted")
+        assert request(fun="key.delete", match=stranger)[0]["data"]["success"] is True
+        until_all_say(lab, stranger, None)
+    finally:
+        lab.run("saltm3", "pkill", "--full", "--", " ".join(argv))
+        daemon.join(30)
 
 
 def test_a_key_is_decided_on_by_its_fingerprint(lab: Laboratory, stranger: str) -> None:
@@ -183,6 +287,31 @@ def test_events_that_a_minion_makes_up_change_nothing(lab: Laboratory, stranger:
     assert {state(lab, master, stranger) for master in MASTERS} == {"pending"}
     history = lab.salt("saltm1", ",".join(MASTERS), "multimaster.key_history", stranger)
     assert history == {master: [] for master in MASTERS}
+
+
+def test_answers_that_a_minion_makes_up_are_refused(lab: Laboratory, stranger: str) -> None:
+    host, pub = lab.host("web1"), make_pair()[1]
+    argv = [lab.python, str(HOSTILE), f"--config={host.config_dir}", f"--core={CORE}"]
+    with lab.stopped("web1", "salt-minion"):
+        done = lab.run("web1", *argv, f"--wanted={stranger}", f"--pub={pub}")
+        assert done.returncode == 0, done.stderr
+        # The masters ask each other, and their own answers get through all the same.
+        for master in MASTERS:
+            wait_for_key(lab, f"meanwhile-{master}", make_pair()[1], MASTERS)
+            decide(lab, master, "accept", f"meanwhile-{master}")
+            until_all_say(lab, f"meanwhile-{master}", "accepted")
+        what = "forged answers that reach every master"
+        until(lambda: all(refusals(lab, master) for master in MASTERS), PATIENCE, what, interval=1)
+        lab.run("web1", "sh", "-c", f"kill $(cat {host.root}/var/run/salt-minion.pid)")
+    assert {state(lab, master, stranger) for master in MASTERS} == {"pending"}
+    history = lab.salt("saltm1", ",".join(MASTERS), "multimaster.key_history", stranger)
+    assert history == {master: [] for master in MASTERS}
+
+
+def refusals(lab: Laboratory, master: str) -> int:
+    """Return how many answers a master has refused because of their signature."""
+    log = lab.read(master, f"{lab.host(master).log_dir}/master")
+    return log.count("the answer is not signed with the masters' key")
 
 
 def test_in_the_end_all_masters_list_the_same_keys(lab: Laboratory) -> None:

@@ -71,9 +71,9 @@ class Laboratory:
         with self._watching():
             return self.salt(master, target, "state.apply", "multimaster", *argv)
 
-    def answering(self, master: str) -> set[str]:
+    def answering(self, master: str, target: str = "*") -> set[str]:
         """Return the minions that answer a command given on a master."""
-        argv = ["salt", "--static", "--out=json", "--timeout=5", "*", "test.ping"]
+        argv = ["salt", "--static", "--out=json", "--timeout=5", target, "test.ping"]
         done = self.run(master, *argv)
         with contextlib.suppress(ValueError):
             return {name for name, value in json.loads(done.stdout).items() if value is True}

@@ -264,6 +264,21 @@ def test_a_key_store_that_lost_its_keys_gets_them_back(master, minion_keys, capl
     assert "25 of 30 keys are gone" in caplog.text
 
 
+def test_a_key_store_that_was_changed_for_another_one_gets_all_keys(master, minion_keys):
+    names = [f"web{number}" for number in range(3)]
+    for name in names:
+        master.put(name, "accepted", minion_keys["web1"].pub)
+    master.turn()
+    for name in names:
+        master.put(name, None, "")
+    master.book.look_at("another key store")
+    master.book.close()
+    master.start()
+    master.turn()
+    assert [master.has(name) for name in names] == ["accepted"] * 3
+    assert [master.verdicts(name) for name in names] == [["accepted"]] * 3
+
+
 def test_events_that_name_no_minion_or_no_change_do_nothing(master, minion_keys):
     master.put("web1", "pending", minion_keys["web1"].pub)
     master.turn()

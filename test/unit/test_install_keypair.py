@@ -403,6 +403,17 @@ class TestPillar:
 
 
 @pytest.mark.usefixtures("offer")
+def test_keys_that_would_stay_behind_in_another_key_store_are_refused(host, minion_keys):
+    from salt.exceptions import CommandExecutionError
+
+    host.accept({"web1": minion_keys["web1"].pub})
+    before = host.files()
+    with pytest.raises(CommandExecutionError, match="'mmap_key'; supported: 'localfs_key'"):
+        host.call("install_keypair", options={"keys.cache_driver": "mmap_key"})
+    assert host.files() == before
+
+
+@pytest.mark.usefixtures("offer")
 def test_neither_result_nor_log_shows_a_private_key(host, shared, other, caplog):
     have(host, *other)
     host.accept({"web1": other.pub})

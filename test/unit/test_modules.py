@@ -196,6 +196,12 @@ class TestKeyDecide:
         }
         assert host.call("key_states", "db*") == {}
 
+    def test_states_come_in_pages(self, host, fingerprint, minion_keys):
+        host.accept({"db1": minion_keys["web1"].pub, "web2": minion_keys["web1"].pub})
+        assert list(host.call("key_states", "*", "", 2)) == ["db1", "web1"]
+        assert list(host.call("key_states", "*", "web1", 2)) == ["web2"]
+        assert list(host.call("key_states", "web*", "db1", 1)) == ["web1"]
+
     @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
     def test_does_what_is_asked_once(self, host, fingerprint):
         before = host.files()

@@ -66,18 +66,18 @@ def state(host, request):
         config_dir = str(host.config_dir)
         minion, master = (f"{config_dir}/{role}.d/multimaster.conf" for role in ROLES)
         extensions = f"{host.root}/var/lib/multimaster"
+        derived = {
+            "declaration": DECLARATION,
+            "config_dir": config_dir,
+            "extension_dir": extensions,
+        }
         usual = {
             "declared": {"name": "multimaster", "declaration": DECLARATION},
             "minion_config": {"name": minion, "declaration": DECLARATION, "config_dir": config_dir},
-            "master_config": {
-                "name": master,
-                "declaration": DECLARATION,
-                "config_dir": config_dir,
-                "extension_dir": extensions,
-            },
+            "master_config": {"name": master, **derived},
             "extended": {"name": extensions, "files": ["engines/multimaster.py"]},
-            "keypair": {"name": "multimaster", "config_dir": config_dir},
-            "masters_accepted": {"name": "multimaster", "config_dir": config_dir},
+            "keypair": {"name": "multimaster", **derived},
+            "masters_accepted": {"name": "multimaster", **derived},
             "current": {"name": "salt-minion", "files": [minion], "config_dir": config_dir},
             "restarted": {"name": "salt-minion", "config_dir": config_dir},
             "left": {"name": "salt-master", "config_dir": config_dir},

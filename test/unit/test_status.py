@@ -250,8 +250,8 @@ def test_the_tables_of_nothing(loaders):
 def on_masters(loaders, monkeypatch):
     """Run a runner with what the masters' hosts answer; returns its result and what was asked."""
 
-    def run(function, *args, answers, **kwargs):
-        asked = []
+    def run(function, *args, answers, asked=None, **kwargs):
+        asked = [] if asked is None else asked
 
         class Client:
             # There is no master here whose bus would carry the questions.
@@ -293,6 +293,37 @@ def test_keys_of_a_master_that_does_not_answer_are_unknown(on_masters, loaders):
     shown, _ = on_masters("keys", answers={"saltm1": states(web1=("accepted", "a"))})
     assert shown["data"]["keys"]["web1"]["masters"] == {"saltm1": "accepted", "saltm2": "unknown"}
     assert shown["data"]["retcode"] == 1
+
+
+def test_keys_reads_page_after_page(on_masters, loaders, monkeypatch):
+    monkeypatch.setitem(loaders.runner["multimaster.keys"].func.__globals__, "PAGE", 2)
+    names = ["web1", "web2", "web3", "web4", "web5"]
+    have = {"saltm1": names, "saltm2": names[:3]}
+
+    class Pages:
+        """What each master says of the ids after one, two at a time."""
+
+        def __contains__(self, host):
+            return True
+
+        def __getitem__(self, host):
+            _, _, (_, after, count) = asked[-1]
+            page = [name for name in have[host] if name > after][:count]
+            return states(**dict.fromkeys(page, ("accepted", "a")))
+
+    asked: list = []
+    told = []
+    monkeypatch.setitem(
+        loaders.runner["multimaster.keys"].func.__globals__,
+        "__jid_event__",
+        SimpleNamespace(fire_event=lambda data, tag: told.append((tag, data["message"]))),
+    )
+    shown, _ = on_masters("keys", answers=Pages(), asked=asked)
+    assert [targets for targets, _, _ in asked] == [["saltm1", "saltm2"]] * 2 + [["saltm1"]]
+    rows = shown["data"]["keys"]
+    assert [row["masters"]["saltm1"] for row in rows.values()] == ["accepted"] * 5
+    assert [name for name, row in rows.items() if row["differs"]] == ["web4", "web5"]
+    assert told[0] == ("progress", "read the keys of saltm1, saltm2 up to web2")
 
 
 def test_resolve_asks_every_master_to_keep_one_key_only(on_masters):
