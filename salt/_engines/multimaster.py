@@ -347,6 +347,10 @@ class _Engine:
             return
         if answer["place"] < answer["end"]:
             log.info("%s: read %d of %d decisions", peer.name, answer["place"], answer["end"])
+            if any(other.reading for other in self.peers.values()):
+                # What the other one is telling is the same, or most of it.
+                self._expect(peer.name)
+                return
             # The next part comes while this one is taken in.
             self._ask(peer, answer["epoch"], answer["place"])
         try:

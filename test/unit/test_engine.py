@@ -13,6 +13,7 @@ import pytest
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 ME, PEERS = "saltm2", ("saltm1", "saltm3")
+PULL = "ledger_pull"
 STORES = {"accepted": "minions", "pending": "minions_pre", "rejected": "minions_rejected"}
 
 
@@ -612,6 +613,28 @@ def test_a_long_ledger_is_read_in_pieces_at_once(master, decide):
     assert master.asked[-1][0] == ["saltm1"]
     reply_to_the_last(master, "saltm1")
     assert master.host.accepted() == {f"web{number}" for number in range(5)}
+    master.turn()
+    assert master.asked[-1][0] == ["saltm3"]
+
+
+def test_of_two_peers_that_have_a_lot_to_say_one_is_heard_first(master, decide):
+    for number in range(5):
+        for peer in PEERS:
+            decide(master, peer, "accepted", name=f"web{number}")
+    for peer in PEERS:
+        master.bus.put("multimaster/wake", origin=peer)
+        master.engine.peers[peer].asked = 0.0
+        master.turn()
+    questions = [(names[0], question) for names, f, question in master.asked if f == PULL]
+    assert [peer for peer, _ in questions] == list(PEERS)
+    for peer, question in questions:
+        reply = master.answer(peer, *question, limit=2)
+        master.bus.put(f"salt/job/{master.engine.peers[peer].jid}/ret/{peer}", **{"return": reply})
+        master.loader.run(master.engine.turn)
+    assert [names[0] for names, f, _ in master.asked if f == PULL] == [*PEERS, "saltm1"]
+    reply_to_the_last(master, "saltm1")
+    assert master.host.accepted() == {f"web{number}" for number in range(5)}
+    master.engine.peers["saltm3"].asked = 0.0
     master.turn()
     assert master.asked[-1][0] == ["saltm3"]
 
