@@ -8,6 +8,7 @@ signed with the masters' shared key over a fresh nonce.  See docs/replication.md
 """
 
 import contextlib
+import inspect
 import logging
 import os
 import random
@@ -490,13 +491,9 @@ class _KeyStore:
     def reject(self, actions):
         """Reject keys; who had been accepted can no longer read what this master sends."""
         self._replace(actions)
-        for action, _ in actions:
-            self._write(action.id, "rejected", action.decision.pub)
-        if (
-            any(key and key.state == "accepted" for _, key in actions)
-            and __opts__["rotate_aes_key"]
-        ):
-            salt.crypt.dropfile(__opts__["cachedir"], __opts__["user"])
+        with self._shutting_out(actions):
+            for action, _ in actions:
+                self._write(action.id, "rejected", action.decision.pub)
 
     def delete(self, actions):
         """Delete keys; who had been accepted can no longer read what this master sends."""
@@ -504,7 +501,24 @@ class _KeyStore:
         for action, key in actions:
             directory = "minions" if key.state == "accepted" else "minions_rejected"
             there.setdefault(directory, []).append(action.id)
-        salt.key.get_key(__opts__).delete_key(match_dict=there)
+        with self._shutting_out(actions):
+            salt.key.get_key(__opts__).delete_key(match_dict=there)
+
+    @contextlib.contextmanager
+    def _shutting_out(self, actions):
+        """Have this master make a new AES key if a key in the actions is accepted."""
+        needed = __opts__["rotate_aes_key"] and any(
+            key and key.state == "accepted" for _, key in actions
+        )
+        # A request without the master's id is one that it never heeds; Salt 3006 knows none.
+        named = "master_id" in inspect.signature(salt.crypt.dropfile).parameters
+        request = [__opts__["cachedir"], __opts__["user"], *([__opts__["id"]] if named else [])]
+        if needed:
+            # Before, too: whoever comes after a crash would not know that it is still to be done.
+            salt.crypt.dropfile(*request)
+        yield
+        if needed:
+            salt.crypt.dropfile(*request)
 
     def _replace(self, actions):
         """Delete those keys that give way to another one of the same minion."""

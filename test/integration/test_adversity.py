@@ -1,8 +1,9 @@
-"""Key decisions while the network is cut, a master is killed, or its disk is full."""
+"""Key decisions while the network is cut, a master killed, its disk full or its clock wrong."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from lab.wait import until
 
 pytestmark = pytest.mark.docker
 NET = "192.168.65"
+HOUR = 3600
+# The master's clock an hour ahead; what measures durations stays right.
+AHEAD = f"""[Service]
+Environment=LD_PRELOAD=/usr/$LIB/faketime/libfaketime.so.1
+Environment=FAKETIME=+{HOUR} FAKETIME_DONT_FAKE_MONOTONIC=1
+"""
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +98,33 @@ def test_a_master_killed_amid_many_decisions_loses_none_and_makes_up_none(lab: L
     lab.driver.control(lab.lab, lab.host("saltm3"), "start", "salt-master")
     until_equal(lab, expected, "saltm3")
     until_one_ledger(lab)
+
+
+def test_a_clock_that_is_an_hour_ahead_does_not_make_a_decision_the_later_one(
+    lab: Laboratory,
+) -> None:
+    wait_for_key(lab, "ahead", make_pair()[1], MASTERS)
+    drop_in = "/etc/systemd/system/salt-master.service.d/ahead.conf"
+    with lab.stopped("saltm2", "salt-master"):
+        lab.run("saltm2", "mkdir", "-p", str(Path(drop_in).parent))
+        lab.run("saltm2", "tee", drop_in, input=AHEAD)
+        lab.run("saltm2", "systemctl", "daemon-reload")
+    until_one_ledger(lab)
+    decide(lab, "saltm2", "accept", "ahead")
+    until_all_say(lab, "ahead", "accepted")
+    decide(lab, "saltm1", "reject", "ahead")
+    until_all_say(lab, "ahead", "rejected")
+    with lab.stopped("saltm2", "salt-master"):
+        lab.run("saltm2", "rm", drop_in)
+        lab.run("saltm2", "systemctl", "daemon-reload")
+    until_one_ledger(lab)
+    decide(lab, "saltm2", "accept", "ahead")
+    until_all_say(lab, "ahead", "accepted")
+    history = lab.salt("saltm1", "saltm3", "multimaster.key_history", "ahead")["saltm3"]
+    assert [entry["verdict"] for entry in history] == ["accepted", "rejected", "accepted"]
+    first = history[0]["decided"] / 1000
+    assert first > time.time() + HOUR / 2
+    assert all(entry["decided"] / 1000 >= first for entry in history)
 
 
 def test_a_full_disk_delays_a_decision_and_loses_none(lab: Laboratory) -> None:

@@ -135,9 +135,10 @@ class Master:
         return [decision.verdict for decision in self.book.of(name).values()]
 
     def rotated(self):
-        """Whether Salt was asked for a new AES key since the last time."""
+        """Whether this master was asked for a new AES key since the last time."""
         flag = self.host.root / "var/cache/salt/master/.dfn"
-        asked = flag.exists()
+        # It heeds no other request, and none that comes as long as that is there.
+        asked = flag.exists() and flag.read_text() == ME
         flag.unlink(missing_ok=True)
         return asked
 
@@ -458,6 +459,9 @@ def test_a_master_that_is_killed_anywhere_completes_the_work_and_decides_nothing
     assert master.verdicts("web1") == [verdict]
     assert set(master.book.ids()) == {"web1"}
     assert master.book.digest == master.books["saltm1"].digest
+    shut_out = before == "accepted" and verdict != "accepted"
+    # Salt itself asks for a new AES key after any deletion.
+    assert master.rotated() == shut_out or (before, verdict) == ("rejected", "deleted")
 
 
 def test_what_was_applied_and_not_noted_is_no_decision(master, decide, minion_keys):
