@@ -30,12 +30,12 @@ def timed(action: Callable[[], Any]) -> float:
 def report(rows: Iterable[Row]) -> list[str]:
     """Print one line for each comparison; return those that miss their bound."""
     missed = []
-    print(f"\n{'WORK':<62}{'':>8}  {'AGAINST':<46}{'':>8}{'RATIO':>8}{'BOUND':>7}")
+    print(f"\n{'WORK':<66}{'':>8}  {'AGAINST':<46}{'':>8}{'RATIO':>8}{'BOUND':>7}")
     for row in rows:
         ratio = row.value / row.other
         limit = "-" if row.bound is None else f"{row.bound:.2f}"
         print(
-            f"{row.work:<62}{row.value:>8.2f}  {row.against:<46}{row.other:>8.2f}"
+            f"{row.work:<66}{row.value:>8.2f}  {row.against:<46}{row.other:>8.2f}"
             f"{ratio:>8.2f}{limit:>7}"
         )
         if row.bound is not None and ratio > row.bound:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from cluster import native_cluster
 from measure import Row, report, save, timed
 
 from lab.decisions import MASTERS
@@ -239,6 +240,8 @@ def main() -> int:
                 raise SystemExit(f"the apply failed: {failures(result)}")
             lab.until_connected()
             data = measure(lab, Keys(lab), scratch, arguments)
+        (scratch / "cluster").mkdir()
+        data["cluster"] = native_cluster(scratch / "cluster")
     missed = report(rows(data))
     save("replication", data)
     return 1 if missed else 0
@@ -267,6 +270,12 @@ def rows(data: dict[str, Any]) -> list[Row]:
         work = f"{verb} on one master until it holds on all"
         found.append(Row(f"{work}, median", statistics.median(times), "a second", 1.0))
         found.append(Row(f"{work}, 95 %", percentile(times, 0.95), "a second", 1.0, 1.0))
+    other = data["cluster"]
+    work = "Salt's cluster: keys that salt-key -A brings to the other masters"
+    found.append(Row(work, other["decided"], "all of them", other["expected"]))
+    work = "Salt's cluster: auto_accept on one master until it holds on all"
+    accepted = statistics.median(data["single"]["accept"])
+    found.append(Row(work, other["automatic"], "accept, median", accepted))
     if one := data.get("burst"):
         work = f"salt-key -A on {BURST} keys until it holds on all"
         found.append(Row(work, one["equal"], "salt-key -A", one["command"], 2.0))
