@@ -203,14 +203,14 @@ def engine(lab: Laboratory, master: str) -> psutil.Process:
 
 def rest(lab: Laboratory) -> dict[str, float]:
     """The engine's processor time, and the questions on the bus, while nothing happens."""
-    process, stream = engine(lab, "saltm1"), lab.lab.directory / "events-saltm1"
+    process = engine(lab, "saltm1")
 
     def spent() -> float:
         times = process.cpu_times()
         return times.user + times.system
 
     def questions() -> int:
-        lines = stream.read_text().splitlines()
+        lines = lab.events("saltm1").splitlines()
         return sum("/new'" in line and "'multimaster.ledger_" in line for line in lines)
 
     # Measured as a difference over a time, and not waited for: there is no condition.

@@ -180,7 +180,7 @@ class Laboratory:
             assert json.loads(done.stdout) == [], f"private key on {host.id}"
         for arguments in self.arguments_seen:
             assert not any(needle in arguments for needle in needles), "private key in arguments"
-        events = {host.id: self._events(host).read_text() for host in self.lab.masters}
+        events = {host.id: self.events(host.id) for host in self.lab.masters}
         for name, stream in events.items():
             assert not any(needle in stream for needle in needles), f"private key on {name}'s bus"
         assert "salt/job/" in events["saltm1"], "no event was recorded"
@@ -194,6 +194,10 @@ class Laboratory:
     def _record(self, host: Host, argv: list[str]) -> None:
         with open(self._events(host), "w") as stream:
             self.driver.exec(self.lab, host, argv, stdout=stream, stderr=subprocess.DEVNULL)
+
+    def events(self, master: str) -> str:
+        """Return what has passed the bus of a master so far, a line for each event."""
+        return self._events(self.host(master)).read_text()
 
     def _events(self, host: Host) -> Path:
         return self.lab.directory / f"events-{host.id}"
