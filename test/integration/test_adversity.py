@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.decisions import MASTERS, decide, state, until_all_say, wait_for_key
+from lab.decisions import MASTERS, decide, state, until_all_say, wait_for_key, wait_for_keys
 from lab.keys import make_pair
 from lab.laboratory import PATIENCE, Laboratory, failures, laboratory
 from lab.wait import until
@@ -33,18 +33,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
         made.until_connected()
         yield made
         made.assert_no_key_outside_pki()
-
-
-def wait_for_keys(lab: Laboratory, names: set[str]) -> None:
-    """Put a key under many names where minions that ask for the first time leave theirs."""
-    pub = make_pair()[1]
-    script = (
-        'cd "$1" && while read -r name; do printf %s "$2" > "$name"; done; chown --reference=. -- *'
-    )
-    for master in MASTERS:
-        argv = ["sh", "-c", script, "sh", f"{lab.host(master).master_pki_dir}/minions_pre", pub]
-        done = lab.run(master, *argv, input="".join(f"{name}\n" for name in names))
-        assert done.returncode == 0, done.stderr
 
 
 def accepted(lab: Laboratory, master: str) -> set[str]:

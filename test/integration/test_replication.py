@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lab.decisions import MASTERS, decide, state, until_all_say, wait_for_key
+from lab.decisions import MASTERS, decide, state, until_all_say, wait_for_key, wait_for_keys
 from lab.keys import make_pair
 from lab.laboratory import PATIENCE, Laboratory, failures, laboratory
 from lab.model import REPOSITORY
@@ -248,6 +248,17 @@ def test_salt_api_decides_like_salt_key(lab: Laboratory, stranger: str) -> None:
     finally:
         lab.run("saltm3", "pkill", "--full", "--", " ".join(argv))
         daemon.join(30)
+
+
+def test_more_keys_are_shown_than_one_answer_holds(lab: Laboratory) -> None:
+    wait_for_keys(lab, {f"many-{number}" for number in range(12_000)})
+    done = lab.run("saltm1", "salt-run", "multimaster.keys", "many-*", "--out=json")
+    rows = json.loads(done.stdout)["keys"]
+    assert len(rows) == 12_000
+    assert {frozenset(row["masters"].items()) for row in rows.values()} == {
+        frozenset((master, "pending") for master in MASTERS)
+    }
+    assert done.returncode == 0
 
 
 def test_a_key_is_decided_on_by_its_fingerprint(lab: Laboratory, stranger: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lab.keys import make_pair
 from lab.laboratory import PATIENCE, Laboratory
 from lab.wait import until
 
@@ -22,6 +23,18 @@ def wait_for_key(lab: Laboratory, name: str, pub: str, masters: tuple[str, ...])
         directory = f"{lab.host(master).master_pki_dir}/minions_pre"
         assert lab.run(master, "tee", f"{directory}/{name}", input=pub).returncode == 0
         lab.run(master, "chown", "--reference", directory, f"{directory}/{name}")
+
+
+def wait_for_keys(lab: Laboratory, names: set[str]) -> None:
+    """Put a key under many names where minions that ask for the first time leave theirs."""
+    pub = make_pair()[1]
+    script = (
+        'cd "$1" && while read -r name; do printf %s "$2" > "$name"; done; chown --reference=. -- *'
+    )
+    for master in MASTERS:
+        argv = ["sh", "-c", script, "sh", f"{lab.host(master).master_pki_dir}/minions_pre", pub]
+        done = lab.run(master, *argv, input="".join(f"{name}\n" for name in names))
+        assert done.returncode == 0, done.stderr
 
 
 def state(lab: Laboratory, master: str, name: str) -> str | None:
