@@ -232,14 +232,12 @@ def ledger_wake(origin):
         return bus.fire_event({"origin": origin}, "multimaster/wake")
 
 
-def key_states(like="*", after="", count=None):
+def key_states(like="*"):
     """
-    Tell what this host's master has decided on keys, in the order of their ids.
+    Tell what this host's master has decided on keys.
 
     like
         A glob that ids have to match.
-    after, count
-        Leave out ids up to this one, and return that many: Salt limits what one answer may hold.
 
     Returns id -> ``state`` (accepted, rejected, pending or denied) and ``fingerprint``.
 
@@ -251,13 +249,31 @@ def key_states(like="*", after="", count=None):
     """
     opts = _effective("master", _config_dir())
     states = _key_states(opts)
+    return _described(opts, {n: s for n, s in states.items() if fnmatch.fnmatch(n, like)})
+
+
+def key_page(like, after, count):
+    """
+    Tell a part of what ``key_states`` tells, in a form that is short and quick.
+
+    like
+        A glob that ids have to match.
+    after, count
+        Of the ids in their order: those that come after this one, and how many.
+
+    Returns a text; for the runner, since Salt limits what one answer may hold.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm1 multimaster.key_page '*' '' 1000
+    """
+    opts = _effective("master", _config_dir())
+    states = _key_states(opts)
     names = sorted(name for name in states if name > after and fnmatch.fnmatch(name, like))
-    found = {}
-    for name in names[:count]:
-        pub = _key(opts, states[name], name)
-        fingerprint = __utils__["multimaster_keypair.quick_fingerprint"](pub) if pub else None
-        found[name] = {"state": STATES[states[name]], "fingerprint": fingerprint}
-    return found
+    page = _described(opts, {name: states[name] for name in names[:count]})
+    return __utils__["multimaster_ledger.squeeze"](page)
 
 
 def key_history(minion_id):
@@ -355,7 +371,7 @@ def install_keypair(config_dir=None, replace=False, test=False, options=None):
         salt saltm2 multimaster.install_keypair test=True
     """
     opts = _effective("master", config_dir or _config_dir(), options)
-    _refuse_to_lose_keys(_effective("master", config_dir or _config_dir()), opts)
+    _refuse_to_lose_keys(opts, config_dir or _config_dir())
     bundle = _bundle()
     pem, pub = _read_pair(opts)
     others = sorted(set(_accepted_ids(opts)) - set(bundle.minions) - {__opts__["id"]})
@@ -680,13 +696,14 @@ def _effective(role, config_dir, drop_in=None):
     if role == "minion":
         return salt.config.minion_config(path, cache_minion_id=False)
     opts = salt.config.master_config(path)
-    old_stem = _stem(opts)
+    old_stem, old_driver = _stem(opts), opts.get("keys.cache_driver")
     if drop_in is not None:
         opts = salt.config.apply_master_config(check_config(role, drop_in, config_dir))
     # Before the drop-in is there, a master's id follows from the host's name, and with it the
     # name of its key pair. The formula gives it the minion's id, under which the pair has to be
     # there, or the master would make itself a new one.
-    return {**opts, "multimaster_old_stem": old_stem, "id": __opts__["id"]}
+    old = {"multimaster_old_stem": old_stem, "multimaster_old_driver": old_driver}
+    return {**opts, **old, "id": __opts__["id"]}
 
 
 def _daemon(pidfile):
@@ -752,10 +769,12 @@ def _stem(opts):
     return opts["id"].removesuffix("_master") if _has_key_cache(opts) else "master"
 
 
-def _refuse_to_lose_keys(before, opts):
+def _refuse_to_lose_keys(opts, config_dir):
     """Fail where keys would stay behind in the old key store: a ledger alone brings them along."""
-    old, new = before.get("keys.cache_driver"), opts.get("keys.cache_driver")
-    if old != new and not os.path.exists(_ledger_path(before)) and _accepted_ids(before):
+    old, new = opts["multimaster_old_driver"], opts.get("keys.cache_driver")
+    if old == new or os.path.exists(_ledger_path(opts)):
+        return
+    if _accepted_ids(_effective("master", config_dir)):
         raise CommandExecutionError(
             f"keys.cache_driver: got {new!r}; supported: {old!r}, which this master has its keys "
             "in, until the formula has been applied: once its engines run, they move the keys"
@@ -924,8 +943,17 @@ def _touch(opts, path):
 
 def _key_states(opts):
     """Return id -> name of the state (minions, minions_pre ...) of every key on this master."""
-    listed = salt.key.get_key({**opts, "__role": "master"}).list_keys()
-    return {name: state for state, names in listed.items() for name in names}
+    if not _on_disk(opts):
+        listed = salt.key.get_key({**opts, "__role": "master"}).list_keys()
+        return {name: state for state, names in listed.items() for name in names}
+    # Salt's own listing takes seconds for ten thousand keys.
+    found = {}
+    for state in STATES:
+        with contextlib.suppress(FileNotFoundError):
+            names = os.listdir(os.path.join(opts["pki_dir"], state))
+            # What the engine is about to put there has a backslash, as no minion id has.
+            found.update({n: state for n in names if "\\" not in n and not n.startswith(".")})
+    return found
 
 
 def _key(opts, state, name):
@@ -933,6 +961,16 @@ def _key(opts, state, name):
     if not _on_disk(opts):
         return (_cache(opts).fetch("keys", name) or {}).get("pub", "")
     return _read(pathlib.Path(opts["pki_dir"], state, name)) or ""
+
+
+def _described(opts, states):
+    """Return id -> state, in words, and fingerprint."""
+    found = {}
+    for name, state in states.items():
+        pub = _key(opts, state, name)
+        fingerprint = __utils__["multimaster_keypair.quick_fingerprint"](pub) if pub else None
+        found[name] = {"state": STATES[state], "fingerprint": fingerprint}
+    return found
 
 
 def _accepted_ids(opts):

@@ -9,8 +9,8 @@ from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "multimaster"
 
-# Keys in one answer: what an event may hold (max_event_size, 1 MiB) is some 8,000.
-PAGE = 5_000
+# Keys in one answer: an event may hold (max_event_size, 1 MiB) twice as many.
+PAGE = 8_000
 
 
 def __virtual__():
@@ -230,16 +230,26 @@ def _key_states(like, timeout):
     states = dict.fromkeys(_masters())
     reading, after = list(states), ""
     while reading:
-        pages = _on_masters("multimaster.key_states", [like, after, PAGE], timeout, reading)
+        packed = _on_masters("multimaster.key_page", [like, after, PAGE], timeout, reading)
+        pages = {name: _page(text) for name, text in packed.items()}
         for name, page in pages.items():
-            states[name] = {**(states[name] or {}), **page} if isinstance(page, dict) else None
+            states[name] = None if page is None else {**(states[name] or {}), **page}
         # Who has said less than it was asked for has said all.
         reading = [name for name in reading if states[name] and len(pages[name]) == PAGE]
         after = min((max(pages[name]) for name in reading), default="")
-        if reading:
+        if reading and not __opts__.get("output"):
+            # For people only: salt-run prints it where the result goes.
             message = f"read the keys of {', '.join(reading)} up to {after}"
             __jid_event__.fire_event({"message": message}, "progress")
     return states
+
+
+def _page(text):
+    """Return what is in a page; None for an error of the host, or for no answer."""
+    try:
+        return __utils__["multimaster_ledger.unsqueeze"](text)
+    except ValueError:
+        return None
 
 
 def _decide(verdict, minion_id, fingerprint, test, timeout=10):

@@ -209,23 +209,32 @@ def resolution(
 
 def pack(decisions: Iterable[Decision]) -> str:
     """Return decisions as a text that is short enough for Salt's event bus."""
-    text = json.dumps([to_wire(decision) for decision in decisions]).encode()
-    return base64.b64encode(zlib.compress(text)).decode()
+    return squeeze([to_wire(decision) for decision in decisions])
 
 
 def unpack(text: Any) -> list[Decision]:
     """Read what :func:`pack` made; :class:`LedgerError` for anything else."""
+    values = unsqueeze(text)
+    if not isinstance(values, list):
+        raise LedgerError("decisions: got no list")
+    return [from_wire(value) for value in values]
+
+
+def squeeze(value: Any) -> str:
+    """Return what JSON can say as a short text, which Salt is quicker with than with many dicts."""
+    return base64.b64encode(zlib.compress(json.dumps(value).encode())).decode()
+
+
+def unsqueeze(text: Any) -> Any:
+    """Read what :func:`squeeze` made; :class:`LedgerError` for anything else."""
     try:
         opener = zlib.decompressobj()
         plain = opener.decompress(base64.b64decode(text, validate=True), MAX_BYTES)
         if not opener.eof:
-            raise LedgerError(f"decisions: got more than {MAX_BYTES} bytes, or a part")
-        values = json.loads(plain)
+            raise LedgerError(f"packed: got more than {MAX_BYTES} bytes, or a part")
+        return json.loads(plain)
     except (TypeError, ValueError, zlib.error) as err:
-        raise LedgerError(f"decisions: {err}") from err
-    if not isinstance(values, list):
-        raise LedgerError("decisions: got no list")
-    return [from_wire(value) for value in values]
+        raise LedgerError(f"packed: {err}") from err
 
 
 def to_wire(decision: Decision) -> list[Any]:
