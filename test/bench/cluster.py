@@ -101,6 +101,10 @@ def _master(address: str, root: Path) -> Iterator[None]:
             yield
         finally:
             daemon.terminate()
+            try:
+                daemon.wait(30)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
 
 
 def _joined(address: str, root: Path) -> bool:
