@@ -347,11 +347,11 @@ class _Engine:
             peer.due = now + UNREADY
             return
         if answer["place"] < answer["end"]:
-            log.info("%s: read %d of %d decisions", peer.name, answer["place"], answer["end"])
             if any(other.reading for other in self.peers.values()):
                 # What the other one is telling is the same, or most of it.
                 self._expect(peer.name)
                 return
+            log.info("%s: read %d of %d decisions", peer.name, answer["place"], answer["end"])
             # The next part comes while this one is taken in.
             self._ask(peer, answer["epoch"], answer["place"])
         try:
@@ -507,18 +507,17 @@ class _KeyStore:
     @contextlib.contextmanager
     def _shutting_out(self, actions):
         """Have this master make a new AES key if a key in the actions is accepted."""
-        needed = __opts__["rotate_aes_key"] and any(
-            key and key.state == "accepted" for _, key in actions
-        )
+        accepted = any(key and key.state == "accepted" for _, key in actions)
+        if not (accepted and __opts__["rotate_aes_key"]):
+            yield
+            return
         # A request without the master's id is one that it never heeds; Salt 3006 knows none.
         named = "master_id" in inspect.signature(salt.crypt.dropfile).parameters
         request = [__opts__["cachedir"], __opts__["user"], *([__opts__["id"]] if named else [])]
-        if needed:
-            # Before, too: whoever comes after a crash would not know that it is still to be done.
-            salt.crypt.dropfile(*request)
+        # Before, too: whoever comes after a crash would not know that it is still to be done.
+        salt.crypt.dropfile(*request)
         yield
-        if needed:
-            salt.crypt.dropfile(*request)
+        salt.crypt.dropfile(*request)
 
     def _replace(self, actions):
         """Delete those keys that give way to another one of the same minion."""

@@ -11,7 +11,7 @@ import pytest
 
 from lab.decisions import MASTERS, decide, state, until_all_say, wait_for_key, wait_for_keys
 from lab.keys import make_pair
-from lab.laboratory import PATIENCE, Laboratory, failures, laboratory
+from lab.laboratory import PATIENCE, Laboratory, applied
 from lab.wait import until
 
 pytestmark = pytest.mark.docker
@@ -28,11 +28,8 @@ Environment=FAKETIME=+{HOUR} FAKETIME_DONT_FAKE_MONOTONIC=1
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
     """Three masters, with the formula applied."""
     directory = tmp_path_factory.mktemp("lab") / "lab"
-    with laboratory(directory, "docker", masters=3, minions=0, net=NET) as made:
-        assert not failures(made.apply())
-        made.until_connected()
+    with applied(directory, "docker", masters=3, minions=0, net=NET) as made:
         yield made
-        made.assert_no_key_outside_pki()
 
 
 def accepted(lab: Laboratory, master: str) -> set[str]:

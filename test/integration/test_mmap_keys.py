@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from lab.decisions import MASTERS, decide
-from lab.laboratory import PATIENCE, Laboratory, failures, laboratory
+from lab.laboratory import PATIENCE, Laboratory, applied, failures
 from lab.wait import until
 
 NET = "127.0.66"
@@ -17,11 +17,8 @@ NET = "127.0.66"
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
     """Three masters and one minion, with the formula applied."""
     directory = tmp_path_factory.mktemp("lab") / "lab"
-    with laboratory(directory, "process", masters=3, minions=1, net=NET) as made:
-        assert not failures(made.apply())
-        made.until_connected()
+    with applied(directory, "process", masters=3, minions=1, net=NET) as made:
         yield made
-        made.assert_no_key_outside_pki()
 
 
 def listed(lab: Laboratory, master: str) -> dict[str, list[str]]:

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from lab.decisions import MASTERS, decide, state, until_all_say, wait_for_key, wait_for_keys
 from lab.keys import make_pair
-from lab.laboratory import PATIENCE, Laboratory, failures, laboratory
+from lab.laboratory import PATIENCE, Laboratory, applied
 from lab.model import REPOSITORY
 from lab.wait import until
 
@@ -28,7 +29,7 @@ MASTER = {
     "external_auth": {"sharedsecret": {"admin": ["@wheel"]}},
     "sharedsecret": SECRET,
     "netapi_enable_clients": ["wheel"],
-    "rest_cherrypy": {"port": 8000, "host": "0.0.0.0", "disable_ssl": True},
+    "rest_cherrypy": {"port": 8000, "host": f"{NET}.101", "disable_ssl": True},
 }
 MINION = {"autosign_grains": ["id"]}
 HOSTILE = Path(__file__).with_name("hostile_minion.py")
@@ -40,11 +41,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
     """Three masters and one minion, with the formula applied."""
     directory = tmp_path_factory.mktemp("lab") / "lab"
     pillar = {"multimaster": {"master": {"config": MASTER}, "minion": {"config": MINION}}}
-    with laboratory(directory, "process", masters=3, minions=1, net=NET, pillar=pillar) as made:
-        assert not failures(made.apply())
-        made.until_connected()
+    with applied(directory, "process", masters=3, minions=1, net=NET, pillar=pillar) as made:
         yield made
-        made.assert_no_key_outside_pki()
 
 
 @pytest.fixture
@@ -285,10 +283,11 @@ def test_events_that_a_minion_makes_up_change_nothing(lab: Laboratory, stranger:
 
 def test_answers_that_a_minion_makes_up_are_refused(lab: Laboratory, stranger: str) -> None:
     host, pub = lab.host("web1"), make_pair()[1]
-    argv = [lab.python, str(HOSTILE), f"--config={host.config_dir}", f"--core={CORE}"]
+    argv = [lab.python, str(HOSTILE), "--config", host.config_dir, "--core", str(CORE)]
     with lab.stopped("web1", "salt-minion"):
-        done = lab.run("web1", *argv, f"--wanted={stranger}", f"--pub={pub}")
+        done = lab.run("web1", *argv, "--wanted", stranger, "--pub", pub)
         assert done.returncode == 0, done.stderr
+        hostile = psutil.Process(int(lab.read("web1", f"{host.root}/var/run/salt-minion.pid")))
         # The masters ask each other, and their own answers get through all the same.
         for master in MASTERS:
             wait_for_key(lab, f"meanwhile-{master}", make_pair()[1], MASTERS)
@@ -296,10 +295,19 @@ def test_answers_that_a_minion_makes_up_are_refused(lab: Laboratory, stranger: s
             until_all_say(lab, f"meanwhile-{master}", "accepted")
         what = "forged answers that reach every master"
         until(lambda: all(refusals(lab, master) for master in MASTERS), PATIENCE, what, interval=1)
-        lab.run("web1", "sh", "-c", f"kill $(cat {host.root}/var/run/salt-minion.pid)")
+        hostile.terminate()
+        # Or the minion that is started next takes it for a running instance, and exits.
+        until(lambda: is_over(hostile), PATIENCE, "the end of the hostile minion")
     assert {state(lab, master, stranger) for master in MASTERS} == {"pending"}
     history = lab.salt("saltm1", ",".join(MASTERS), "multimaster.key_history", stranger)
     assert history == {master: [] for master in MASTERS}
+
+
+def is_over(process: psutil.Process) -> bool:
+    """Tell whether a process has ended, whoever is to reap it."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() == psutil.STATUS_ZOMBIE
+    return True
 
 
 def refusals(lab: Laboratory, master: str) -> int:

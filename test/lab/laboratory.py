@@ -246,6 +246,16 @@ def laboratory(
             cli.down(directory)
 
 
+@contextlib.contextmanager
+def applied(directory: Path, driver: str, **kwargs: Any) -> Iterator[Laboratory]:
+    """Make a laboratory with the formula applied; in the end no private key may have got out."""
+    with laboratory(directory, driver, **kwargs) as made:
+        assert not (failed := failures(made.apply())), failed
+        made.until_connected()
+        yield made
+        made.assert_no_key_outside_pki()
+
+
 def failures(result: Mapping[str, Any]) -> list[str]:
     """Return what failed in the result of a state run, in words."""
     found = []

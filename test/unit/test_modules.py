@@ -197,8 +197,9 @@ class TestKeyDecide:
         assert host.call("key_states", "db*") == {}
 
     def test_states_come_in_pages(self, host, fingerprint, minion_keys):
-        host.accept({"db1": minion_keys["web1"].pub, "web2": minion_keys["web1"].pub})
         import multimaster_ledger
+
+        host.accept({"db1": minion_keys["web1"].pub, "web2": minion_keys["web1"].pub})
 
         def page(*args):
             return list(multimaster_ledger.unsqueeze(host.call("key_page", *args)))
