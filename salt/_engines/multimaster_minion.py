@@ -12,6 +12,7 @@ import logging
 import os
 import pathlib
 import random
+import socket
 import threading
 import time
 
@@ -22,8 +23,15 @@ log = logging.getLogger(__name__)
 
 __virtualname__ = "multimaster_minion"
 
-# Seconds between two looks whether the minion has moved on.
+# Seconds between two looks whether the minion has moved on, and whether it still runs.
 POLL = 0.1
+SLICE = 1.0
+# Seconds that the return of a job is kept for another master.
+KEPT = 120
+# Events on the minion's bus, each with the id of a request: for the master at the end of the tag;
+# its answer.
+PAYLOAD = "__master_req_channel_payload/"
+TAKEN = "__master_req_channel_return/"
 
 
 def __virtual__():
@@ -60,17 +68,64 @@ class _Watch:
         self.daemon = os.getppid()
         self.reported = set()
         self.silent = pathlib.Path(__opts__["cachedir"], "multimaster", "silent")
+        # Id of the request -> tag, load, and when: returns of jobs that no master has taken yet.
+        self.returns = {}
+        # Before the first event that must not be missed.
+        self.bus = salt.utils.event.get_event("minion", opts=__opts__, listen=act)
 
     def minion_runs(self):
-        return os.getppid() == self.daemon
+        """
+        Tell whether the minion's daemon is at work.
+
+        One that is told to end before it has found a master waits for this engine, and does not
+        tell it; but its event bus is gone by then.
+        """
+        if os.getppid() != self.daemon:
+            return False
+        family = socket.AF_INET if isinstance(self.bus.puburi, int) else socket.AF_UNIX
+        address = self.bus.puburi
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            return not probe.connect_ex(
+                ("127.0.0.1", address) if family == socket.AF_INET else address
+            )
 
     def turn(self):
         """Wait, and ask the present master; each minion has its own rhythm."""
-        time.sleep(random.uniform(0.8, 1.0) * self.interval)
+        due = time.monotonic() + random.uniform(0.8, 1.0) * self.interval
+        while (left := due - time.monotonic()) > 0:
+            if not self.minion_runs():
+                return
+            if self.act:
+                self._follow(min(left, SLICE))
+            else:
+                time.sleep(min(left, SLICE))
         master = self._present()
         # Salt looks for one already where there is none.
         if master is not None:
             self._judge(master)
+
+    def _follow(self, wait):
+        """
+        Send the returns of jobs to the new master that the minion's old one has not taken.
+
+        Salt drops them: it sends a return only to the master that the job came from.
+        """
+        event = self.bus.get_event(wait=wait, full=True)
+        tag, data = (event["tag"], event["data"]) if event else ("", {})
+        if tag.startswith(PAYLOAD) and data.get("cmd") == "_return":
+            self.returns[tag.rsplit("/", 2)[1]] = (tag, data, time.monotonic())
+        elif tag.startswith(TAKEN) and not data.get("error"):
+            self.returns.pop(tag.rpartition("/")[2], None)
+        if not self.returns:
+            return
+        master = self._present()
+        for number, (tag, data, since) in list(self.returns.items()):
+            if time.monotonic() - since > KEPT:
+                del self.returns[number]
+            elif master and tag != f"{PAYLOAD}{number}/{master}":
+                log.info("the return of job %s goes to %s", data.get("jid"), master)
+                self.returns[number] = (f"{PAYLOAD}{number}/{master}", data, since)
+                self._fire(data, f"{PAYLOAD}{number}/{master}")
 
     def _judge(self, master):
         # An answer to any of the questions counts, so that who is merely slow is not silent.
@@ -112,8 +167,7 @@ class _Watch:
     def _leave(self, master, better):
         """Have the minion do what it does when a connection ends: try the other masters."""
         log.warning("%s gives no answer, and %s does; moving on", master, ", ".join(better))
-        with salt.utils.event.get_event("minion", opts=__opts__, listen=False) as bus:
-            bus.fire_event({"master": master}, salt.minion.master_event(type="disconnected"))
+        self._fire({"master": master}, salt.minion.master_event(type="disconnected"))
         deadline = time.monotonic() + 2 * self.interval
         while self._present() in (None, master) and time.monotonic() < deadline:
             time.sleep(POLL)
@@ -142,5 +196,8 @@ class _Watch:
             "events": None,
             "pretag": None,
         }
+        self._fire(event, "fire_master")
+
+    def _fire(self, data, tag):
         with salt.utils.event.get_event("minion", opts=__opts__, listen=False) as bus:
-            bus.fire_event(event, "fire_master")
+            bus.fire_event(data, tag)

@@ -51,8 +51,10 @@ DERIVED_MINION = (
     "multimaster",
     *FAILOVER,
 )
-# Derived from the number of minions, where ``minion:config`` does not say otherwise.
-SIZED = (
+# Derived where ``minion:config`` does not say otherwise.
+PREFERRED = (
+    "zmq_monitor",
+    "return_retry_tries",
     "recon_default",
     "recon_max",
     "random_reauth_delay",
@@ -167,7 +169,7 @@ def parse(declaration: Any) -> Topology:
         masters=masters,
         minions=declaration.get("minions") or SOME_MINIONS,
         failover=dict(failover),
-        cutover={"masters": 1, "timeout": 30} | dict(declaration.get("cutover") or {}),
+        cutover={"masters": 1, "timeout": 20} | dict(declaration.get("cutover") or {}),
         master_config=dict(declaration.get("master", {}).get("config") or {}),
         minion_config=dict(declaration.get("minion", {}).get("config") or {}),
         replace_keypair=declaration.get("replace_keypair", False),
@@ -215,6 +217,15 @@ def minion_settings(topology: Topology, minion_id: str) -> list[Setting]:
     if failover:
         settings += _failover_settings(topology, interval)
     else:
+        settings.append(
+            Setting(
+                "zmq_monitor",
+                False,
+                "at the end of a connection Salt 3008 would drop the channel to that master, and "
+                "with it the returns of its jobs, until it has signed in again; ZeroMQ connects "
+                "again by itself, and returns are sent again",
+            )
+        )
         settings.append(
             Setting(
                 "retry_dns",
@@ -287,6 +298,12 @@ def _comeback_settings(number: int, interval: int) -> list[Setting]:
     spread = max(1, min(LONGEST_SPREAD, math.ceil(number / COMEBACKS_PER_SECOND)))
     least = 100
     return [
+        Setting(
+            "return_retry_tries",
+            12,
+            "each takes 5 to 10 s: the return of a job waits a minute or more for a master that "
+            "restarts, rather than 15 s",
+        ),
         Setting("recon_default", least, "milliseconds; a returning master is found at once"),
         Setting(
             "recon_max",

@@ -238,10 +238,11 @@ class TestClean:
         with compiler.files(DROP_IN, MADE_BY_US):
             states = compiler.compile(node, "multimaster.clean")
         assert states.errors == []
-        assert states.ids()[:4] == [
+        assert states.ids()[:5] == [
             "multimaster-modules",
             "multimaster-states",
             "multimaster-utils",
+            "multimaster-engines",
             "multimaster-clean-again",
         ]
         assert states.get("multimaster-clean-again")["failhard"] is True

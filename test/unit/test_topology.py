@@ -256,7 +256,7 @@ def test_refuses_a_derived_option_set_by_hand(role, name):
 def test_every_derived_minion_option_is_refused_in_config(mode):
     parsed = topology.parse(declare(mode=mode))
     derived = {setting.option for setting in topology.minion_settings(parsed, "web1")}
-    assert derived - set(topology.SIZED) <= set(topology.DERIVED_MINION)
+    assert derived - set(topology.PREFERRED) <= set(topology.DERIVED_MINION)
 
 
 def test_every_derived_master_option_is_refused_in_config_or_extended():
