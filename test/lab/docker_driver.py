@@ -195,6 +195,12 @@ class DockerDriver:
 
         _each(flush, lab.hosts)
 
+    def subscribed(self, lab: Lab, host: Host) -> set[str]:
+        """Return the ids of the masters to whose publishers a host's minion listens."""
+        argv = [*_SOCKETS, "dport = :4505"]
+        peers = {line.split()[-1] for line in self._must(lab, host, argv).splitlines()}
+        return {master.id for master in lab.masters if f"{master.address}:4505" in peers}
+
     def down(self, lab: Lab) -> None:
         """Remove every container and network with this laboratory's label, and nothing else."""
         if not _marker(lab).exists():
@@ -330,8 +336,7 @@ class DockerDriver:
 
     def _wait_for_answers(self, lab: Lab, master: Host, publish_port: int) -> None:
         addresses = {host.address for host in lab.hosts}
-        sockets = ["ss", "--tcp", "--numeric", "--no-header", "state", "established"]
-        sockets += [f"sport = :{publish_port}"]
+        sockets = [*_SOCKETS, f"sport = :{publish_port}"]
 
         def missing() -> set[str]:
             lines = self._must(lab, master, sockets).splitlines()
@@ -361,6 +366,7 @@ class DockerDriver:
 
 
 _IPTABLES = ["iptables", "--wait", "10"]
+_SOCKETS = ["ss", "--tcp", "--numeric", "--no-header", "state", "established"]
 
 _NO_CLIENT = "no docker client on this machine; install Docker, or use --driver process"
 
