@@ -37,6 +37,9 @@ ANSWER_TIMEOUT = 240
 # The chain that holds the partitions, so that healing is to empty it.
 CHAIN = "LAB-CUT"
 
+# Microseconds in which a throttled host gets its share of a processor.
+PERIOD = 100_000
+
 SIGNALS = {"kill": "SIGKILL", "freeze": "SIGSTOP", "thaw": "SIGCONT"}
 
 
@@ -194,6 +197,20 @@ class DockerDriver:
                 self._must(lab, host, [*_IPTABLES, "--flush", CHAIN])
 
         _each(flush, lab.hosts)
+
+    def pause(self, lab: Lab, host: Host) -> None:
+        """Stop all processes of a host; its kernel still answers, see :meth:`cut`."""
+        _docker("pause", container(lab, host))
+
+    def resume(self, lab: Lab, host: Host) -> None:
+        """Undo :meth:`pause`."""
+        _docker("unpause", container(lab, host))
+
+    def throttle(self, lab: Lab, host: Host, share: float | None) -> None:
+        """Limit a host to a share of one processor; None takes the limit away."""
+        quota = -1 if share is None else round(share * PERIOD)
+        limits = [f"--cpu-period={PERIOD}", f"--cpu-quota={quota}"]
+        _docker("update", *limits, container(lab, host))
 
     def subscribed(self, lab: Lab, host: Host) -> set[str]:
         """Return the ids of the masters to whose publishers a host's minion listens."""

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ RATE = 3.0
 LOOK = 0.5
 # Seconds for a client to end: what it does at that moment may have to time out.
 STOP = 30
-RETURN = re.compile(r"salt/job/(\d+)/ret/([\w.-]+)")
+RETURN = re.compile(r"'_stamp': '([^']+)'}, 'tag': 'salt/job/(\d+)/ret/([\w.-]+)'")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Account:
     """What became of every job that a master accepted."""
 
     accepted: list[Given] = field(default_factory=list)
-    # Accepted for a minion that was just leaving that master, or coming to it.
+    # Not run, and accepted for a minion that was just leaving that master, or coming to it.
     moving: list[Given] = field(default_factory=list)
     # The return is in a job cache, or passed a master's bus.
     returned: list[Given] = field(default_factory=list)
@@ -116,10 +117,36 @@ class Load:
         # The last one may be half written.
         return [json.loads(line) for line in lines if line.endswith("}")]
 
-    def taken(self, master: str, since: float = 0) -> list[float]:
-        """Return when a master took a job, after ``since`` (seconds since the epoch)."""
-        taken = (said["at"] for said in self.attempts(master) if said.get("jid"))
-        return [at for at in taken if at > since]
+    def taken(self, master: str, since: float) -> float | None:
+        """Return when (epoch) a master took the first job that it was given after ``since``."""
+        for said in self.attempts(master):
+            if said.get("jid") and said["asked"] >= since:
+                return float(said["at"])
+        return None
+
+    def answered(self, since: float, *masters: str) -> float | None:
+        """
+        Return how long after ``since`` (epoch) every minion had answered.
+
+        Only jobs count that were given after ``since`` to one of these masters; None: not yet.
+        """
+        soonest: dict[str, float] = {}
+        for master in masters:
+            seen = self._seen(master)
+            for said in self.attempts(master):
+                if not said.get("jid") or said["asked"] < since:
+                    continue
+                for minion in self.minions:
+                    at = seen.get((said["jid"], minion))
+                    if at is not None:
+                        soonest[minion] = min(at, soonest.get(minion, at))
+        return max(soonest.values()) - since if len(soonest) == len(self.minions) else None
+
+    def until_answered(self, since: float, patience: float, *masters: str) -> float:
+        """Wait for :meth:`answered`; the result is that of the soonest jobs, not of the wait."""
+        what = f"an answer of {', '.join(self.minions)} through {' or '.join(masters)}"
+        until(lambda: self.answered(since, *masters) is not None, patience, what)
+        return float(self.answered(since, *masters) or 0)
 
     def account(self, patience: float) -> Account:
         """Find out what became of each accepted job; wait so many seconds for returns to come."""
@@ -146,6 +173,8 @@ class Load:
         with contextlib.suppress(LabError):
             until(complete, patience, "all returns", interval=1)
         executed = {minion: self._executed(minion) for minion in self.minions}
+        account.accepted += [g for g in account.moving if executed[g.minion][g.jid]]
+        account.moving = [g for g in account.moving if not executed[g.minion][g.jid]]
         for given in account.accepted:
             times = executed[given.minion][given.jid]
             if (given.jid, given.minion) in returned:
@@ -212,13 +241,20 @@ class Load:
         """Return jobs and minions of the returns in any master's job cache or on its bus."""
         found: set[tuple[str, str]] = set()
         for master in self.lab.lab.masters:
-            found.update(RETURN.findall(self.lab.events(master.id)))
+            found.update(self._seen(master.id))
             argv = [self.lab.python, "-c", PROGRAM.read_text(), f"{master.config_dir}/master"]
             done = self.lab.run(master.id, *argv, "returned", input="\n".join(jids))
             assert done.returncode == 0, done.stderr
             for jid, minions in json.loads(done.stdout).items():
                 found.update((jid, minion) for minion in minions)
         return found
+
+    def _seen(self, master: str) -> dict[tuple[str, str], float]:
+        """Return the returns that have passed a master's bus: job and minion, and when (epoch)."""
+        return {
+            (jid, minion): datetime.fromisoformat(stamp).replace(tzinfo=timezone.utc).timestamp()
+            for stamp, jid, minion in RETURN.findall(self.lab.events(master))
+        }
 
     def _executed(self, minion: str) -> Counter[str]:
         """Return how often a minion has run each job."""
@@ -247,3 +283,10 @@ def load(
         yield running
     finally:
         running.stop()
+
+
+def current(lab: Laboratory) -> str:
+    """Return the master that the first plain minion listens to: in failover mode, the one."""
+    minion = next(host for host in lab.lab.hosts if "master" not in host.roles)
+    found = until(lambda: lab.driver.subscribed(lab.lab, minion), 60, f"a master of {minion.id}")
+    return min(found)

@@ -4,8 +4,9 @@ Takes the path of the master's configuration, what to do, and for that:
 
 ``give INTERVAL DURATION MINIONS``
     Until its input ends: one job each INTERVAL seconds for the minions of that list, which lasts
-    DURATION seconds, and a line of JSON for each: ``at``, when the master's answer was there
-    (epoch), and ``jid`` and ``minions`` of a job that it has taken, else ``refused`` with the reason.
+    DURATION seconds.  A line of JSON for each: ``asked`` and ``at``, when the master was asked and
+    when its answer was there (epoch), and ``jid`` and ``minions`` of a job that it has taken, else
+    ``refused`` with the reason.
 ``returned``
     Reads ids of jobs, and prints one line of JSON: each id with the minions whose return is in the
     master's job cache.
@@ -32,14 +33,14 @@ def give(opts, interval, duration, minions):
     while not select.select([sys.stdin], [], [], max(0, due - time.monotonic()))[0]:
         # What was missed while the master did not answer is not made up for.
         due = max(due + interval, time.monotonic())
-        said = {}
+        said, asked = {}, time.time()
         try:
             client = client or salt.client.LocalClient(mopts=opts)
             argv = [minions, "lab_evidence.note", [duration]]
             said = client.pub(*argv, tgt_type="list", timeout=PATIENCE) or {"refused": "no answer"}
         except (salt.exceptions.SaltException, OSError) as err:
             said["refused"] = str(err)[:80] or type(err).__name__
-        print(json.dumps({**said, "at": time.time()}), flush=True)
+        print(json.dumps({**said, "asked": asked, "at": time.time()}), flush=True)
 
 
 def returned(opts):
