@@ -1,10 +1,11 @@
 #!py
 """
 Gives a master-to-be, and nobody else, the masters' shared key pair, sealed to that host's own
-accepted minion key.  What travels, and what every cache and log may hold, is ciphertext.
+accepted minion key.  What travels, and what every cache and log may hold, is ciphertext.  And gives
+everybody the number of minions, unless the declaration says it.
 
-Renders on the master, next to the declaration in ``init.sls``; assign it to every minion, since it
-is empty for all but the declared masters.  The counterpart of ``seal`` is ``open_bundle`` in
+Renders on the master, next to the declaration in ``init.sls``; assign it to every minion, since
+there is a key pair in it for the declared masters only.  The counterpart of ``seal`` is ``open_bundle`` in
 ``salt/_utils/multimaster_keypair.py``.
 """
 
@@ -29,14 +30,23 @@ log = logging.getLogger(__name__)
 
 
 def run():
-    """Return ``multimaster:keypair:sealed`` for a declared master, else nothing."""
+    """Return ``multimaster:minions``, and for a master ``multimaster:keypair:sealed``."""
     minion_id = __opts__["id"]
-    masters = _declared_masters()
+    declaration = _declaration()
     # The role is "minion" in a masterless run: there is no master here to give anything.
-    if minion_id not in masters or __opts__.get("__role") == "minion":
+    if __opts__.get("__role") == "minion":
         return {}
     # While a pillar is made, the options carry the minion's id in place of the master's.
     master_opts = master_config(__opts__["conf_file"])
+    given = {} if "minions" in declaration else {"minions": _magnitude(master_opts)}
+    masters = _ids(declaration)
+    if minion_id in masters:
+        given |= _keypair(master_opts, minion_id, masters)
+    return {"multimaster": given} if given else {}
+
+
+def _keypair(master_opts, minion_id, masters):
+    """Return the sealed key pair, or nothing for a host whose minion this master does not know."""
     recipient = _accepted_key(master_opts, minion_id)
     pair = {suffix: _master_key(master_opts, suffix) for suffix in ("pem", "pub")}
     if recipient is None or None in pair.values():
@@ -44,7 +54,7 @@ def run():
         return {}
     accepted = {master: _accepted_key(master_opts, master) for master in masters}
     content = {**pair, "minions": {name: key for name, key in accepted.items() if key}}
-    return {"multimaster": {"keypair": {"sealed": seal(content, minion_id, recipient)}}}
+    return {"keypair": {"sealed": seal(content, minion_id, recipient)}}
 
 
 def seal(content, minion_id, recipient):
@@ -66,7 +76,23 @@ def seal(content, minion_id, recipient):
     return json.dumps({"version": VERSION, **envelope})
 
 
-def _declared_masters():
+def _magnitude(opts):
+    """
+    Return the number of accepted minions, rounded up to a power of ten.
+
+    Rounded, or each new minion would change the configuration of all the others.
+    """
+    if opts.get("keys.cache_driver", "localfs_key") == "localfs_key":
+        try:
+            known = len(os.listdir(os.path.join(opts["pki_dir"], "minions")))
+        except FileNotFoundError:
+            known = 0
+    else:
+        known = len(_key_cache(opts).list("keys"))
+    return 10 ** max(2, len(str(max(0, known - 1))))
+
+
+def _declaration():
     """Render the declaration beside this file, as Salt renders it for this minion."""
     path = os.path.join(os.path.dirname(__file__), "init.sls")
     declaration = compile_template(
@@ -79,8 +105,13 @@ def _declared_masters():
         sls=sls.rpartition(".")[0],
         _pillar_rend=True,
     )
+    declared = declaration.get("multimaster") if isinstance(declaration, dict) else None
+    return declared if isinstance(declared, dict) else {}
+
+
+def _ids(declaration):
     try:
-        return [master["id"] for master in declaration["multimaster"]["masters"]]
+        return [master["id"] for master in declaration["masters"]]
     except (KeyError, TypeError):
         # Refused, with the reason, by the states; a failed pillar would only hide that.
         return []

@@ -39,9 +39,12 @@ __func_alias__ = {"list_masters": "masters"}
 
 # Custom code that has to be the file server's, or the states would run with an older version's.
 SYNCED = {
+    "engines": ("multimaster_minion.py",),
     "modules": ("multimaster.py",),
     "states": ("multimaster.py",),
     "utils": (
+        "multimaster_cutover.py",
+        "multimaster_dial.py",
         "multimaster_keypair.py",
         "multimaster_ledger.py",
         "multimaster_restart.py",
@@ -98,9 +101,12 @@ def list_masters():
     """
     Tell which masters this minion is configured for and which of them it is connected to.
 
-    Returns ``configured`` and ``connected``, lists of addresses.  Connected means an established
-    connection of the minion's own process to that master's publisher, which exists only after that
-    master has authenticated the minion.
+    Returns ``configured``, ``connected`` and ``silent``, lists of addresses.  Connected means an
+    established connection of the minion's own process to that master's publisher, which exists only
+    after that master has authenticated the minion.  Silent is a master that did not answer the
+    minion's last questions.  ``cutover`` tells how the last change of its configuration went:
+    ``step`` (kept, restored, or how far it has come), ``heard`` (the masters that answered), and
+    ``wanted``, the masters that the minion went back from.
 
     CLI Example:
 
@@ -110,12 +116,43 @@ def list_masters():
     """
     opts = _effective("minion", _config_dir())
     configured = opts["master"] if isinstance(opts["master"], list) else [opts["master"]]
-    # The port is what the masters told this minion's daemon when it signed in.
-    peers = _publisher_connections(opts["pidfile"], __opts__.get("publish_port", 4505))
+    daemon = _daemon(opts["pidfile"])
+    connected = []
+    if daemon is not None:
+        connected = __utils__["multimaster_dial.connected"](
+            daemon.pid, configured, opts["master_port"]
+        )
+    silent = pathlib.Path(opts["cachedir"], "multimaster", "silent")
+    journal = __utils__["multimaster_cutover.read"](_journal(opts))
+    told = ("step", "wanted", "heard", "seconds")
     return {
         "configured": configured,
-        "connected": [address for address in configured if _resolve(address) & peers],
+        "connected": connected,
+        "silent": [address for address in configured if (silent / address).exists()],
+        "cutover": {name: journal[name] for name in told if name in journal},
     }
+
+
+def settings():
+    """
+    Show what the declaration in this minion's pillar comes to on this host, and why.
+
+    Returns option -> ``value`` and ``reason``, for each option that the formula derives for the
+    minion.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call multimaster.settings
+        salt-call multimaster.settings --out json
+    """
+    declaration = dict(__pillar__.get("multimaster") or {})
+    declaration.pop("keypair", None)
+    with _translated():
+        topology = __utils__["multimaster_topology.parse"](declaration)
+        derived = __utils__["multimaster_topology.minion_settings"](topology, __opts__["id"])
+    return {s.option: {"value": s.value, "reason": s.reason} for s in derived}
 
 
 def report(timeout=5, target=None):
@@ -514,6 +551,65 @@ def stale(service, files, config_dir=None):
     return [path for path in files if os.path.exists(path) and os.path.getmtime(path) > started]
 
 
+def prepare_cut_over(drop_in, options, service, masters, timeout, config_dir=None):
+    """
+    Save the minion's drop-in before another one is written, for the restart to go back to.
+
+    drop_in
+        Path of the drop-in.
+    options
+        The content that it will have; there is nothing to be done if it has that already.
+    service
+        Name of the minion's service.
+    masters, timeout
+        How many masters have to answer after the restart, and within how many seconds.
+
+    Returns whether the restart is to be a cut-over: not for a minion that does not run.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 multimaster.prepare_cut_over /etc/salt/minion.d/multimaster.conf \\
+            '{master: [192.0.2.1]}' salt-minion 1 30
+    """
+    opts = _effective("minion", config_dir or _config_dir())
+    path = _journal(opts)
+    if salt.utils.yaml.safe_load(_read(pathlib.Path(drop_in)) or "") == options:
+        return False
+    if _daemon(opts["pidfile"]) is None:
+        __utils__["multimaster_cutover.forget"](path)
+        return False
+    __utils__["multimaster_cutover.prepare"](path, drop_in, service, masters, timeout)
+    return True
+
+
+def finish_cut_over():
+    """
+    Have a cut-over go on that was begun, and that nobody works on any more.
+
+    Returns whether there was one.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 multimaster.finish_cut_over
+    """
+    config_dir = _config_dir()
+    path = _journal(_effective("minion", config_dir))
+    if not __utils__["multimaster_cutover.pending"](path):
+        return False
+    journal = __utils__["multimaster_cutover.read"](path)
+    lock = __utils__["multimaster_restart.lock_path"](_restart_log(config_dir), journal["service"])
+    with __utils__["multimaster_cutover.alone"](lock, False) as free:
+        if not free:
+            return False
+    log.warning("The change to a new configuration was broken off; it goes on")
+    _launch(journal["service"], 600, config_dir)
+    return True
+
+
 def restart(service, timeout=600, config_dir=None):
     """
     Restart a Salt daemon of this host after the job that calls this is over and has been returned.
@@ -531,37 +627,9 @@ def restart(service, timeout=600, config_dir=None):
 
         salt web1 multimaster.restart salt-minion
     """
-    config_dir = config_dir or _config_dir()
-    opts = _effective(_role(service), config_dir)
-    logs = os.path.dirname(_effective("minion", config_dir)["log_file"])
-    log_file = os.path.join(logs, "multimaster-restart.log")
-    argv = [
-        sys.executable,
-        __utils__["multimaster_restart.program"](),
-        f"--config={os.path.join(config_dir, 'minion')}",
-        f"--service={service}",
-        f"--pidfile={opts['pidfile']}",
-        f"--pid={os.getpid()}",
-        f"--jid={_jid()}",
-        f"--timeout={timeout}",
-        f"--log={log_file}",
-    ]
-    if _role(service) == "master":
-        argv.append(f"--master-config={os.path.join(config_dir, 'master')}")
-    if salt.utils.systemd.booted(__context__) and not __opts__.get("providers", {}).get("service"):
-        # A unit of its own: stopping the minion's unit would end everything in it.
-        argv = ["systemd-run", "--no-block", "--collect", "--quiet", *argv]
-    else:
-        # Whose parent is init, and so nobody that the daemon could take down with it.
-        argv = ["setsid", "--fork", *argv]
-    # Not a pipe: the helper would hold it open, and this job would wait for the helper's end.
-    with open(log_file, "ab") as output:
-        result = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False
-        )
-    if result.returncode:
-        raise CommandExecutionError(f"cannot restart {service}; see {log_file}")
-    return True
+    return _launch(
+        service, timeout, config_dir or _config_dir(), f"--pid={os.getpid()}", f"--jid={_jid()}"
+    )
 
 
 def leave(service="salt-master", config_dir=None, test=False):
@@ -643,7 +711,8 @@ def unresolved(addresses):
 
         salt '*' multimaster.unresolved '[192.0.2.1, salt.example.com]'
     """
-    return [address for address in addresses if not _resolve(address)]
+    resolve = __utils__["multimaster_dial.resolve"]
+    return [address for address in addresses if not resolve(address)]
 
 
 def daemon_group(role, config_dir=None):
@@ -680,6 +749,49 @@ def _role(service):
     return "master" if "master" in service else "minion"
 
 
+def _journal(opts):
+    return __utils__["multimaster_cutover.journal_path"](opts["cachedir"])
+
+
+def _restart_log(config_dir):
+    logs = os.path.dirname(_effective("minion", config_dir)["log_file"])
+    return os.path.join(logs, "multimaster-restart.log")
+
+
+def _launch(service, timeout, config_dir, *job):
+    """Start the program that restarts a daemon; it outlives this process, and the minion's."""
+    opts = _effective(_role(service), config_dir)
+    log_file = _restart_log(config_dir)
+    argv = [
+        sys.executable,
+        __utils__["multimaster_restart.program"](),
+        f"--config={os.path.join(config_dir, 'minion')}",
+        f"--service={service}",
+        f"--pidfile={opts['pidfile']}",
+        f"--timeout={timeout}",
+        f"--log={log_file}",
+        *job,
+    ]
+    if _role(service) == "master":
+        argv.append(f"--master-config={os.path.join(config_dir, 'master')}")
+    else:
+        argv.append(f"--journal={_journal(opts)}")
+    if salt.utils.systemd.booted(__context__) and not __opts__.get("providers", {}).get("service"):
+        # A unit of its own: stopping the minion's unit would end everything in it.
+        argv = ["systemd-run", "--no-block", "--collect", "--quiet", *argv]
+    else:
+        # Whose parent is init, and so nobody that the daemon could take down with it.
+        argv = ["setsid", "--fork", *argv]
+    # Not a pipe: the helper would hold it open, and this job would wait for the helper's end.
+    with open(log_file, "ab") as output:
+        result = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False
+        )
+    if result.returncode:
+        raise CommandExecutionError(f"cannot restart {service}; see {log_file}")
+    return True
+
+
 def _jid():
     """Return the id of the job that this process works on, or an empty string."""
     for path in pathlib.Path(__opts__["cachedir"], "proc").glob("*"):
@@ -713,25 +825,6 @@ def _daemon(pidfile):
     except (OSError, ValueError, psutil.NoSuchProcess):
         return None
     return None if process.status() == psutil.STATUS_ZOMBIE else process
-
-
-def _publisher_connections(pidfile, port):
-    """Return the addresses of the publishers that the minion daemon is connected to."""
-    daemon = _daemon(pidfile)
-    peers = set()
-    for process in [daemon, *daemon.children(recursive=True)] if daemon else []:
-        with contextlib.suppress(psutil.Error):
-            for connection in process.net_connections("tcp"):
-                if connection.status == psutil.CONN_ESTABLISHED and connection.raddr.port == port:
-                    peers.add(connection.raddr.ip.removeprefix("::ffff:"))
-    return peers
-
-
-def _resolve(address):
-    try:
-        return {entry[4][0] for entry in socket.getaddrinfo(address, None)}
-    except socket.gaierror:
-        return set()
 
 
 def _bundle():

@@ -55,8 +55,25 @@ def minion_config(name, declaration, config_dir):
         Directory of the configuration that it belongs to.
     """
     topology = __utils__["multimaster_topology.parse"](declaration)
-    options = __utils__["multimaster_topology.minion_options"](topology, __opts__["id"])
-    return _write_drop_in(name, "minion", options, config_dir)
+    try:
+        existing = __salt__["multimaster.check_config"]("minion", None, config_dir)
+    except CommandExecutionError as err:
+        return _failed(_ret(name), str(err))
+    options = __utils__["multimaster_topology.minion_options"](topology, __opts__["id"], existing)
+    return _write_drop_in(
+        name,
+        "minion",
+        options,
+        config_dir,
+        lambda: __salt__["multimaster.prepare_cut_over"](
+            name,
+            options,
+            (declaration.get("minion") or {}).get("service", "salt-minion"),
+            topology.cutover["masters"],
+            topology.cutover["timeout"],
+            config_dir,
+        ),
+    )
 
 
 def master_config(name, declaration, config_dir, extension_dir):
@@ -287,10 +304,12 @@ def _master_options(declaration, config_dir, extension_dir):
     )
 
 
-def _write_drop_in(name, role, options, config_dir):
+def _write_drop_in(name, role, options, config_dir, prepare=None):
     """Check the drop-in with Salt's loader, then leave the writing to ``file.serialize``."""
     try:
         __salt__["multimaster.check_config"](role, options, config_dir)
+        if prepare and not __opts__["test"]:
+            prepare()
     except CommandExecutionError as err:
         return _failed(_ret(name), str(err))
     ret = __states__["file.serialize"](

@@ -5,11 +5,11 @@ the core, and here because it has to be a file on every host.
 A daemon that stops takes its job processes with it, children and all, so this runs as a program of
 its own, outside the daemon's process tree.  It waits until the job that asked for it, and every
 other job of this minion, is over and has been returned, and then restarts the service through
-Salt's ``service`` module.
+Salt's ``service`` module.  With a journal of ``multimaster_cutover`` it also sees to it that a
+master answers to the minion afterwards.
 """
 
 import argparse
-import fcntl
 import logging
 import os
 import sys
@@ -29,6 +29,11 @@ def program() -> str:
     return os.path.abspath(__file__)
 
 
+def lock_path(log_file: str, service: str) -> str:
+    """Return the file that is locked while a service's restart is under way."""
+    return f"{log_file}.{service}.lock"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns 0 when the service runs with a daemon younger than the request."""
     args = _parser().parse_args(argv)
@@ -37,12 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=logging.INFO,
         format=f"%(asctime)s {args.service} [%(process)d] %(message)s",
     )
+    # The file beside this one: not to be found while Salt's loader looks at this one.
+    import multimaster_cutover as cutover
+
     requested = time.time()
     deadline = time.monotonic() + args.timeout
     log.info("restart requested by process %s, job %s", args.pid, args.jid or "none")
-    with open(f"{args.log}.{args.service}.lock", "w") as lock:
-        # One restart at a time; whoever comes second may find the work done.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    # One restart at a time; whoever comes second may find the work done.
+    with cutover.alone(lock_path(args.log, args.service)):
         import salt.config
 
         opts = salt.config.minion_config(args.config)
@@ -50,10 +57,50 @@ def main(argv: Sequence[str] | None = None) -> int:
             log.warning("jobs still run after %s s; restarting all the same", args.timeout)
         if args.master_config and args.jid:
             _wait_for_returns(args.master_config, args.jid, deadline)
+        if args.journal and cutover.pending(args.journal):
+            return _cut_over(args, opts, deadline)
         if _started(args.pidfile) > requested:
             log.info("restarted meanwhile")
             return 0
         return _restart(opts, args.service, args.pidfile)
+
+
+def _cut_over(args: argparse.Namespace, opts: dict[str, Any], deadline: float) -> int:
+    """Take the minion to its new configuration, or back; tell its masters which."""
+    import salt.config
+
+    import multimaster_cutover as cutover
+
+    def restart() -> bool:
+        # Jobs may have come since the first restart.
+        _wait(lambda: not _jobs(opts), deadline)
+        return _restart(opts, args.service, args.pidfile) == 0
+
+    journal = cutover.carry_out(
+        args.journal,
+        opts=lambda: dict(salt.config.minion_config(args.config)),
+        daemon=lambda: _daemon(args.pidfile),
+        begun=lambda: _started(args.pidfile),
+        restart=restart,
+    )
+    if journal.get("step") not in cutover.OUTCOMES:
+        return 1
+    _tell(opts, {name: journal[name] for name in ("step", "heard", "seconds")})
+    return 0 if journal["step"] == "kept" else 1
+
+
+def _tell(opts: dict[str, Any], data: dict[str, Any]) -> None:
+    """Send an event to every master that the minion is connected to, as its own jobs do."""
+    import salt.utils.event
+
+    event = {
+        "data": data,
+        "tag": f"multimaster/minion/{opts['id']}/cutover",
+        "events": None,
+        "pretag": None,
+    }
+    with salt.utils.event.get_event("minion", opts=opts, listen=False) as bus:
+        bus.fire_event(event, "fire_master")
 
 
 def _restart(opts: dict[str, Any], service: str, pidfile: str) -> int:
@@ -121,14 +168,22 @@ def _jobs(opts: dict[str, Any]) -> list[Any]:
     return list(salt.utils.minion.running(opts))
 
 
+def _daemon(pidfile: str) -> int:
+    """Return the process id in a pid file; else 0."""
+    try:
+        with open(pidfile) as handle:
+            return int(handle.read())
+    except (OSError, ValueError):
+        return 0
+
+
 def _started(pidfile: str) -> float:
     """Return when the daemon of a pid file was started, in seconds since the epoch; else 0."""
     import psutil
 
     try:
-        with open(pidfile) as handle:
-            return float(psutil.Process(int(handle.read())).create_time())
-    except (OSError, ValueError, psutil.NoSuchProcess):
+        return float(psutil.Process(_daemon(pidfile)).create_time()) if _daemon(pidfile) else 0.0
+    except psutil.NoSuchProcess:
         return 0.0
 
 
@@ -137,9 +192,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, help="the minion's configuration file")
     parser.add_argument("--service", required=True)
     parser.add_argument("--pidfile", required=True)
-    parser.add_argument("--pid", type=int, required=True, help="process of the job")
+    parser.add_argument("--pid", type=int, default=0, help="process of the job")
     parser.add_argument("--jid", default="")
     parser.add_argument("--master-config", default="", help="wait for the job's returns there too")
+    parser.add_argument("--journal", default="", help="of the minion's cut-over")
     parser.add_argument("--timeout", type=float, required=True, help="seconds")
     parser.add_argument("--log", required=True)
     return parser

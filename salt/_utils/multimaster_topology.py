@@ -12,7 +12,7 @@ import ipaddress
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 MODES = ("hot", "failover")
@@ -20,11 +20,22 @@ METHODS = ("none", "pkg")
 
 # Salt's options for failover, each with the test that its value must pass.
 FAILOVER = {
-    "master_alive_interval": "seconds",
+    "master_alive_interval": "interval",
     "random_master": "boolean",
     "master_failback": "boolean",
-    "master_failback_interval": "seconds",
+    "master_failback_interval": "interval",
+    "master_tries": "tries",
 }
+
+# What one master is to bear, per second: questions of the liveness probe, and minions that come
+# back after it was away.  Each question takes a worker some milliseconds; a connection, less.
+QUESTIONS_PER_SECOND = 100
+COMEBACKS_PER_SECOND = 500
+# Minions that are reckoned with where nobody said how many there are.
+SOME_MINIONS = 1000
+# Seconds.
+SHORTEST_INTERVAL = 10
+LONGEST_SPREAD = 60
 
 # Set by the formula: in ``config`` they would contradict the declaration.
 DERIVED_MASTER = ("id", "master_sign_pubkey", "multimaster")
@@ -39,6 +50,17 @@ DERIVED_MINION = (
     "auth_retries",
     "multimaster",
     *FAILOVER,
+)
+# Derived where ``minion:config`` does not say otherwise.
+PREFERRED = (
+    "zmq_monitor",
+    "return_retry_tries",
+    "recon_default",
+    "recon_max",
+    "random_reauth_delay",
+    "tcp_keepalive_idle",
+    "tcp_keepalive_intvl",
+    "tcp_keepalive_cnt",
 )
 
 _ID = re.compile(r"(?!\.{1,2}$)[^\s/\\\0]+")
@@ -72,7 +94,9 @@ class Topology:
 
     mode: str
     masters: tuple[Master, ...]
+    minions: int = SOME_MINIONS
     failover: Mapping[str, Any] = field(default_factory=dict)
+    cutover: Mapping[str, Any] = field(default_factory=dict)
     master_config: Mapping[str, Any] = field(default_factory=dict)
     minion_config: Mapping[str, Any] = field(default_factory=dict)
     replace_keypair: bool = False
@@ -119,12 +143,15 @@ def parse(declaration: Any) -> Topology:
     if isinstance(failover, Mapping):
         if failover and mode == "hot":
             refuse("failover", sorted(map(str, failover)), "no failover options with mode: hot")
-        if failover.get("master_failback") and not failover.get("master_alive_interval"):
+        if "master_failback_interval" in failover and failover.get("master_failback") is not True:
             refuse(
-                "failover:master_alive_interval",
-                failover.get("master_alive_interval", 0),
-                "a positive number of seconds with master_failback: true",
+                "failover:master_failback_interval",
+                failover["master_failback_interval"],
+                "an interval only with master_failback: true",
             )
+    required = _lookup(declaration, "cutover:masters")[1]
+    if _is_positive(required) and required > len(masters) > 0:
+        refuse("cutover:masters", required, f"at most the {len(masters)} masters that there are")
     for role, derived in (("master", DERIVED_MASTER), ("minion", DERIVED_MINION)):
         present, config = _lookup(declaration, f"{role}:config")
         if present and isinstance(config, Mapping):
@@ -140,46 +167,191 @@ def parse(declaration: Any) -> Topology:
     return Topology(
         mode=mode,
         masters=masters,
+        minions=declaration.get("minions") or SOME_MINIONS,
         failover=dict(failover),
+        cutover={"masters": 1, "timeout": 20} | dict(declaration.get("cutover") or {}),
         master_config=dict(declaration.get("master", {}).get("config") or {}),
         minion_config=dict(declaration.get("minion", {}).get("config") or {}),
         replace_keypair=declaration.get("replace_keypair", False),
     )
 
 
-def minion_options(topology: Topology, minion_id: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Setting:
+    """An option that follows from the declaration, and the reason for its value."""
+
+    option: str
+    value: Any
+    reason: str
+
+
+def minion_settings(topology: Topology, minion_id: str) -> list[Setting]:
     """
-    Derive the content of a minion's drop-in.
+    Derive what a minion's configuration has to say, each option with its reason.
 
     Minions on master hosts are hot whatever the mode: they are the masters' channel to each other.
     """
-    options: dict[str, Any] = {
-        "master": list(topology.addresses),
-        # One master's rejection would end the whole minion, its other masters included.
-        "rejected_retry": True,
-        # A new minion, or a new master, has its key accepted within seconds: ask again after
-        # 1, 2, and then every 4 seconds rather than every 10.
-        "acceptance_wait_time": 1,
-        "acceptance_wait_time_max": 4,
-    }
-    if topology.mode == "failover" and minion_id not in topology.ids:
-        options |= {
-            "master_type": "failover",
-            # A name that does not resolve must not keep the minion from trying the next master.
-            "retry_dns": 0,
-            # A pending or rejected key would pin the minion to that master for ever.
-            "auth_retries": 2,
-            "master_alive_interval": 10,
-            **topology.failover,
-        }
+    failover = topology.mode == "failover" and minion_id not in topology.ids
+    number = topology.minions
+    interval = topology.failover.get("master_alive_interval", probe_interval(number))
+    settings = [
+        Setting("master", list(topology.addresses), "the declared masters, in their order"),
+        Setting(
+            "master_type",
+            "failover" if failover else "str",
+            "mode: failover" if failover else "connected to all masters at once",
+        ),
+        Setting(
+            "rejected_retry",
+            True,
+            "one master's rejection would end the whole minion, its other masters included",
+        ),
+        Setting(
+            "acceptance_wait_time",
+            1,
+            "a new minion, or a new master, has its key accepted within seconds: ask again after "
+            "1, 2, and then every 4 seconds rather than every 10",
+        ),
+        Setting("acceptance_wait_time_max", 4, "see acceptance_wait_time"),
+    ]
+    if failover:
+        settings += _failover_settings(topology, interval)
     else:
-        options |= {
-            "master_type": "str",
-            # Seconds between two look-ups of one name: short, since all masters wait meanwhile.
-            # Not 0: then the entry would silently become 127.0.0.1.
-            "retry_dns": 5,
-        }
-    return options | dict(topology.minion_config)
+        settings.append(
+            Setting(
+                "zmq_monitor",
+                False,
+                "at the end of a connection Salt 3008 would drop the channel to that master, and "
+                "with it the returns of its jobs, until it has signed in again; ZeroMQ connects "
+                "again by itself, and returns are sent again",
+            )
+        )
+        settings.append(
+            Setting(
+                "retry_dns",
+                5,
+                "seconds between two look-ups of one name, for which all masters wait; not 0, "
+                "which would silently turn the entry into 127.0.0.1",
+            )
+        )
+    settings += _comeback_settings(number, interval)
+    config = topology.minion_config
+    return [
+        replace(setting, value=config[setting.option], reason="set under minion: config")
+        if setting.option in config
+        else setting
+        for setting in settings
+    ]
+
+
+def _failover_settings(topology: Topology, interval: int) -> list[Setting]:
+    declared = topology.failover
+    settings = [
+        Setting(
+            "retry_dns",
+            0,
+            "a name that does not resolve must not keep the minion from the next master",
+        ),
+        Setting("auth_retries", 2, "a pending or rejected key would pin the minion to that master"),
+        Setting(
+            "master_alive_interval",
+            interval,
+            "declared"
+            if "master_alive_interval" in declared
+            else f"{topology.minions} minions ask at most {QUESTIONS_PER_SECOND} questions a "
+            f"second in all, and each asks every {SHORTEST_INTERVAL} seconds or less often",
+        ),
+        Setting(
+            "random_master",
+            declared.get("random_master", False),
+            "declared" if "random_master" in declared else "the declared order is the preference",
+        ),
+        Setting(
+            "master_tries",
+            declared.get("master_tries", -1),
+            "declared"
+            if "master_tries" in declared
+            else "a minion that found no master goes on looking",
+        ),
+        Setting(
+            "master_failback",
+            declared.get("master_failback", False),
+            "declared"
+            if "master_failback" in declared
+            else "each return to the first master interrupts the minion once more",
+        ),
+    ]
+    if declared.get("master_failback"):
+        settings.append(
+            Setting(
+                "master_failback_interval",
+                declared.get("master_failback_interval", interval),
+                "declared"
+                if "master_failback_interval" in declared
+                else "as often as the present master is asked",
+            )
+        )
+    return settings
+
+
+def _comeback_settings(number: int, interval: int) -> list[Setting]:
+    spread = max(1, min(LONGEST_SPREAD, math.ceil(number / COMEBACKS_PER_SECOND)))
+    least = 100
+    return [
+        Setting(
+            "return_retry_tries",
+            12,
+            "each takes 5 to 10 s: the return of a job waits a minute or more for a master that "
+            "restarts, rather than 15 s",
+        ),
+        Setting("recon_default", least, "milliseconds; a returning master is found at once"),
+        Setting(
+            "recon_max",
+            spread * 1000 - least,
+            f"milliseconds: {number} minions come back within {spread} s, at most "
+            f"{COMEBACKS_PER_SECOND} a second",
+        ),
+        Setting(
+            "random_reauth_delay",
+            spread,
+            "seconds that a minion whose sign-in failed waits at most before it starts again: "
+            "spread like connections",
+        ),
+        Setting(
+            "tcp_keepalive_idle",
+            interval,
+            "a master's host that vanished without a word closes no connection; Salt's 300 "
+            "seconds would leave the minion deaf when the host is back",
+        ),
+        Setting("tcp_keepalive_intvl", max(1, interval // 3), "see tcp_keepalive_idle"),
+        Setting("tcp_keepalive_cnt", 3, "see tcp_keepalive_idle"),
+    ]
+
+
+def probe_interval(minions: int) -> int:
+    """Return the seconds between two questions of one minion to one master."""
+    return max(SHORTEST_INTERVAL, math.ceil(minions / QUESTIONS_PER_SECOND))
+
+
+def minion_options(
+    topology: Topology, minion_id: str, existing: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """
+    Derive the content of a minion's drop-in.
+
+    existing
+        The host's minion options without our drop-in: the engines found there are kept by naming
+        them, since a list in a drop-in takes the place of the main file's.
+    """
+    options = {s.option: s.value for s in minion_settings(topology, minion_id)}
+    config = topology.minion_config
+    probe = {
+        "masters": list(topology.addresses),
+        "act": options["master_type"] == "failover",
+        "interval": options.get("master_alive_interval", probe_interval(topology.minions)),
+    }
+    engines = _engines(config.get("engines", (existing or {}).get("engines")), "multimaster_minion")
+    return {**options, **config, "engines": [*engines, {"multimaster_minion": probe}]}
 
 
 def master_options(
@@ -195,17 +367,14 @@ def master_options(
         main file's, so the engines and module directories found there are kept by naming them.
     """
     config = topology.master_config
-    engines = config.get("engines", existing.get("engines")) or []
-    if isinstance(engines, Mapping):
-        # Salt takes that form, too; the one with a list has room for ours.
-        engines = [{name: options} for name, options in engines.items()]
+    engines = _engines(config.get("engines", existing.get("engines")), "multimaster")
     directories = config.get("module_dirs", existing.get("module_dirs")) or []
     return {
         **config,
         # The live key pair is named after the id; the default depends on the host's name.
         "id": master_id,
         "module_dirs": [*(path for path in directories if path != extensions), extensions],
-        "engines": [*(engine for engine in engines if not _is_ours(engine)), {"multimaster": {}}],
+        "engines": [*engines, {"multimaster": {}}],
         # For the engine and the runners, which have no pillar.
         "multimaster": {
             "mode": topology.mode,
@@ -223,8 +392,13 @@ def is_name(address: str) -> bool:
     return False
 
 
-def _is_ours(engine: Any) -> bool:
-    return engine == "multimaster" or (isinstance(engine, Mapping) and "multimaster" in engine)
+def _engines(value: Any, ours: str) -> list[Any]:
+    """Return the engines of a configuration that are not ours."""
+    engines = value or []
+    if isinstance(engines, Mapping):
+        # Salt takes that form, too; the one with a list has room for ours.
+        engines = [{name: options} for name, options in engines.items()]
+    return [e for e in engines if e != ours and not (isinstance(e, Mapping) and ours in e)]
 
 
 Refuse = Callable[[str, Any, str], None]
@@ -271,6 +445,14 @@ def _is_seconds(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_tries(value: Any) -> bool:
+    return _is_positive(value) or (value == -1 and not isinstance(value, float))
+
+
 def _is_word(value: Any) -> bool:
     return isinstance(value, str) and bool(_WORD.fullmatch(value))
 
@@ -289,6 +471,9 @@ def _is_boolean(value: Any) -> bool:
 
 _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "seconds": ("a number of seconds, 0 or more", _is_seconds),
+    "interval": ("a whole number of seconds, 1 or more", _is_positive),
+    "tries": ("-1, for ever, or a whole number, 1 or more", _is_tries),
+    "number": ("a whole number, 1 or more", _is_positive),
     "boolean": ("true or false", _is_boolean),
     "word": ("a name without spaces and quotes", _is_word),
     "mapping": ("a mapping", _is_mapping),
@@ -300,7 +485,9 @@ _SHAPE: dict[str, Any] = {
     "mode": None,
     "signing": None,
     "masters": None,
+    "minions": None,
     "failover": dict.fromkeys(FAILOVER),
+    "cutover": {"masters": None, "timeout": None},
     "replace_keypair": None,
     "install": {"method": None, "add_repository": None, "repository": None},
     "master": {"package": None, "service": None, "config": None},
@@ -312,7 +499,11 @@ _SHAPE: dict[str, Any] = {
 _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "mode": (", ".join(MODES), lambda value: isinstance(value, str) and value in MODES),
     "signing": ("false", lambda value: value is False),
+    "minions": ("a whole number, 1 or more", lambda value: value is None or _is_positive(value)),
     "failover": _KINDS["mapping"],
+    "cutover": _KINDS["mapping"],
+    "cutover:masters": _KINDS["number"],
+    "cutover:timeout": _KINDS["number"],
     "replace_keypair": _KINDS["boolean"],
     "install": _KINDS["mapping"],
     "install:method": (
@@ -331,6 +522,8 @@ _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "minion": _KINDS["mapping"],
     "minion:service": _KINDS["word"],
     "minion:config": _KINDS["mapping"],
+    # Extended by the formula, like the master's.
+    "minion:config:engines": ("a list or a mapping", lambda value: isinstance(value, (list, dict))),
     "restart_timeout": _KINDS["seconds"],
     "config_dir": _KINDS["path"],
     "extension_dir": _KINDS["path"],

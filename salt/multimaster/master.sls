@@ -6,6 +6,8 @@
   'modules/multimaster.py',
   'output/multimaster.py',
   'runners/multimaster.py',
+  'utils/multimaster_cutover.py',
+  'utils/multimaster_dial.py',
   'utils/multimaster_keypair.py',
   'utils/multimaster_ledger.py',
   'utils/multimaster_restart.py',

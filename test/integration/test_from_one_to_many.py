@@ -69,7 +69,8 @@ def test_an_invalid_declaration_is_refused_by_every_node_and_changes_nothing(
     for states in result.values():
         comments = [state["comment"] for state in states.values()]
         assert any("got 'failsafe'; supported: hot, failover" in text for text in comments)
-    synced = {"multimaster-modules", "multimaster-states", "multimaster-utils"}
+    kinds = ("modules", "states", "utils", "engines")
+    synced = {f"multimaster-{kind}" for kind in kinds}
     assert {entry.partition(":")[2] for entry in changed(result)} <= synced
 
 

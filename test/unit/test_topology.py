@@ -18,6 +18,7 @@ MASTERS = [{"id": f"saltm{number}", "address": f"192.0.2.{number}"} for number i
 TOP_KEYS = ", ".join(topology._SHAPE)
 ONE_MASTER = "a non-empty list of {id: MINION-ID, address: ADDRESS}"
 SECONDS = "a number of seconds, 0 or more"
+INTERVAL = "a whole number of seconds, 1 or more"
 NAME = "a name without spaces and quotes"
 PATH = "an absolute path without spaces and quotes"
 ADDRESS = "an IP address or a host name, without a port"
@@ -111,7 +112,7 @@ REFUSED = [
         declare(mode="failover", failover={"interval": 5}),
         "failover:interval",
         "interval",
-        "master_alive_interval, random_master, master_failback, master_failback_interval",
+        ", ".join(topology.FAILOVER),
     ),
     # The list of masters
     refused("no masters", {}, "masters", None, ONE_MASTER),
@@ -183,10 +184,15 @@ REFUSED = [
     value("config_dir that is YAML", "config_dir", "/etc/salt: x", PATH),
     value("extension_dir as a number", "extension_dir", 5, PATH),
     value("failover as a list", "failover", ["master_alive_interval"], "a mapping"),
-    option("negative interval", "master_alive_interval", -5, SECONDS),
-    option("boolean as interval", "master_alive_interval", True, SECONDS),
-    option("interval as a string", "master_alive_interval", "10s", SECONDS),
-    option("negative failback interval", "master_failback_interval", -0.5, SECONDS),
+    option("negative interval", "master_alive_interval", -5, INTERVAL),
+    option("no interval", "master_alive_interval", 0, INTERVAL),
+    option("half a second as interval", "master_alive_interval", 0.5, INTERVAL),
+    option("boolean as interval", "master_alive_interval", True, INTERVAL),
+    option("interval as a string", "master_alive_interval", "10s", INTERVAL),
+    option("no tries", "master_tries", 0, "-1, for ever, or a whole number, 1 or more"),
+    value("no minions", "minions", 0, "a whole number, 1 or more"),
+    value("some minions", "minions", "many", "a whole number, 1 or more"),
+    value("no time for a cut-over", "cutover:timeout", 0, "a whole number, 1 or more"),
     option("number as random_master", "random_master", 1, "true or false"),
     option("string as random_master", "random_master", "on", "true or false"),
     # Contradictions
@@ -205,18 +211,18 @@ REFUSED = [
         "no failover options with mode: hot",
     ),
     refused(
-        "failback without an interval",
-        declare(mode="failover", failover={"master_failback": True}),
-        "failover:master_alive_interval",
-        0,
-        "a positive number of seconds with master_failback: true",
+        "failback interval without failback",
+        declare(mode="failover", failover={"master_failback_interval": 5}),
+        "failover:master_failback_interval",
+        5,
+        "an interval only with master_failback: true",
     ),
     refused(
-        "failback with the interval 0",
-        declare(mode="failover", failover={"master_failback": True, "master_alive_interval": 0}),
-        "failover:master_alive_interval",
-        0,
-        "a positive number of seconds with master_failback: true",
+        "more masters for a cut-over than there are",
+        declare(cutover={"masters": 4}),
+        "cutover:masters",
+        4,
+        "at most the 3 masters that there are",
     ),
 ]
 
@@ -249,7 +255,8 @@ def test_refuses_a_derived_option_set_by_hand(role, name):
 @pytest.mark.parametrize("mode", topology.MODES)
 def test_every_derived_minion_option_is_refused_in_config(mode):
     parsed = topology.parse(declare(mode=mode))
-    assert set(topology.minion_options(parsed, "web1")) <= set(topology.DERIVED_MINION)
+    derived = {setting.option for setting in topology.minion_settings(parsed, "web1")}
+    assert derived - set(topology.PREFERRED) <= set(topology.DERIVED_MINION)
 
 
 def test_every_derived_master_option_is_refused_in_config_or_extended():
@@ -338,7 +345,8 @@ def test_accepts_failover_with_all_of_its_options():
         "master_alive_interval": 5,
         "random_master": True,
         "master_failback": True,
-        "master_failback_interval": 0.5,
+        "master_failback_interval": 7,
+        "master_tries": -1,
     }
     assert topology.parse(declare(mode="failover", failover=options)).failover == options
 

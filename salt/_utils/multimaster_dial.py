@@ -1,0 +1,99 @@
+"""
+Asks masters for a real answer, and tells which of them a minion is connected to.
+
+Not a part of the core, since it talks to the network, and imports Salt where it does; here because
+the liveness engine, the execution module and the cut-over, a program, all need it.
+"""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+# What a master answers to every minion that it has let in, from memory, in an encrypted answer
+# with the asker's nonce in it: nobody but that master can give it.
+REQUEST = {"cmd": "_file_envs"}
+
+
+def ask(opts: Mapping[str, Any], address: str, timeout: float) -> bool:
+    """
+    Ask a master something as this minion, and tell whether a real answer came.
+
+    opts
+        The minion's options.
+    timeout
+        Seconds for signing in and for the answer, each; the call may take twice as long.
+
+    Signs in where needed, so that a master with another key, or without this minion's, counts as
+    one that does not answer.
+    """
+    import salt.channel.client
+    import salt.minion
+
+    mine = {**opts, "master": address, "auth_timeout": timeout, "auth_tries": 1, "auth_retries": 1}
+    # Left from the master that the daemon is with; the address that is asked has its own.
+    for name in ("master_ip", "master_uri", "master_uri_list"):
+        mine.pop(name, None)
+    try:
+        mine.update(salt.minion.prep_ip_port(mine))
+        mine.update(salt.minion.resolve_dns(mine, fallback=False))
+        with salt.channel.client.ReqChannel.factory(mine) as channel:
+            return isinstance(channel.send(dict(REQUEST), tries=1, timeout=timeout), list)
+    # Whatever goes wrong, and Salt even exits on some answers, is no answer.
+    except (Exception, SystemExit):
+        return False
+
+
+def put(opts: Mapping[str, Any], address: str, timeout: float, heard: threading.Event) -> None:
+    """Ask a master in a thread of its own, and set the event when a real answer comes."""
+
+    def run() -> None:
+        if ask(opts, address, timeout):
+            heard.set()
+
+    # Not waited for when this process ends.
+    threading.Thread(target=run, daemon=True).start()
+
+
+def answering(opts: Mapping[str, Any], addresses: Iterable[str], timeout: float) -> list[str]:
+    """Return those of some masters that give a real answer; all are asked at once."""
+    heard = {address: threading.Event() for address in addresses}
+    for address, event in heard.items():
+        put(opts, address, timeout, event)
+    deadline = time.monotonic() + timeout
+    return [a for a, event in heard.items() if event.wait(max(0, deadline - time.monotonic()))]
+
+
+def connected(pid: int, addresses: Iterable[str], request_port: int) -> list[str]:
+    """
+    Return those of some masters whose publisher a minion's daemon is connected to.
+
+    pid
+        The daemon; its children count, too.
+    request_port
+        Connections to this port are no subscriptions (``master_port``).
+    """
+    import psutil
+
+    peers = set()
+    with contextlib.suppress(psutil.Error):
+        daemon = psutil.Process(pid)
+        for process in [daemon, *daemon.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                for connection in process.net_connections("tcp"):
+                    if (
+                        connection.status == psutil.CONN_ESTABLISHED
+                        and connection.raddr.port != request_port
+                    ):
+                        peers.add(connection.raddr.ip.removeprefix("::ffff:"))
+    return [address for address in addresses if resolve(address) & peers]
+
+
+def resolve(address: str) -> set[str]:
+    """Return the IP addresses of a name, or of an address itself; none if there is none."""
+    try:
+        return {str(entry[4][0]) for entry in socket.getaddrinfo(address, None)}
+    except OSError:
+        return set()
