@@ -41,7 +41,7 @@ def built(
 @pytest.fixture(scope="session", params=MODES)
 def mode(request: pytest.FixtureRequest, built: Laboratory) -> dict[str, Any]:
     """Bring the laboratory into a mode; return what is declared for it."""
-    changes: dict[str, Any] = {"mode": request.param}
+    changes: dict[str, Any] = {"mode": request.param, "minions": 5}
     if request.param == "failover":
         changes["failover"] = {"master_alive_interval": ALIVE_INTERVAL}
     built.declare(**changes)

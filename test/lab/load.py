@@ -34,7 +34,7 @@ RATE = 3.0
 LOOK = 0.5
 # Seconds for a client to end: what it does at that moment may have to time out.
 STOP = 30
-RETURN = re.compile(r"'_stamp': '([^']+)'}, 'tag': 'salt/job/(\d+)/ret/([\w.-]+)'")
+RETURN = re.compile(r"'_stamp': '([^']+)'.*}, 'tag': 'salt/job/(\d+)/ret/([\w.-]+)'")
 
 
 @dataclass(frozen=True)
