@@ -8,6 +8,7 @@ but only when another one answers.  Otherwise, and in hot mode, it is reported. 
 such an engine for each of its masters.  See docs/failover.md.
 """
 
+import hashlib
 import logging
 import os
 import pathlib
@@ -18,6 +19,7 @@ import time
 
 import salt.minion
 import salt.utils.event
+from salt.exceptions import CommandExecutionError
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +54,14 @@ def start(masters, act, interval):
     """
     watch = _Watch(masters, act, interval)
     while watch.minion_runs():
-        # Broken off by the end of the host, or of the program that it is the work of.
-        __salt__["multimaster.finish_cut_over"]()
-        watch.turn()
+        try:
+            # Broken off by the end of the host, or of the program that it is the work of.
+            __salt__["multimaster.finish_cut_over"]()
+            watch.turn()
+        except (OSError, CommandExecutionError):
+            # Salt would start this again at once, and again.
+            log.exception("Trying again in %s seconds", interval)
+            time.sleep(interval)
 
 
 class _Watch:
@@ -82,12 +89,10 @@ class _Watch:
         """
         if os.getppid() != self.daemon:
             return False
-        family = socket.AF_INET if isinstance(self.bus.puburi, int) else socket.AF_UNIX
-        address = self.bus.puburi
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            return not probe.connect_ex(
-                ("127.0.0.1", address) if family == socket.AF_INET else address
-            )
+        tcp = __opts__["ipc_mode"] == "tcp"
+        address = ("127.0.0.1", int(__opts__["tcp_pub_port"])) if tcp else _bus_path()
+        with socket.socket(socket.AF_INET if tcp else socket.AF_UNIX) as probe:
+            return not probe.connect_ex(address)
 
     def turn(self):
         """Wait, and ask the present master; each minion has its own rhythm."""
@@ -123,9 +128,11 @@ class _Watch:
             if time.monotonic() - since > KEPT:
                 del self.returns[number]
             elif master and tag != f"{PAYLOAD}{number}/{master}":
-                log.info("the return of job %s goes to %s", data.get("jid"), master)
-                self.returns[number] = (f"{PAYLOAD}{number}/{master}", data, since)
-                self._fire(data, f"{PAYLOAD}{number}/{master}")
+                log.info("The return of job %s goes to %s", data.get("jid"), master)
+                tag = f"{PAYLOAD}{number}/{master}"
+                self.returns[number] = (tag, data, since)
+                # That master does not know the job: with its target, jobs.lookup_jid shows it.
+                self._fire({"tgt": [__opts__["id"]], "tgt_type": "list", **data}, tag)
 
     def _judge(self, master):
         # An answer to any of the questions counts, so that who is merely slow is not silent.
@@ -201,3 +208,9 @@ class _Watch:
     def _fire(self, data, tag):
         with salt.utils.event.get_event("minion", opts=__opts__, listen=False) as bus:
             bus.fire_event(data, tag)
+
+
+def _bus_path():
+    """Return the socket of the minion's event bus, which Salt names after the id."""
+    digest = hashlib.new(__opts__["hash_type"], __opts__["id"].encode()).hexdigest()[:10]
+    return os.path.join(__opts__["sock_dir"], f"minion_event_{digest}_pub.ipc")
