@@ -4,7 +4,8 @@ Gives a master-to-be, and nobody else, the masters' shared key pair, sealed to t
 accepted minion key.  What travels, and what every cache and log may hold, is ciphertext.
 
 Renders on the master, next to the declaration in ``init.sls``; assign it to every minion, since it
-is empty for all but the declared masters.  The counterpart of ``seal`` is ``open_bundle`` in
+is empty for all but the declared masters.  With ``signing: true`` they get the signing pair in the
+same way, and every minion its public half.  The counterpart of ``seal`` is ``open_bundle`` in
 ``salt/_utils/multimaster_keypair.py``.
 """
 
@@ -29,22 +30,37 @@ log = logging.getLogger(__name__)
 
 
 def run():
-    """Return ``multimaster:keypair:sealed`` for a declared master, else nothing."""
-    minion_id = __opts__["id"]
-    masters = _declared_masters()
+    """
+    Return ``multimaster:keypair``: ``sealed`` for a declared master, and with signing ``sign_pub``
+    for everyone.
+    """
     # The role is "minion" in a masterless run: there is no master here to give anything.
-    if minion_id not in masters or __opts__.get("__role") == "minion":
+    if __opts__.get("__role") == "minion":
+        return {}
+    masters, signing = _declared()
+    minion_id = __opts__["id"]
+    if minion_id not in masters and not signing:
         return {}
     # While a pillar is made, the options carry the minion's id in place of the master's.
     master_opts = master_config(__opts__["conf_file"])
+    signing_pair = _signing_pair(master_opts) if signing else {}
+    given = {"sign_pub": signing_pair["sign_pub"]} if signing_pair else {}
+    if minion_id in masters:
+        given.update(_sealed(master_opts, masters, minion_id, signing_pair))
+    return {"multimaster": {"keypair": given}} if given else {}
+
+
+def _sealed(master_opts, masters, minion_id, signing_pair):
+    """Return ``sealed``: both key pairs and the masters' own minion keys, for one master."""
     recipient = _accepted_key(master_opts, minion_id)
     pair = {suffix: _master_key(master_opts, suffix) for suffix in ("pem", "pub")}
     if recipient is None or None in pair.values():
         log.error("No key pair for %s: its minion key is not accepted on this master", minion_id)
         return {}
     accepted = {master: _accepted_key(master_opts, master) for master in masters}
-    content = {**pair, "minions": {name: key for name, key in accepted.items() if key}}
-    return {"multimaster": {"keypair": {"sealed": seal(content, minion_id, recipient)}}}
+    minions = {name: key for name, key in accepted.items() if key}
+    content = {**pair, **signing_pair, "minions": minions}
+    return {"sealed": seal(content, minion_id, recipient)}
 
 
 def seal(content, minion_id, recipient):
@@ -66,8 +82,11 @@ def seal(content, minion_id, recipient):
     return json.dumps({"version": VERSION, **envelope})
 
 
-def _declared_masters():
-    """Render the declaration beside this file, as Salt renders it for this minion."""
+def _declared():
+    """
+    Render the declaration beside this file, as Salt renders it for this minion; return the masters'
+    ids, and whether they are to sign.
+    """
     path = os.path.join(os.path.dirname(__file__), "init.sls")
     declaration = compile_template(
         path,
@@ -80,10 +99,11 @@ def _declared_masters():
         _pillar_rend=True,
     )
     try:
-        return [master["id"] for master in declaration["multimaster"]["masters"]]
-    except (KeyError, TypeError):
+        declared = declaration["multimaster"]
+        return [master["id"] for master in declared["masters"]], declared.get("signing") is True
+    except (AttributeError, KeyError, TypeError):
         # Refused, with the reason, by the states; a failed pillar would only hide that.
-        return []
+        return [], False
 
 
 def _key_cache(opts):
@@ -104,6 +124,18 @@ def _master_key(opts, suffix):
         name = "{}.{}".format(opts["id"].removesuffix("_master"), suffix)
         return _key_cache(opts).fetch("master_keys", name) or None
     return _read(os.path.join(opts["pki_dir"], "master." + suffix))
+
+
+def _signing_pair(opts):
+    """Return this master's signing pair; nothing unless both halves are there."""
+    pair = {}
+    for suffix in ("pem", "pub"):
+        if "keys.cache_driver" in opts:
+            text = _key_cache(opts).fetch("master_keys", "master_sign." + suffix)
+        else:
+            text = _read(os.path.join(opts["pki_dir"], "master_sign." + suffix))
+        pair["sign_" + suffix] = text
+    return pair if all(pair.values()) else {}
 
 
 def _read(path):

@@ -27,7 +27,15 @@ FAILOVER = {
 }
 
 # Set by the formula: in ``config`` they would contradict the declaration.
-DERIVED_MASTER = ("id", "master_sign_pubkey", "multimaster")
+SIGNING_MASTER = (
+    "master_sign_pubkey",
+    "master_sign_key_name",
+    "master_use_pubkey_signature",
+    "master_pubkey_signature",
+    "signing_key_pass",
+)
+SIGNING_MINION = ("verify_master_pubkey_sign", "always_verify_signature", "master_sign_key_name")
+DERIVED_MASTER = ("id", "multimaster", *SIGNING_MASTER)
 DERIVED_MINION = (
     "id",
     "master",
@@ -39,7 +47,14 @@ DERIVED_MINION = (
     "auth_retries",
     "multimaster",
     *FAILOVER,
+    *SIGNING_MINION,
 )
+
+# The files of the signing pair, and of its signature over the masters' public key.
+SIGNING_KEY = "master_sign"
+SIGNATURE = "master_pubkey_signature"
+# The minion's engine that follows the masters into and out of signing.
+SIGNING_ENGINE = "multimaster_signing"
 
 _ID = re.compile(r"(?!\.{1,2}$)[^\s/\\\0]+")
 _NAME = re.compile(
@@ -76,6 +91,9 @@ class Topology:
     master_config: Mapping[str, Any] = field(default_factory=dict)
     minion_config: Mapping[str, Any] = field(default_factory=dict)
     replace_keypair: bool = False
+    signing: bool = False
+    minion_service: str = "salt-minion"
+    restart_timeout: float = 600
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -135,6 +153,9 @@ def parse(declaration: Any) -> Topology:
                     "nothing here; the formula derives this option",
                 )
 
+    if declaration.get("signing") is True:
+        _check_algorithms(declaration, refuse)
+
     if findings:
         raise TopologyError(findings)
     return Topology(
@@ -144,15 +165,36 @@ def parse(declaration: Any) -> Topology:
         master_config=dict(declaration.get("master", {}).get("config") or {}),
         minion_config=dict(declaration.get("minion", {}).get("config") or {}),
         replace_keypair=declaration.get("replace_keypair", False),
+        signing=declaration.get("signing", False),
+        minion_service=declaration.get("minion", {}).get("service", "salt-minion"),
+        restart_timeout=declaration.get("restart_timeout", 600),
     )
 
 
-def minion_options(topology: Topology, minion_id: str) -> dict[str, Any]:
+def minion_options(
+    topology: Topology,
+    minion_id: str,
+    existing: Mapping[str, Any] | None = None,
+    verifies: bool = False,
+) -> dict[str, Any]:
     """
     Derive the content of a minion's drop-in.
 
     Minions on master hosts are hot whatever the mode: they are the masters' channel to each other.
+
+    existing
+        The host's minion options without our drop-in, whose engines are kept.
+    verifies
+        Whether the minion asks for a signature at present.  Not what is declared: Salt refuses a
+        signing master on a minion that does not verify, and the reverse, so that the minion's
+        engine follows what the masters do.
     """
+    engine = {
+        SIGNING_ENGINE: {
+            "service": topology.minion_service,
+            "restart_timeout": topology.restart_timeout,
+        }
+    }
     options: dict[str, Any] = {
         "master": list(topology.addresses),
         # One master's rejection would end the whole minion, its other masters included.
@@ -161,6 +203,9 @@ def minion_options(topology: Topology, minion_id: str) -> dict[str, Any]:
         # 1, 2, and then every 4 seconds rather than every 10.
         "acceptance_wait_time": 1,
         "acceptance_wait_time_max": 4,
+        # Written when false, too: the main file may say otherwise.
+        "verify_master_pubkey_sign": verifies,
+        "engines": _with_engine(topology.minion_config, existing or {}, engine),
     }
     if topology.mode == "failover" and minion_id not in topology.ids:
         options |= {
@@ -179,11 +224,15 @@ def minion_options(topology: Topology, minion_id: str) -> dict[str, Any]:
             # Not 0: then the entry would silently become 127.0.0.1.
             "retry_dns": 5,
         }
-    return options | dict(topology.minion_config)
+    return {**topology.minion_config, **options}
 
 
 def master_options(
-    topology: Topology, master_id: str, extensions: str, existing: Mapping[str, Any]
+    topology: Topology,
+    master_id: str,
+    extensions: str,
+    existing: Mapping[str, Any],
+    signs: bool = False,
 ) -> dict[str, Any]:
     """
     Derive the content of a master's drop-in.
@@ -193,19 +242,27 @@ def master_options(
     existing
         The host's master options without our drop-in: a list in a drop-in takes the place of the
         main file's, so the engines and module directories found there are kept by naming them.
+    signs
+        Whether the signing pair is there to sign with.
     """
     config = topology.master_config
-    engines = config.get("engines", existing.get("engines")) or []
-    if isinstance(engines, Mapping):
-        # Salt takes that form, too; the one with a list has room for ours.
-        engines = [{name: options} for name, options in engines.items()]
+    # Written when false, too: the main file may say otherwise.
+    signing: dict[str, Any] = {"master_sign_pubkey": signs}
+    if signs:
+        signing |= {
+            "master_sign_key_name": SIGNING_KEY,
+            # Once and not for each minion that signs in; the name is the default until Salt 3007.
+            "master_use_pubkey_signature": True,
+            "master_pubkey_signature": SIGNATURE,
+        }
     directories = config.get("module_dirs", existing.get("module_dirs")) or []
     return {
         **config,
         # The live key pair is named after the id; the default depends on the host's name.
         "id": master_id,
         "module_dirs": [*(path for path in directories if path != extensions), extensions],
-        "engines": [*(engine for engine in engines if not _is_ours(engine)), {"multimaster": {}}],
+        "engines": _with_engine(config, existing, {"multimaster": {}}),
+        **signing,
         # For the engine and the runners, which have no pillar.
         "multimaster": {
             "mode": topology.mode,
@@ -223,11 +280,35 @@ def is_name(address: str) -> bool:
     return False
 
 
-def _is_ours(engine: Any) -> bool:
-    return engine == "multimaster" or (isinstance(engine, Mapping) and "multimaster" in engine)
+def _with_engine(
+    config: Mapping[str, Any], existing: Mapping[str, Any], ours: Mapping[str, Any]
+) -> list[Any]:
+    """Return the engines of the declaration, or else of the host, and ours."""
+    engines = config.get("engines", existing.get("engines")) or []
+    if isinstance(engines, Mapping):
+        # Salt takes that form, too; the one with a list has room for ours.
+        engines = [{name: options} for name, options in engines.items()]
+    (name,) = ours
+
+    def is_ours(engine: Any) -> bool:
+        return engine == name or (isinstance(engine, Mapping) and name in engine)
+
+    return [*(engine for engine in engines if not is_ours(engine)), dict(ours)]
 
 
 Refuse = Callable[[str, Any, str], None]
+
+
+def _check_algorithms(declaration: Mapping[str, Any], refuse: Refuse) -> None:
+    """Refuse what would make minions verify another kind of signature than the masters made."""
+    made = _lookup(declaration, "master:config:publish_signing_algorithm")[1]
+    expected = _lookup(declaration, "minion:config:signing_algorithm")[1]
+    if made != expected:
+        refuse(
+            "minion:config:signing_algorithm",
+            expected,
+            f"with signing: true the same as master:config:publish_signing_algorithm, {made!r}",
+        )
 
 
 def _parse_masters(value: Any, refuse: Refuse) -> tuple[Master, ...]:
@@ -311,7 +392,7 @@ _SHAPE: dict[str, Any] = {
 }
 _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "mode": (", ".join(MODES), lambda value: isinstance(value, str) and value in MODES),
-    "signing": ("false", lambda value: value is False),
+    "signing": _KINDS["boolean"],
     "failover": _KINDS["mapping"],
     "replace_keypair": _KINDS["boolean"],
     "install": _KINDS["mapping"],
@@ -331,6 +412,7 @@ _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "minion": _KINDS["mapping"],
     "minion:service": _KINDS["word"],
     "minion:config": _KINDS["mapping"],
+    "minion:config:engines": ("a list or a mapping", lambda value: isinstance(value, (list, dict))),
     "restart_timeout": _KINDS["seconds"],
     "config_dir": _KINDS["path"],
     "extension_dir": _KINDS["path"],

@@ -4,6 +4,7 @@
 {%- set minion_drop_in = config_dir ~ '/minion.d/multimaster.conf' %}
 {%- set is_master = salt['file.file_exists'](master_drop_in) %}
 {%- set modules = 'multimaster.joined_by_us' in salt %}
+{%- set verifies = 'multimaster.verifies' in salt and salt['multimaster.verifies'](config_dir) %}
 {%- set made_by_us = is_master and modules and salt['multimaster.joined_by_us'](config_dir) %}
 
 include:
@@ -56,8 +57,16 @@ multimaster-clean-master-files:
 {%- endif %}
 
 multimaster-clean-minion-config:
+  {%- if verifies %}
+  # Its masters sign; one that does not verify could never sign in to them again.
+  file.serialize:
+    - name: {{ minion_drop_in }}
+    - serializer: yaml
+    - dataset: {verify_master_pubkey_sign: true}
+  {%- else %}
   file.absent:
     - name: {{ minion_drop_in }}
+  {%- endif %}
     - require:
       - sls: multimaster.modules
       {%- if made_by_us %}

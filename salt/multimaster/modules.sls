@@ -2,7 +2,7 @@
 {#- To ask the loader for a module that is not there makes it load all modules, which takes seconds. #}
 {%- set there = salt['file.file_exists'](opts.extension_modules | path_join('modules/multimaster.py')) %}
 {%- set synced = there and 'multimaster.synced' in salt and salt['multimaster.synced']() %}
-{%- set kinds = ['modules', 'states', 'utils'] %}
+{%- set kinds = ['engines', 'modules', 'states', 'utils'] %}
 
 {%- if synced %}
 # Always there, to be required; without work to do, since each sync takes a second.
