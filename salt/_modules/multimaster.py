@@ -458,7 +458,7 @@ def install_signing(creator=None, config_dir=None, replace=False, test=False, op
     config_dir, replace, test, options
         As for ``install_keypair``, which comes first.
 
-    Returns ``action`` (none, write, create, repair, replace or refuse), ``reason`` and
+    Returns ``action`` (none, write, create, wait, repair, replace or refuse), ``reason`` and
     ``fingerprint``, and ``backup``, the directory with what was replaced.
 
     CLI Example:
@@ -475,7 +475,7 @@ def install_signing(creator=None, config_dir=None, replace=False, test=False, op
             old_pem, old_pub, bundle, creator, replace
         )
     action, reason = decision.action, decision.reason
-    if action == "refuse" or (action == "create" and test):
+    if action in ("refuse", "wait") or (action == "create" and test):
         return {"action": action, "reason": reason, "fingerprint": None}
     with _translated():
         if action == "create":

@@ -183,14 +183,17 @@ def signing(name, declaration, config_dir, extension_dir, replace=False):
             "options": options,
         }
         plan = __salt__["multimaster.install_signing"](test=True, **arguments)
-        if plan["action"] == "refuse":
+        # Without its files, a master that is to sign does not even start.
+        if plan["action"] == "refuse" or (
+            plan["action"] == "wait" and options["master_sign_pubkey"]
+        ):
             return _failed(ret, plan["reason"])
         ret["comment"] = plan["reason"]
         if not options["master_sign_pubkey"]:
             ret["warnings"] = [
-                "The masters do not sign yet: apply the formula to all again, from this master"
+                f"This master does not sign yet: apply the formula to all again, from {creator}"
             ]
-        if plan["action"] == "none":
+        if plan["action"] in ("none", "wait"):
             return ret
         ret["changes"] = {plan["action"]: "the signing pair"}
         if __opts__["test"]:

@@ -194,7 +194,8 @@ def decide_signing(
     replace
         The operator's word that a different pair may be replaced.
 
-    The action is ``create`` where the pair is to be made; else as in :func:`decide`.
+    The action is ``create`` where the pair is to be made, and ``wait`` where it has to come from
+    another master, which does not offer it yet; else as in :func:`decide`.
     """
     found = None if pem is None else _fingerprint_of_private(pem)
     found_pub = None if pub is None else fingerprint(pub)
@@ -219,9 +220,9 @@ def decide_signing(
         return Decision("create", "no master has a signing pair yet")
     else:
         return Decision(
-            "refuse",
-            f"there is no signing pair yet, and only {creator} makes one: apply the formula to "
-            f"{creator} first, and then, from {creator}, to all",
+            "wait",
+            f"there is no signing pair here, and only {creator} makes one; the pillar brings it "
+            f"from {creator}, or from another master that has it",
         )
     if replace and wanted is not None:
         return Decision("replace", f"replaced {what}, as replace_keypair says")

@@ -105,7 +105,7 @@ class Compiler:
         self.config_dir.mkdir(parents=True)
         extensions = root / "ext"
         extensions.mkdir()
-        for kind in ("modules", "states", "utils"):
+        for kind in ("engines", "modules", "states", "utils"):
             (extensions / kind).symlink_to(CHECKOUT / "salt" / f"_{kind}")
         (root / "tree").mkdir()
         (root / "tree/map.sls").write_text(MAP)

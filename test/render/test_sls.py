@@ -14,6 +14,8 @@ TOPOLOGIES = sorted(path.stem for path in Path(__file__).parent.glob("topologies
 FAMILIES = ["Debian", "RedHat"]
 MASTER, MINION = "saltm1", "web1"
 DROP_IN = "etc/salt/master.d/multimaster.conf"
+# Runs in the minion, which gets it with the other modules.
+MINIONS_ENGINE = "engines/multimaster_signing.py"
 MADE_BY_US = "var/cache/salt/master/multimaster/keypair-installed"
 
 every_topology = pytest.mark.parametrize("topology", TOPOLOGIES)
@@ -71,6 +73,7 @@ class TestRoles:
         assert compiled(topology, family, MINION).ids() == [
             "multimaster-modules",
             "multimaster-declaration",
+            "multimaster-minion-signing",
             "multimaster-minion-config",
             "multimaster-minion-service",
             "multimaster-minion-restart",
@@ -120,6 +123,8 @@ class TestOrderOnAMaster:
         "first",
         [
             "multimaster-keypair",
+            # A master that is to sign ends at once if there is no signature.
+            "multimaster-signing",
             "multimaster-masters-accepted",
             "multimaster-master-config",
             "multimaster-extensions",
@@ -191,7 +196,9 @@ class TestOrderOnAMaster:
         files = set(states.get("multimaster-extensions")["files"])
         tree = Path(__file__).parents[2] / "salt"
         for kind in ("engines", "output", "runners", "utils"):
-            assert {f"{kind}/{path.name}" for path in tree.glob(f"_{kind}/*.py")} <= files
+            there = {f"{kind}/{path.name}" for path in tree.glob(f"_{kind}/*.py")}
+            assert there - {MINIONS_ENGINE} <= files
+        assert MINIONS_ENGINE not in files
         assert all((tree / f"_{path}").is_file() for path in files)
 
 
@@ -237,7 +244,8 @@ class TestClean:
         with compiler.files(DROP_IN, MADE_BY_US):
             states = compiler.compile(node, "multimaster.clean")
         assert states.errors == []
-        assert states.ids()[:4] == [
+        assert states.ids()[:5] == [
+            "multimaster-engines",
             "multimaster-modules",
             "multimaster-states",
             "multimaster-utils",
@@ -261,13 +269,13 @@ class TestModules:
     def test_are_synced_first_on_a_new_minion(self, compiler):
         states = self.states(compiler, synced=False)
         assert states.errors == []
-        kinds = ["modules", "states", "utils"]
-        assert states.ids()[:3] == [f"multimaster-{kind}" for kind in kinds]
+        kinds = ["engines", "modules", "states", "utils"]
+        assert states.ids()[:4] == [f"multimaster-{kind}" for kind in kinds]
         syncs = [states.get(f"multimaster-{kind}") for kind in kinds]
         assert [sync["fun"] for sync in syncs] == [f"sync_{kind}" for kind in kinds]
         # Once, when all are there: it takes Salt most of a second.
-        assert [sync["reload_modules"] for sync in syncs] == [False, False, True]
-        assert set(states.ids()[:3]) <= states.required("multimaster-declaration")
+        assert [sync["reload_modules"] for sync in syncs] == [False, False, False, True]
+        assert set(states.ids()[:4]) <= states.required("multimaster-declaration")
 
     def test_are_not_synced_again(self, compiler):
         chunk = self.states(compiler).get("multimaster-modules")
