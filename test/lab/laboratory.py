@@ -158,14 +158,16 @@ class Laboratory:
         found = self.run(host_id, "find", self.host(host_id).log_dir, "-type", "f").stdout.split()
         return str(self.run(host_id, "tail", "-v", "-n", str(lines), *found).stdout)
 
-    def private_key(self) -> str:
-        """Return the masters' private key, from the first master's disk."""
+    def private_keys(self) -> list[str]:
+        """Return the masters' private key, and that of the signing pair, from the first master."""
         pki = self.host("saltm1").master_pki_dir
-        return self.read("saltm1", f"{pki}/master.pem")
+        keys = [self.read("saltm1", f"{pki}/{name}.pem") for name in ("master", "master_sign")]
+        # The second is there with signing only.
+        return [keys[0], *filter(None, keys[1:])]
 
     def assert_no_key_outside_pki(self) -> None:
-        """Scan every file and the recorded arguments of every host for the private key."""
-        needles = needles_of(self.private_key())
+        """Scan every file and the recorded arguments of every host for the private keys."""
+        needles = [needle for key in self.private_keys() for needle in needles_of(key)]
         for host in self.lab.hosts:
             whole = ["/etc", "/var", "/tmp", "/root", "/run"]
             roots = whole if self.lab.driver == "docker" else [host.root]
