@@ -9,6 +9,7 @@ restart only, which ends its minions' connections; so there is nothing to ask wh
 import contextlib
 import fcntl
 import logging
+import math
 import os
 import random
 import time
@@ -22,7 +23,9 @@ __virtualname__ = "multimaster_signing"
 # Seconds between two looks at the minion's own connections.
 POLL = 1
 # Seconds between two questions to the masters, while nothing or too little is known of them.
-SHORTEST, LONGEST = 1, 15
+SHORTEST, LONGEST = 1, 8
+# The same, when all is well: a minion that a master does not let in makes connections all the time.
+GAP = 5
 
 
 def __virtual__():
@@ -56,16 +59,17 @@ def start(service="salt-minion", restart_timeout=600):
 
 
 def _follow(daemon, service, timeout):
-    asked_about, wait, due = None, SHORTEST, 0.0
+    asked_about, asked, wait, due = None, -math.inf, SHORTEST, math.inf
     while os.getppid() == daemon:
         connections = _connections(daemon)
-        if connections != asked_about:
+        if due == math.inf and connections != asked_about:
             # A master's other minions ask as well.
-            wait, due = SHORTEST, time.monotonic() + random.uniform(0, POLL)
+            wait, due = SHORTEST, max(time.monotonic() + random.uniform(0, POLL), asked + GAP)
+        if time.monotonic() >= due:
             asked_about = connections
-        elif due and time.monotonic() >= due:
             done = _ask(service, timeout)
-            due = 0.0 if done else time.monotonic() + wait * random.uniform(0.75, 1)
+            asked = time.monotonic()
+            due = math.inf if done else asked + wait * random.uniform(0.75, 1)
             wait = min(2 * wait, LONGEST)
         time.sleep(POLL)
 

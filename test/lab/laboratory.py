@@ -120,14 +120,15 @@ class Laboratory:
         """Wait until a broken-off apply is over: no restart to come, and all minions answer."""
         self.until_answering(master)
         until(lambda: self._idle(master), PATIENCE, "the end of every apply", interval=1)
-        until(self._restarted, PATIENCE, "the end of every restart", interval=1)
+        until(self.restarted, PATIENCE, "the end of every restart", interval=1)
         self.until_answering(master)
 
     def _idle(self, master: str) -> bool:
         running = self.salt(master, "*", "saltutil.is_running", "state.apply")
         return all(jobs == [] for jobs in running.values())
 
-    def _restarted(self) -> bool:
+    def restarted(self) -> bool:
+        """Tell whether every restart that was asked for is over."""
         begun, ended = "restart requested", ("; new daemon: ", "restarted meanwhile")
         logs = [self.read(host.id, f"{host.log_dir}/{RESTART_LOG}") for host in self.lab.hosts]
         return all(log.count(begun) == sum(map(log.count, ended)) for log in logs)
