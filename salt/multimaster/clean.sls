@@ -58,11 +58,15 @@ multimaster-clean-master-files:
 
 multimaster-clean-minion-config:
   {%- if verifies %}
-  # Its masters sign; one that does not verify could never sign in to them again.
+  # Its masters sign: without verifying it could not sign in to them again. It follows when they end.
   file.serialize:
     - name: {{ minion_drop_in }}
     - serializer: yaml
-    - dataset: {verify_master_pubkey_sign: true}
+    - dataset:
+        verify_master_pubkey_sign: true
+        engines:
+          - multimaster_signing:
+              service: {{ minion.service }}
   {%- else %}
   file.absent:
     - name: {{ minion_drop_in }}

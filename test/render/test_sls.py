@@ -216,6 +216,18 @@ class TestClean:
             "multimaster-clean-minion-restart",
         ]
 
+    def test_of_a_minion_that_verifies_leaves_it_able_to_sign_in(self, compiler, family):
+        drop_in = "etc/salt/minion.d/multimaster.conf"
+        with compiler.files(drop_in):
+            (compiler.root / drop_in).write_text("verify_master_pubkey_sign: true\n")
+            states = self.clean(compiler, family, MINION)
+        assert states.errors == []
+        left = states.get("multimaster-clean-minion-config")
+        assert left["fun"] == "serialize"
+        assert left["dataset"]["verify_master_pubkey_sign"] is True
+        # Or it could never stop.
+        assert left["dataset"]["engines"] == [{"multimaster_signing": {"service": "salt-minion"}}]
+
     def test_of_a_first_master_keeps_it_running(self, compiler, family):
         with compiler.files(DROP_IN):
             states = self.clean(compiler, family)
