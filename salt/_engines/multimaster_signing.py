@@ -6,7 +6,6 @@ Runs in the minion, also in one that no master lets in.  A master begins or ends
 restart only, which ends its minions' connections; so there is nothing to ask while these stay.
 """
 
-import contextlib
 import fcntl
 import logging
 import math
@@ -26,6 +25,8 @@ POLL = 1
 SHORTEST, LONGEST = 1, 8
 # The same, when all is well: a minion that a master does not let in makes connections all the time.
 GAP = 5
+# Seconds after which a restart of the minion that was asked for has failed.
+RESTARTED = 180
 
 
 def __virtual__():
@@ -46,54 +47,79 @@ def start(service="salt-minion", restart_timeout=600):
         engines:
           - multimaster_signing: {service: salt-minion, restart_timeout: 600}
     """
-    daemon = os.getppid()
+    minion = Minion(os.getppid())
     os.makedirs(os.path.join(__opts__["cachedir"], "multimaster"), mode=0o700, exist_ok=True)
     path = os.path.join(__opts__["cachedir"], "multimaster", "signing.lock")
     with open(path, "w") as lock:
         # A hot minion starts every engine once for each master; one of them is enough.
         while not _locked(lock):
-            if os.getppid() != daemon:
+            if not minion.runs():
                 return
             time.sleep(POLL)
-        _follow(daemon, service, restart_timeout)
+        _follow(minion, service, restart_timeout)
 
 
-def _follow(daemon, service, timeout):
+def _follow(minion, service, timeout):
     asked_about, asked, wait, due = None, -math.inf, SHORTEST, math.inf
-    while os.getppid() == daemon:
-        connections = _connections(daemon)
+    while minion.runs():
+        connections = minion.connections()
         if due == math.inf and connections != asked_about:
             # A master's other minions ask as well.
             wait, due = SHORTEST, max(time.monotonic() + random.uniform(0, POLL), asked + GAP)
         if time.monotonic() >= due:
             asked_about = connections
-            done = _ask(service, timeout)
+            wanted, verifies = _ask(service, timeout)
             asked = time.monotonic()
-            due = math.inf if done else asked + wait * random.uniform(0.75, 1)
-            wait = min(2 * wait, LONGEST)
+            if wanted is None:
+                due = asked + wait * random.uniform(0.75, 1)
+                wait = min(2 * wait, LONGEST)
+            else:
+                due = math.inf if wanted == verifies else asked + timeout + RESTARTED
         time.sleep(POLL)
 
 
 def _ask(service, timeout):
-    """Look at the masters, and act; tell whether there is no more to ask for the time being."""
+    """Look at the masters, and act; return what is wanted of the minion and what it does."""
     try:
         found = __salt__["multimaster.follow_masters"](service, timeout)
     except Exception:  # An engine that ends leaves a minion behind for good.
         log.exception("Cannot follow the masters in their signing")
-        return False
+        return None, None
     log.info("Masters: %s; verify: %s", found["seen"], found["wanted"])
-    return found["wanted"] is not None and found["wanted"] == found["verifies"]
+    return found["wanted"], found["verifies"]
 
 
-def _connections(daemon):
-    """Return the minion's connections, each with its own port: a new one has another."""
-    with contextlib.suppress(psutil.Error):
-        return {
-            (connection.raddr.ip, connection.raddr.port, connection.laddr.port)
-            for connection in psutil.Process(daemon).net_connections("tcp")
-            if connection.status == psutil.CONN_ESTABLISHED and connection.raddr
+class Minion:
+    """The minion's daemon, seen from outside, as an engine is a process of its own."""
+
+    def __init__(self, pid):
+        self._process = psutil.Process(pid)
+        self._bus = self._sockets()[1]
+
+    def runs(self):
+        """
+        Tell whether the minion is there and not about to end.
+
+        Salt does not tell the engines of a minion that no master has let in, and then waits for
+        their end.  But it has left its event bus by then.
+        """
+        try:
+            return self._bus <= self._sockets()[1]
+        except psutil.Error:
+            return False
+
+    def connections(self):
+        """Return its connections, each with its own port: a new one has another."""
+        return self._sockets()[0]
+
+    def _sockets(self):
+        sockets = self._process.net_connections("all")
+        connections = {
+            (socket.raddr.ip, socket.raddr.port, socket.laddr.port)
+            for socket in sockets
+            if socket.status == psutil.CONN_ESTABLISHED
         }
-    return set()
+        return connections, {s.laddr for s in sockets if s.laddr and isinstance(s.laddr, str)}
 
 
 def _locked(lock):
