@@ -283,9 +283,14 @@ def test_a_new_minion_with_the_public_signing_key_refuses_an_impostor_at_first_c
 def test_a_new_minion_joins(lab: Laboratory) -> None:
     lab.driver.control(lab.lab, lab.host("web2"), "start", "salt-minion")
     until(lambda: is_reached(lab, "web2"), PATIENCE, "web2")
-    Path(lab.host("web2").config_dir, "minion.d/new.conf").unlink()
+    drop_ins = Path(lab.host("web2").config_dir, "minion.d")
+    (drop_ins / "new.conf").unlink()
     assert not failures(apply(lab, {"web2"}))
+    (drop_ins / "signing.conf").unlink()
     until_all_answer(lab, lab.ids, True)
+    # Public, and nothing else of the masters' keys.
+    pillar = lab.json("web2", "salt-call", "pillar.items")["local"]
+    assert set(pillar["multimaster"]["keypair"]) == {"sign_pub"}
 
 
 def test_a_new_master_joins_and_signs_with_the_same_pair(lab: Laboratory) -> None:
@@ -363,9 +368,9 @@ def fresh(lab: Laboratory, masters: list[str], *, verify: bool) -> None:
     (drop_ins / "multimaster.conf").unlink(missing_ok=True)
     for name in ("minion_master.pub", "master_sign.pub"):
         (pki / name).unlink(missing_ok=True)
-    options: dict[str, Any] = {"master": [lab.host(name).address for name in masters]}
-    if verify:
-        options["verify_master_pubkey_sign"] = True
-        (pki / "master_sign.pub").write_text(pair_on(lab, "saltm1")[1])
     drop_ins.mkdir(exist_ok=True)
+    options = {"master": [lab.host(name).address for name in masters]}
     (drop_ins / "new.conf").write_text(yaml.safe_dump(options))
+    if verify:
+        (drop_ins / "signing.conf").write_text("verify_master_pubkey_sign: true\n")
+        (pki / "master_sign.pub").write_text(pair_on(lab, "saltm1")[1])
