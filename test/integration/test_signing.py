@@ -94,11 +94,17 @@ def is_reached(lab: Laboratory, minion: str) -> bool:
 def apply(lab: Laboratory, targets: set[str], *argv: str) -> dict[str, Any]:
     """Apply the formula to each minion, from the first master that it answers to."""
     result: dict[str, Any] = {}
-    for master, minions in reached_by(lab).items():
-        mine = (minions & targets) - set(result)
-        if mine:
-            result |= lab.apply(",".join(sorted(mine)), master, *argv)
-    assert set(result) == targets, "a return was lost"
+
+    def complete() -> bool:
+        for master, minions in reached_by(lab).items():
+            mine = (minions & targets) - set(result)
+            if mine:
+                one = lab.apply(",".join(sorted(mine)), master, *argv)
+                assert set(one) == mine, "a return was lost"
+                result.update(one)
+        return set(result) == targets
+
+    until(complete, PATIENCE, f"{sorted(targets)} to be reached")
     return result
 
 
