@@ -5,7 +5,8 @@ accepted minion key.  What travels, and what every cache and log may hold, is ci
 everybody the number of minions, unless the declaration says it.
 
 Renders on the master, next to the declaration in ``init.sls``; assign it to every minion, since
-there is a key pair in it for the declared masters only.  The counterpart of ``seal`` is
+there is a key pair in it for the declared masters only.  With ``signing: true`` they get the
+signing pair in the same way, and every minion its public half.  The counterpart of ``seal`` is
 ``open_bundle`` in ``salt/_utils/multimaster_keypair.py``.
 """
 
@@ -30,31 +31,39 @@ log = logging.getLogger(__name__)
 
 
 def run():
-    """Return ``multimaster:minions``, and for a master ``multimaster:keypair:sealed``."""
-    minion_id = __opts__["id"]
-    declaration = _declaration()
+    """
+    Return ``multimaster:minions``, and ``multimaster:keypair``: ``sealed`` for a declared master,
+    and with signing ``sign_pub`` for everyone.
+    """
     # The role is "minion" in a masterless run: there is no master here to give anything.
     if __opts__.get("__role") == "minion":
         return {}
+    minion_id = __opts__["id"]
+    declaration = _declaration()
     # While a pillar is made, the options carry the minion's id in place of the master's.
     master_opts = master_config(__opts__["conf_file"])
     given = {} if "minions" in declaration else {"minions": _magnitude(master_opts)}
+    signing_pair = _signing_pair(master_opts) if declaration.get("signing") is True else {}
+    pair = {"sign_pub": signing_pair["sign_pub"]} if signing_pair else {}
     masters = _ids(declaration)
     if minion_id in masters:
-        given |= _keypair(master_opts, minion_id, masters)
+        pair.update(_sealed(master_opts, masters, minion_id, signing_pair))
+    if pair:
+        given["keypair"] = pair
     return {"multimaster": given} if given else {}
 
 
-def _keypair(master_opts, minion_id, masters):
-    """Return the sealed key pair, or nothing for a host whose minion this master does not know."""
+def _sealed(master_opts, masters, minion_id, signing_pair):
+    """Return ``sealed``: both key pairs and the masters' own minion keys, for one master."""
     recipient = _accepted_key(master_opts, minion_id)
     pair = {suffix: _master_key(master_opts, suffix) for suffix in ("pem", "pub")}
     if recipient is None or None in pair.values():
         log.error("No key pair for %s: its minion key is not accepted on this master", minion_id)
         return {}
     accepted = {master: _accepted_key(master_opts, master) for master in masters}
-    content = {**pair, "minions": {name: key for name, key in accepted.items() if key}}
-    return {"keypair": {"sealed": seal(content, minion_id, recipient)}}
+    minions = {name: key for name, key in accepted.items() if key}
+    content = {**pair, **signing_pair, "minions": minions}
+    return {"sealed": seal(content, minion_id, recipient)}
 
 
 def seal(content, minion_id, recipient):
@@ -78,7 +87,7 @@ def seal(content, minion_id, recipient):
 
 def _magnitude(opts):
     """
-    Return the number of accepted minions, rounded up to a power of ten.
+    Return the number of accepted minions, rounded up to a power of ten, 100 at least.
 
     Rounded, or each new minion would change the configuration of all the others.
     """
@@ -135,6 +144,18 @@ def _master_key(opts, suffix):
         name = "{}.{}".format(opts["id"].removesuffix("_master"), suffix)
         return _key_cache(opts).fetch("master_keys", name) or None
     return _read(os.path.join(opts["pki_dir"], "master." + suffix))
+
+
+def _signing_pair(opts):
+    """Return this master's signing pair; nothing unless both halves are there."""
+    pair = {}
+    for suffix in ("pem", "pub"):
+        if "keys.cache_driver" in opts:
+            text = _key_cache(opts).fetch("master_keys", "master_sign." + suffix)
+        else:
+            text = _read(os.path.join(opts["pki_dir"], "master_sign." + suffix))
+        pair["sign_" + suffix] = text
+    return pair if all(pair.values()) else {}
 
 
 def _read(path):

@@ -1,25 +1,32 @@
 """
-Notices a master that is there and does not answer, as a frozen one, or one behind a silent network.
+Looks after a minion's masters, from within the minion; see docs/failover.md and docs/signing.md.
 
-Runs in every minion.  Asks the master that the minion is connected to for a real answer now and
-then; Salt itself only looks whether the connection is open.  With ``master_type: failover`` a
-master that gave no answer three times in a row is left, by the event that Salt's own check fires,
-but only when another one answers.  Otherwise, and in hot mode, it is reported.  A hot minion has
-such an engine for each of its masters.  See docs/failover.md.
+- Notices a master that is there and does not answer, as a frozen one, or one behind a silent
+  network: Salt itself only looks whether the connection is open.  With ``master_type: failover`` a
+  master that gave no answer three times in a row is left, by the event that Salt's own check fires,
+  but only when another one answers.  Otherwise, and in hot mode, it is reported.
+- Sends the returns of jobs to the new master that the old one has not taken.
+- Has the minion verify the signature over its masters' key as soon as they all sign, and stop as
+  soon as none does: Salt lets it sign in to no master that does the other thing.
+- Has a change of the minion's configuration finished that was broken off.
 """
 
+import contextvars
+import fcntl
 import hashlib
 import logging
+import math
 import os
 import pathlib
 import random
 import socket
+import sys
 import threading
 import time
 
+import psutil
 import salt.minion
 import salt.utils.event
-from salt.exceptions import CommandExecutionError
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +42,33 @@ KEPT = 120
 PAYLOAD = "__master_req_channel_payload/"
 TAKEN = "__master_req_channel_return/"
 
+# Seconds between two looks at the minion's connections, each of which may be one to a master that
+# begins or ends to sign: it does so by a restart only.
+LOOK = 3
+# Seconds between two questions to the masters whether they sign, while too little is known.
+SHORTEST, LONGEST = 1, 8
+# The same, when all is well: a minion that a master does not let in makes connections all the time.
+GAP = 5
+# Seconds after which a restart of the minion that was asked for has failed.
+RESTARTED = 180
+
+# What an engine turns into that has nothing to do: small, and gone when the minion is.
+IDLE = """
+import os, socket, sys, time
+minion, host, port = sys.argv[1:]
+family, address = (2, (host, int(port))) if port else (1, host)
+while os.getppid() == int(minion) and not socket.socket(family).connect_ex(address):
+    time.sleep(1)
+"""
+
 
 def __virtual__():
     return __virtualname__
 
 
-def start(masters, act, interval):
+def start(masters=(), act=False, interval=10, service="salt-minion", restart_timeout=600):
     """
-    Watch the minion's master for as long as the minion runs.
+    Look after the minion's masters for as long as the minion runs.
 
     masters
         The addresses of all masters.
@@ -51,119 +77,152 @@ def start(masters, act, interval):
     interval
         Seconds between two questions.  A silent master is found out after at most three times
         that long.
+    service, restart_timeout
+        Of the minion, as for the execution function ``multimaster.restart``.
+
+    CLI Example:
+
+    .. code-block:: yaml
+
+        engines:
+          - multimaster_minion: {masters: [192.0.2.1, 192.0.2.2], act: true, interval: 10}
     """
-    watch = _Watch(masters, act, interval)
-    while watch.minion_runs():
+    minion = _Minion()
+    directory = pathlib.Path(__opts__["cachedir"], "multimaster")
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(directory / "engine.lock", "w") as lock:
         try:
-            # Broken off by the end of the host, or of the program that it is the work of.
-            __salt__["multimaster.finish_cut_over"]()
-            watch.turn()
-        except (OSError, CommandExecutionError):
-            # Salt would start this again at once, and again.
-            log.exception("Trying again in %s seconds", interval)
-            time.sleep(interval)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # A hot minion starts every engine once for each master; Salt would start again what
+            # ends.
+            tcp = minion.family == socket.AF_INET
+            host, port = minion.bus if tcp else (minion.bus, "")
+            code = [IDLE, str(minion.pid), host, str(port)]
+            os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", *code])
+        # In failover mode there is one master at a time, whichever that is.
+        for master in [None] if act else masters:
+            _in_thread(_Watch(minion, masters, master, interval).run)
+        _in_thread(lambda: _follow_signing(minion, service, restart_timeout))
+        returns = _Returns(masters) if act else None
+        while minion.runs():
+            if returns:
+                returns.follow(SLICE)
+            else:
+                time.sleep(SLICE)
+            _finish_cut_over(service, restart_timeout)
+
+
+def _in_thread(function):
+    # With Salt's dunders, which belong to the context.
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(function,), daemon=True).start()
+
+
+def _finish_cut_over(service, timeout):
+    """Have a change go on whose program was ended, or whose host."""
+    path = __utils__["multimaster_cutover.journal_path"](__opts__["cachedir"])
+    if __utils__["multimaster_cutover.pending"](path):
+        __salt__["multimaster.finish_cut_over"](service, timeout)
+
+
+class _Minion:
+    """The minion's daemon, seen from outside, as an engine is a process of its own."""
+
+    def __init__(self):
+        self.pid = os.getppid()
+        tcp = __opts__["ipc_mode"] == "tcp"
+        self.family = socket.AF_INET if tcp else socket.AF_UNIX
+        # Salt names the socket after the id.
+        digest = hashlib.new(__opts__["hash_type"], __opts__["id"].encode()).hexdigest()[:10]
+        path = os.path.join(__opts__["sock_dir"], f"minion_event_{digest}_pub.ipc")
+        self.bus = ("127.0.0.1", int(__opts__["tcp_pub_port"])) if tcp else path
+
+    def runs(self):
+        """
+        Tell whether the minion is there and not about to end.
+
+        Salt does not tell the engines of a minion that no master has let in, and then waits for
+        their end.  But it has left its event bus by then.
+        """
+        with socket.socket(self.family) as probe:
+            return os.getppid() == self.pid and not probe.connect_ex(self.bus)
+
+    def master(self, masters):
+        """Return the address of the master that the minion is connected to, or None."""
+        found = __utils__["multimaster_dial.connected"](self.pid, masters, __opts__["master_port"])
+        return found[0] if found else None
+
+    def connections(self):
+        """Return its connections, each with its own port: a new one has another."""
+        try:
+            return {
+                (c.raddr.ip, c.raddr.port, c.laddr.port)
+                for c in psutil.Process(self.pid).net_connections("tcp")
+                if c.status == psutil.CONN_ESTABLISHED
+            }
+        except psutil.Error:
+            return set()
+
+
+def _fire(data, tag):
+    with salt.utils.event.get_event("minion", opts=__opts__, listen=False) as bus:
+        bus.fire_event(data, tag)
+
+
+def _tell(what, data):
+    """Send an event to every master that the minion is connected to."""
+    tag = f"multimaster/minion/{__opts__['id']}/{what}"
+    _fire({"data": data, "tag": tag, "events": None, "pretag": None}, "fire_master")
 
 
 class _Watch:
-    def __init__(self, masters, act, interval):
+    """Asks one master, or whichever the minion is connected to, for real answers."""
+
+    def __init__(self, minion, masters, master, interval):
+        self.minion = minion
         self.masters = masters
-        self.act = act
+        self.master = master
         self.interval = interval
         # An answer may take half an interval before the next question is asked.
         self.patience = interval / 2
-        # The minion's daemon, which this engine ends with.
-        self.daemon = os.getppid()
         self.reported = set()
         self.silent = pathlib.Path(__opts__["cachedir"], "multimaster", "silent")
-        # Id of the request -> tag, load, and when: returns of jobs that no master has taken yet.
-        self.returns = {}
-        # Before the first event that must not be missed.
-        self.bus = salt.utils.event.get_event("minion", opts=__opts__, listen=act)
 
-    def minion_runs(self):
-        """
-        Tell whether the minion's daemon is at work.
+    def run(self):
+        """Ask for as long as there is an engine; each minion has its own rhythm."""
+        while True:
+            time.sleep(random.uniform(0.8, 1.0) * self.interval)
+            try:
+                master = self.master or self.minion.master(self.masters)
+                # Salt looks for one already where there is none.
+                if master is not None:
+                    self.judge(master)
+            except Exception:  # A watch that ends is missed by nobody until it is needed.
+                log.exception("Cannot watch the master")
 
-        One that is told to end before it has found a master waits for this engine, and does not
-        tell it; but its event bus is gone by then.
-        """
-        if os.getppid() != self.daemon:
-            return False
-        tcp = __opts__["ipc_mode"] == "tcp"
-        address = ("127.0.0.1", int(__opts__["tcp_pub_port"])) if tcp else _bus_path()
-        with socket.socket(socket.AF_INET if tcp else socket.AF_UNIX) as probe:
-            return not probe.connect_ex(address)
-
-    def turn(self):
-        """Wait, and ask the present master; each minion has its own rhythm."""
-        due = time.monotonic() + random.uniform(0.8, 1.0) * self.interval
-        while (left := due - time.monotonic()) > 0:
-            if not self.minion_runs():
-                return
-            if self.act:
-                self._follow(min(left, SLICE))
-            else:
-                time.sleep(min(left, SLICE))
-        master = self._present()
-        # Salt looks for one already where there is none.
-        if master is not None:
-            self._judge(master)
-
-    def _follow(self, wait):
-        """
-        Send the returns of jobs to the new master that the minion's old one has not taken.
-
-        Salt drops them: it sends a return only to the master that the job came from.
-        """
-        event = self.bus.get_event(wait=wait, full=True)
-        tag, data = (event["tag"], event["data"]) if event else ("", {})
-        if tag.startswith(PAYLOAD) and data.get("cmd") == "_return":
-            self.returns[tag.rsplit("/", 2)[1]] = (tag, data, time.monotonic())
-        elif tag.startswith(TAKEN) and not data.get("error"):
-            self.returns.pop(tag.rpartition("/")[2], None)
-        if not self.returns:
-            return
-        master = self._present()
-        for number, (tag, data, since) in list(self.returns.items()):
-            if time.monotonic() - since > KEPT:
-                del self.returns[number]
-            elif master and tag != f"{PAYLOAD}{number}/{master}":
-                log.info("The return of job %s goes to %s", data.get("jid"), master)
-                tag = f"{PAYLOAD}{number}/{master}"
-                self.returns[number] = (tag, data, since)
-                # That master does not know the job: with its target, jobs.lookup_jid shows it.
-                self._fire({"tgt": [__opts__["id"]], "tgt_type": "list", **data}, tag)
-
-    def _judge(self, master):
-        # An answer to any of the questions counts, so that who is merely slow is not silent.
+    def judge(self, master):
+        """Ask a master; leave or report it if no question gets an answer."""
+        # An answer to any of them counts, so that who is merely slow is not silent.
         heard = self._ask(master)
         if heard.wait(self.patience):
             self._heard(master)
             return
-        others = [a for a in self.masters if a != master] if self.act else []
+        act = self.master is None
+        others = [a for a in self.masters if a != master] if act else []
         better = {address: self._ask(address) for address in others}
         # A master with too much to do is not left by all at once, but relieved.
-        to_spare = random.uniform(0, self.patience) if self.act else 0
+        to_spare = random.uniform(0, self.patience) if act else 0
         for patience in (self.patience + to_spare, self.patience):
             self._ask(master, heard)
             if heard.wait(patience):
                 self._heard(master)
                 return
         better = [address for address, answer in better.items() if answer.is_set()]
-        if better and self.minion_runs():
+        if better and self.minion.runs():
             self._leave(master, better)
         else:
             self._silence(master)
-
-    def _present(self):
-        """Return the address of the master to watch, or None while there is none."""
-        if not self.act:
-            # There is an engine for each master, whether the minion is connected to it or not.
-            return __opts__["master"]
-        found = __utils__["multimaster_dial.connected"](
-            self.daemon, self.masters, __opts__["master_port"]
-        )
-        return found[0] if found else None
 
     def _ask(self, address, heard=None):
         heard = heard or threading.Event()
@@ -173,44 +232,93 @@ class _Watch:
 
     def _leave(self, master, better):
         """Have the minion do what it does when a connection ends: try the other masters."""
-        log.warning("%s gives no answer, and %s does; moving on", master, ", ".join(better))
-        self._fire({"master": master}, salt.minion.master_event(type="disconnected"))
+        log.warning("No answer from %s, but from %s; moving on", master, ", ".join(better))
+        _fire({"master": master}, salt.minion.master_event(type="disconnected"))
         deadline = time.monotonic() + 2 * self.interval
-        while self._present() in (None, master) and time.monotonic() < deadline:
+        while (now := self.minion.master(self.masters)) in (None, master):
+            if time.monotonic() > deadline:
+                break
             time.sleep(POLL)
-        self._tell("moved", {"from": master, "to": self._present()})
+        _tell("moved", {"from": master, "to": now})
 
     def _silence(self, master):
         if master not in self.reported:
-            log.warning("%s gives no answer", master)
+            log.warning("No answer from %s", master)
             self.reported.add(master)
             self.silent.mkdir(parents=True, exist_ok=True)
             (self.silent / master).touch()
-            self._tell("silent", {"master": master})
+            _tell("silent", {"master": master})
 
     def _heard(self, master):
         (self.silent / master).unlink(missing_ok=True)
         if master in self.reported:
             log.warning("%s answers again", master)
             self.reported.discard(master)
-            self._tell("answers", {"master": master})
-
-    def _tell(self, what, data):
-        """Send an event to every master that the minion is connected to."""
-        event = {
-            "data": data,
-            "tag": f"multimaster/minion/{__opts__['id']}/{what}",
-            "events": None,
-            "pretag": None,
-        }
-        self._fire(event, "fire_master")
-
-    def _fire(self, data, tag):
-        with salt.utils.event.get_event("minion", opts=__opts__, listen=False) as bus:
-            bus.fire_event(data, tag)
+            _tell("answers", {"master": master})
 
 
-def _bus_path():
-    """Return the socket of the minion's event bus, which Salt names after the id."""
-    digest = hashlib.new(__opts__["hash_type"], __opts__["id"].encode()).hexdigest()[:10]
-    return os.path.join(__opts__["sock_dir"], f"minion_event_{digest}_pub.ipc")
+class _Returns:
+    """
+    Sends the returns of jobs to the new master that the minion's old one has not taken.
+
+    Salt drops them: it sends a return only to the master that the job came from.
+    """
+
+    def __init__(self, masters):
+        self.masters = masters
+        self.minion = _Minion()
+        # Id of the request -> tag, load, and when: returns that no master has taken yet.
+        self.waiting = {}
+        self.bus = salt.utils.event.get_event("minion", opts=__opts__, listen=True)
+
+    def follow(self, wait):
+        """Look at one event, or wait for so many seconds; then send what has to be sent."""
+        event = self.bus.get_event(wait=wait, full=True)
+        tag, data = (event["tag"], event["data"]) if event else ("", {})
+        if tag.startswith(PAYLOAD) and data.get("cmd") == "_return":
+            self.waiting[tag.rsplit("/", 2)[1]] = (tag, data, time.monotonic())
+        elif tag.startswith(TAKEN) and not data.get("error"):
+            self.waiting.pop(tag.rpartition("/")[2], None)
+        if not self.waiting:
+            return
+        master = self.minion.master(self.masters)
+        for number, (tag, data, since) in list(self.waiting.items()):
+            wanted = f"{PAYLOAD}{number}/{master}"
+            if time.monotonic() - since > KEPT:
+                del self.waiting[number]
+            elif master and tag != wanted:
+                log.info("The return of job %s goes to %s", data.get("jid"), master)
+                self.waiting[number] = (wanted, data, since)
+                # That master does not know the job: with its target, jobs.lookup_jid shows it.
+                _fire({"tgt": [__opts__["id"]], "tgt_type": "list", **data}, wanted)
+
+
+def _follow_signing(minion, service, timeout):
+    """Ask whether the masters sign whenever a connection to one of them has begun or ended."""
+    asked_about, asked, wait, due = None, -math.inf, SHORTEST, math.inf
+    while True:
+        connections = minion.connections()
+        if due == math.inf and connections != asked_about:
+            # A master's other minions ask as well.
+            wait, due = SHORTEST, max(time.monotonic() + random.uniform(0, LOOK), asked + GAP)
+        if time.monotonic() >= due and minion.runs():
+            asked_about = connections
+            wanted, verifies = _ask_signing(service, timeout)
+            asked = time.monotonic()
+            if wanted is None:
+                due = asked + wait * random.uniform(0.75, 1)
+                wait = min(2 * wait, LONGEST)
+            else:
+                due = math.inf if wanted == verifies else asked + timeout + RESTARTED
+        time.sleep(LOOK if due == math.inf else max(POLL, min(LOOK, due - time.monotonic())))
+
+
+def _ask_signing(service, timeout):
+    """Look at the masters, and act; return what is wanted of the minion and what it does."""
+    try:
+        found = __salt__["multimaster.follow_masters"](service, timeout)
+    except Exception:  # An engine that ends leaves a minion behind for good.
+        log.exception("Cannot follow the masters in their signing")
+        return None, None
+    log.info("Masters: %s; verify: %s", found["seen"], found["wanted"])
+    return found["wanted"], found["verifies"]

@@ -21,10 +21,13 @@ import time
 
 import psutil
 import salt.cache
+import salt.channel.client
 import salt.client
 import salt.config
+import salt.crypt
 import salt.exceptions
 import salt.key
+import salt.minion
 import salt.payload
 import salt.utils.event
 import salt.utils.systemd
@@ -48,6 +51,7 @@ SYNCED = {
         "multimaster_keypair.py",
         "multimaster_ledger.py",
         "multimaster_restart.py",
+        "multimaster_signing.py",
         "multimaster_topology.py",
     ),
 }
@@ -55,6 +59,10 @@ DROP_IN = "multimaster.conf"
 # Decisions in one answer: with keys of 4096 bits still less than an event may have.
 CHUNK = 1000
 KEY_MODE = 0o400
+# The signing pair, and its signature over the masters' public key.
+SIGNING_FILES = ("master_sign.pem", "master_sign.pub", "master_pubkey_signature")
+# Seconds that a master has for its answer to a minion that looks whether it signs.
+SEEN_WITHIN = 5
 # The directories of Salt's keys, and what a key in each is.
 STATES = {
     "minions": "accepted",
@@ -101,12 +109,13 @@ def list_masters():
     """
     Tell which masters this minion is configured for and which of them it is connected to.
 
-    Returns ``configured``, ``connected`` and ``silent``, lists of addresses.  Connected means an
-    established connection of the minion's own process to that master's publisher, which exists only
-    after that master has authenticated the minion.  Silent is a master that did not answer the
-    minion's last questions.  ``cutover`` tells how the last change of its configuration went:
-    ``step`` (kept, restored, or how far it has come), ``heard`` (the masters that answered), and
-    ``wanted``, the masters that the minion went back from.
+    Returns ``configured``, ``connected`` and ``silent``, lists of addresses, and ``verifies``,
+    whether it asks for a signature over the masters' key.  Connected means an established
+    connection of the minion's own process to that master's publisher, which exists only after that
+    master has authenticated the minion.  Silent is a master that did not answer the minion's last
+    questions.  ``cutover`` tells how the last change of its configuration went: ``step`` (kept,
+    restored, or how far it has come), ``heard`` (the masters that answered), and ``wanted``, the
+    masters that the minion went back from.
 
     CLI Example:
 
@@ -130,6 +139,7 @@ def list_masters():
         "connected": connected,
         "silent": [address for address in configured if (silent / address).exists()],
         "cutover": {name: journal[name] for name in told if name in journal},
+        "verifies": opts["verify_master_pubkey_sign"],
     }
 
 
@@ -187,6 +197,7 @@ def report(timeout=5, target=None):
                 gather_job_timeout=timeout,
             )
     pub = _read_pair(opts)[1]
+    signing_pub = _read_key_file(opts, "master_sign.pub")
     digest, conflicts = None, []
     with contextlib.suppress(CommandExecutionError), _ledger(opts) as book:
         digest, conflicts = book.digest, book.conflicts()
@@ -196,6 +207,10 @@ def report(timeout=5, target=None):
         "conflicts": conflicts,
         "version": salt.version.__version__,
         "fingerprint": __utils__["multimaster_keypair.fingerprint"](pub) if pub else None,
+        "signs": opts["master_sign_pubkey"],
+        "signing_fingerprint": (
+            __utils__["multimaster_keypair.fingerprint"](signing_pub) if signing_pub else None
+        ),
         "accepted": sorted(keys["minions"]),
         "pending": sorted(keys["minions_pre"]),
         "denied": sorted(keys["minions_denied"]),
@@ -427,7 +442,7 @@ def install_keypair(config_dir=None, replace=False, test=False, options=None):
     if test or action in ("none", "refuse"):
         return ret
     if _would_be_lost(opts, bundle):
-        ret["backup"] = _back_up(opts)
+        ret["backup"] = _back_up(opts, _pair_paths(opts))
     fresh = action == "replace" or (action == "write" and not pem)
     _write_pair(opts, bundle)
     if fresh:
@@ -468,6 +483,201 @@ def accept_masters(config_dir=None, test=False, options=None):
         for name, pub in missing.items():
             _store_key(opts, name, pub)
     return sorted(missing)
+
+
+def install_signing(creator=None, config_dir=None, replace=False, test=False, options=None):
+    """
+    Have this host's master hold the signing pair and its signature over the masters' public key.
+
+    creator
+        None if this master may make the pair when there is none; else the id of the one that may.
+    config_dir, replace, test, options
+        As for ``install_keypair``, which comes first.
+
+    Returns ``action`` (none, write, create, wait, repair, replace or refuse), ``reason`` and
+    ``fingerprint``, and ``backup``, the directory with what was replaced.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm1 multimaster.install_signing test=True
+    """
+    opts = _effective("master", config_dir or _config_dir(), options)
+    bundle = _bundle()
+    old_pem, old_pub, old_signature = (_read_key_file(opts, name) for name in SIGNING_FILES)
+    with _translated():
+        decision = __utils__["multimaster_keypair.decide_signing"](
+            old_pem, old_pub, bundle, creator, replace
+        )
+    action, reason = decision.action, decision.reason
+    if action in ("refuse", "wait") or (action == "create" and test):
+        return {"action": action, "reason": reason, "fingerprint": None}
+    with _translated():
+        if action == "create":
+            pem, pub = __utils__["multimaster_keypair.make_pair"](opts["keysize"])
+        elif action in ("write", "replace"):
+            pem, pub = bundle.sign_pem, bundle.sign_pub
+        else:
+            pem = old_pem
+            pub = old_pub if action == "none" else __utils__["multimaster_keypair.public_of"](pem)
+        algorithm = opts["publish_signing_algorithm"]
+        signature = old_signature
+        if not __utils__["multimaster_keypair.is_signed"](
+            bundle.pub, old_signature or "", pub, algorithm
+        ):
+            signature = __utils__["multimaster_keypair.sign_pub"](bundle.pub, pem, algorithm)
+    wanted = dict(zip(SIGNING_FILES, (pem, pub, signature), strict=True))
+    if action == "none":
+        if signature != old_signature:
+            action, reason = "repair", "there was no signature over the present public key"
+        elif misfit := _signing_misfit(opts):
+            action, reason = "repair", misfit
+    ret = {
+        "action": action,
+        "reason": reason,
+        "fingerprint": __utils__["multimaster_keypair.fingerprint"](pub),
+    }
+    if test or action == "none":
+        return ret
+    if action in ("replace", "repair") and (old_pem, old_pub) != (pem, pub) and _on_disk(opts):
+        ret["backup"] = _back_up(opts, _signing_paths(opts))
+    _make_private_directories(opts)
+    for name, text in wanted.items():
+        _write_key_file(opts, name, text)
+    return ret
+
+
+def signing_offered():
+    """
+    Tell whether the pillar gives this host's master the signing pair, sealed.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm2 multimaster.signing_offered
+    """
+    return _bundle().sign_pem is not None
+
+
+def signs(config_dir=None):
+    """
+    Tell whether this host's master is configured to sign its public key.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm2 multimaster.signs
+    """
+    return _effective("master", config_dir or _config_dir())["master_sign_pubkey"]
+
+
+def verifies(config_dir=None):
+    """
+    Tell whether this host's minion is configured to verify the signature of its masters.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 multimaster.verifies
+    """
+    return _effective("minion", config_dir or _config_dir())["verify_master_pubkey_sign"]
+
+
+def install_signing_pub(config_dir=None, test=False):
+    """
+    Give this minion the public signing key that the pillar brings.
+
+    Returns ``action`` (none, write or replace) and ``fingerprint``, None if the pillar brings none.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 multimaster.install_signing_pub test=True
+    """
+    given = (__pillar__.get("multimaster") or {}).get("keypair") or {}
+    pub = given.get("sign_pub")
+    if pub is None:
+        return {"action": "none", "fingerprint": None}
+    fingerprint = __utils__["multimaster_keypair.fingerprint"](pub)
+    if fingerprint is None:
+        raise CommandExecutionError("the pillar brings a public signing key that is none")
+    opts = _effective("minion", config_dir or _config_dir())
+    path = pathlib.Path(opts["pki_dir"], "master_sign.pub")
+    old = _read(path)
+    ret = {"action": "none", "fingerprint": fingerprint}
+    if old is None or path.is_symlink() or old.strip() != pub.strip():
+        ret["action"] = "write" if old is None else "replace"
+        if not test:
+            _write_atomically(path, pub, 0o644, pwd.getpwnam(opts["user"]))
+    return ret
+
+
+def see_masters():
+    """
+    Ask each master of this minion to sign the minion in, and tell whether it signs its key.
+
+    Nothing is believed that is not in a fresh answer, signed with the key that this minion knows
+    its masters by.  Returns address -> ``signs``, ``plain``, ``signs with another signing key``, or
+    why nothing is known.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 multimaster.see_masters
+    """
+    opts = _effective("minion", _config_dir())
+    masters = opts["master"] if isinstance(opts["master"], list) else [opts["master"]]
+    seen = {}
+    for address in masters:
+        try:
+            seen[address] = _see(opts, address)
+        except (OSError, SaltException, ValueError, KeyError, TypeError) as err:
+            seen[address] = f"unknown: {err}"
+    return seen
+
+
+def follow_masters(service="salt-minion", timeout=600, test=False):
+    """
+    Have this minion verify signatures if its masters sign, and not if they do not.
+
+    service, timeout
+        Of the minion, as for ``restart``, which follows a change.
+    test
+        Only tell what would be done.
+
+    The minion's engine calls this, whenever a connection to a master has ended or begun.  Returns
+    ``seen`` (as ``see_masters``), ``verifies`` (as the running minion was started) and ``wanted``,
+    which is None if the masters differ or nothing is known of them.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call multimaster.follow_masters test=True
+    """
+    seen = see_masters()
+    wanted = __utils__["multimaster_signing.verdict"](seen.values())
+    ret = {"seen": seen, "verifies": __opts__["verify_master_pubkey_sign"], "wanted": wanted}
+    if test or wanted is None:
+        return ret
+    path = pathlib.Path(_config_dir(), "minion.d", DROP_IN)
+    text = path.read_text()
+    with _translated():
+        new = __utils__["multimaster_signing.switched"](text, wanted)
+    if new != text:
+        log.warning("The masters %s; so this minion", "sign" if wanted else "do not sign")
+        status = path.stat()
+        _write_atomically(path, new, status.st_mode & 0o777, None)
+        os.chown(path, status.st_uid, status.st_gid)
+    if new != text or ret["verifies"] != wanted:
+        _launch(service, timeout, _config_dir())
+    return ret
 
 
 def check_config(role, options, config_dir=None):
@@ -551,7 +761,7 @@ def stale(service, files, config_dir=None):
     return [path for path in files if os.path.exists(path) and os.path.getmtime(path) > started]
 
 
-def prepare_cut_over(drop_in, options, service, masters, timeout, config_dir=None):
+def prepare_cut_over(drop_in, options, masters, timeout, config_dir=None):
     """
     Save the minion's drop-in before another one is written, for the restart to go back to.
 
@@ -559,8 +769,6 @@ def prepare_cut_over(drop_in, options, service, masters, timeout, config_dir=Non
         Path of the drop-in.
     options
         The content that it will have; there is nothing to be done if it has that already.
-    service
-        Name of the minion's service.
     masters, timeout
         How many masters have to answer after the restart, and within how many seconds.
 
@@ -571,7 +779,7 @@ def prepare_cut_over(drop_in, options, service, masters, timeout, config_dir=Non
     .. code-block:: bash
 
         salt web1 multimaster.prepare_cut_over /etc/salt/minion.d/multimaster.conf \\
-            '{master: [192.0.2.1]}' salt-minion 1 30
+            '{master: [192.0.2.1]}' 1 30
     """
     opts = _effective("minion", config_dir or _config_dir())
     path = _journal(opts)
@@ -583,13 +791,16 @@ def prepare_cut_over(drop_in, options, service, masters, timeout, config_dir=Non
     if _daemon(opts["pidfile"]) is None:
         __utils__["multimaster_cutover.forget"](path)
         return False
-    __utils__["multimaster_cutover.prepare"](path, drop_in, service, masters, timeout)
+    __utils__["multimaster_cutover.prepare"](path, drop_in, masters, timeout)
     return True
 
 
-def finish_cut_over():
+def finish_cut_over(service="salt-minion", timeout=600):
     """
     Have a cut-over go on that was begun, and that nobody works on any more.
+
+    service, timeout
+        Of the minion, as for ``restart``.
 
     Returns whether there was one.
 
@@ -603,13 +814,12 @@ def finish_cut_over():
     path = _journal(_effective("minion", config_dir))
     if not __utils__["multimaster_cutover.pending"](path):
         return False
-    journal = __utils__["multimaster_cutover.read"](path)
-    lock = __utils__["multimaster_restart.lock_path"](_restart_log(config_dir), journal["service"])
+    lock = __utils__["multimaster_restart.lock_path"](_restart_log(config_dir), service)
     with __utils__["multimaster_cutover.alone"](lock, False) as free:
         if not free:
             return False
     log.warning("The change to a new configuration was broken off; it goes on")
-    _launch(journal["service"], 600, config_dir)
+    _launch(service, timeout, config_dir)
     return True
 
 
@@ -651,13 +861,14 @@ def leave(service="salt-master", config_dir=None, test=False):
     opts = _effective("master", config_dir or _config_dir())
     if not os.path.exists(_ours(opts)):
         return {"removed": []}
-    paths = [str(path) for path in _pair_paths(opts) if os.path.lexists(path)]
+    known = [*_pair_paths(opts), *_signing_paths(opts)]
+    paths = [str(path) for path in known if os.path.lexists(path)]
     ret = {"removed": paths}
     if test or not paths:
         return ret
     if _daemon(opts["pidfile"]) is not None:
         raise CommandExecutionError(f"{service} still runs")
-    ret["backup"] = _back_up(opts)
+    ret["backup"] = _back_up(opts, known)
     for path in paths:
         os.unlink(path)
     shutil.rmtree(os.path.dirname(_ours(opts)))
@@ -900,6 +1111,76 @@ def _read_pair(opts):
     return pair
 
 
+def _signing_paths(opts):
+    return [pathlib.Path(opts["pki_dir"], name) for name in SIGNING_FILES]
+
+
+def _read_key_file(opts, name):
+    """Return what this master has under the name of a key file, or None."""
+    if _on_disk(opts):
+        return _read(pathlib.Path(opts["pki_dir"], name))
+    return _cache(opts).fetch("master_keys", name) or None
+
+
+def _write_key_file(opts, name, text):
+    """Write a file of the signing pair where this Salt reads it, as the master's user."""
+    if not _on_disk(opts):
+        _cache(opts).store("master_keys", name, text)
+        return
+    path = pathlib.Path(opts["pki_dir"], name)
+    _write_atomically(path, text, KEY_MODE, pwd.getpwnam(opts["user"]))
+
+
+def _signing_misfit(opts):
+    """Return what is wrong with the files of a signing pair whose content is right, or None."""
+    if not _on_disk(opts):
+        return None
+    owner = pwd.getpwnam(opts["user"]).pw_uid
+    for name in SIGNING_FILES:
+        path = pathlib.Path(opts["pki_dir"], name)
+        if path.is_symlink() or not path.is_file():
+            return f"{name} was not a regular file"
+        if path.stat().st_uid != owner:
+            return f"{name} did not belong to {opts['user']}"
+        # Only what is secret: an administrator may have let others read the rest.
+        if name.endswith(".pem") and path.stat().st_mode & 0o777 != KEY_MODE:
+            return f"{name} had mode {path.stat().st_mode & 0o777:04o}"
+    return None
+
+
+def _see(opts, address):
+    """Return what a fresh answer of a master proves, for ``see_masters``."""
+    opts = {**opts, "master": address}
+    opts.update(salt.minion.prep_ip_port(opts))
+    opts.update(salt.minion.resolve_dns({**opts, "retry_dns": 0}, fallback=False))
+    # Salt waits long for a master that is not there.
+    with socket.create_connection((opts["master_ip"], opts["master_port"]), SEEN_WITHIN):
+        pass
+    request = salt.crypt.SAuth(opts).minion_sign_in_payload()
+    with salt.channel.client.ReqChannel.factory(opts, crypt="clear") as channel:
+        answer = channel.send(request, tries=1, timeout=SEEN_WITHIN)
+    pki = pathlib.Path(opts["pki_dir"])
+    known = pki / "minion_master.pub"
+    if not known.is_file():
+        return "unknown: this minion has not met its masters yet"
+    if not salt.crypt.verify_signature(
+        str(known), answer["load"], answer["sig"], algorithm=opts["signing_algorithm"]
+    ):
+        return "unknown: an answer that is not signed with the masters' key"
+    load = salt.payload.loads(answer["load"])
+    if load.get("nonce") != request["nonce"] or "pub_key" not in load:
+        return "unknown: no answer to this minion's request to sign in"
+    if "pub_sig" not in load:
+        return "plain"
+    signing = _read(pki / "master_sign.pub")
+    # Without it Salt compares with the known key alone; the next apply brings it.
+    if signing and not __utils__["multimaster_keypair.is_signed"](
+        load["pub_key"], load["pub_sig"], signing, opts["signing_algorithm"]
+    ):
+        return "signs with another signing key"
+    return "signs"
+
+
 def _read(path):
     try:
         # What is no text is no key either, which is for the core to say.
@@ -957,7 +1238,8 @@ def _write_atomically(path, text, mode, owner):
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chown(scratch, owner.pw_uid, owner.pw_gid)
+        if owner:
+            os.chown(scratch, owner.pw_uid, owner.pw_gid)
         os.chmod(scratch, mode)
         os.replace(scratch, path)
     except BaseException:
@@ -983,11 +1265,11 @@ def _would_be_lost(opts, bundle):
     )
 
 
-def _back_up(opts):
-    """Copy the pair that is there into a private directory beside it; return that directory."""
+def _back_up(opts, paths):
+    """Copy key files that are there into a private directory beside them; return that directory."""
     stamp = time.strftime("%Y%m%dT%H%M%S")
     target = tempfile.mkdtemp(prefix=f"multimaster-backup-{stamp}-", dir=opts["pki_dir"])
-    for path in _pair_paths(opts):
+    for path in paths:
         if path.is_file():
             copy = os.path.join(target, path.name)
             shutil.copyfile(path, copy)

@@ -25,7 +25,8 @@ def status(timeout=5):
         Seconds to wait for answers.
 
     Per master: address, reachable (the minion on its host answers to it), Salt version,
-    fingerprint of its key, digest of its ledger, and the numbers of accepted, pending, denied and
+    fingerprint of its key, digest of its ledger, whether it is configured to sign its key and the
+    fingerprint of the pair that it signs with, and the numbers of accepted, pending, denied and
     rejected keys and of conflicts.  Per minion: whether it is connected to each master, which it
     is only after that master has let it in, the master list it is configured with, the masters
     that are silent to it, and how the last change of its configuration went.
@@ -286,7 +287,7 @@ def _masters():
 def _master_row(master, report):
     answers = report and report["running"] and master["id"] in report["answering"]
     row = {"address": master["address"], "reachable": bool(answers)}
-    for field in ("version", "fingerprint", "digest"):
+    for field in ("version", "fingerprint", "digest", "signs", "signing_fingerprint"):
         row[field] = report[field] if report else None
     for field in ("accepted", "pending", "denied", "rejected", "conflicts"):
         row[field] = len(report[field]) if report else None
@@ -303,6 +304,12 @@ def _problems(masters, minions, addresses, mode):
     fingerprints = {row["fingerprint"] for row in masters.values() if row["reachable"]}
     if len(fingerprints) > 1:
         problems.append("the masters have different keys")
+    pairs = {row["signing_fingerprint"] for row in masters.values() if row["reachable"]} - {None}
+    if len(pairs) > 1:
+        problems.append("the masters have different signing pairs (master_sign.pem)")
+    plain = [name for name, row in masters.items() if row["reachable"] and not row["signs"]]
+    if plain and any(row["signs"] for row in masters.values()):
+        problems.append(f"{', '.join(plain)}: configured not to sign the masters' key, others are")
     digests = {row["digest"] for row in masters.values() if row["reachable"]}
     if len(digests) > 1:
         problems.append("the masters' decisions on keys differ; see salt-run multimaster.keys")

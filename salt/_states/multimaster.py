@@ -57,9 +57,13 @@ def minion_config(name, declaration, config_dir):
     topology = __utils__["multimaster_topology.parse"](declaration)
     try:
         existing = __salt__["multimaster.check_config"]("minion", None, config_dir)
+        # Its engine follows the masters, and whoever gets this far is at one with one of them.
+        verifies = __salt__["multimaster.verifies"](config_dir)
     except CommandExecutionError as err:
         return _failed(_ret(name), str(err))
-    options = __utils__["multimaster_topology.minion_options"](topology, __opts__["id"], existing)
+    options = __utils__["multimaster_topology.minion_options"](
+        topology, __opts__["id"], existing, verifies
+    )
     return _write_drop_in(
         name,
         "minion",
@@ -68,7 +72,6 @@ def minion_config(name, declaration, config_dir):
         lambda: __salt__["multimaster.prepare_cut_over"](
             name,
             options,
-            (declaration.get("minion") or {}).get("service", "salt-minion"),
             topology.cutover["masters"],
             topology.cutover["timeout"],
             config_dir,
@@ -160,6 +163,90 @@ def keypair(name, declaration, config_dir, extension_dir, replace=False):
         return _failed(ret, str(err))
     if "backup" in done:
         ret["comment"] += f"; what was there is in {done['backup']}"
+    return ret
+
+
+def signing(name, declaration, config_dir, extension_dir, replace=False):
+    """
+    Have this host's master hold the signing pair; nothing is done unless ``signing`` is declared.
+
+    The first declared master makes it, if it is nowhere; the others get it as they get the shared
+    pair.  A master signs from the first apply on in which the pillar brings the pair.
+
+    name
+        Shown only.
+    declaration, config_dir, extension_dir, replace
+        As for ``keypair``.
+    """
+    ret = _ret(name)
+    topology = __utils__["multimaster_topology.parse"](declaration)
+    if not topology.signing:
+        ret["comment"] = "Signing is not declared"
+        return ret
+    creator = topology.ids[0]
+    try:
+        options = _master_options(declaration, config_dir, extension_dir)
+        # A master that signs had a pair: to make another one would make two.
+        may_create = creator == __opts__["id"] and not __salt__["multimaster.signs"](config_dir)
+        arguments = {
+            "creator": None if may_create else creator,
+            "config_dir": config_dir,
+            "replace": replace,
+            "options": options,
+        }
+        plan = __salt__["multimaster.install_signing"](test=True, **arguments)
+        # Without its files, a master that is to sign does not even start.
+        if plan["action"] == "refuse" or (
+            plan["action"] == "wait" and options["master_sign_pubkey"]
+        ):
+            return _failed(ret, plan["reason"])
+        ret["comment"] = plan["reason"]
+        if not options["master_sign_pubkey"]:
+            ret["warnings"] = [
+                f"This master does not sign yet: apply the formula to all again, from {creator}"
+            ]
+        if plan["action"] in ("none", "wait"):
+            return ret
+        ret["changes"] = {plan["action"]: "the signing pair"}
+        if __opts__["test"]:
+            ret["result"] = None
+            return ret
+        done = __salt__["multimaster.install_signing"](**arguments)
+    except (CommandExecutionError, OSError) as err:
+        return _failed(ret, str(err))
+    if "backup" in done:
+        ret["comment"] += f"; what was there is in {done['backup']}"
+    return ret
+
+
+def signing_pub(name, config_dir):
+    """
+    Give this minion the public signing key, if the pillar brings one.
+
+    name
+        Shown only.
+    config_dir
+        Directory of the configuration that the minion's directory of keys follows from.
+    """
+    ret = _ret(name)
+    try:
+        plan = __salt__["multimaster.install_signing_pub"](config_dir, test=True)
+        if plan["action"] == "none":
+            ret["comment"] = (
+                "The public signing key is in place"
+                if plan["fingerprint"]
+                else "The pillar brings no public signing key"
+            )
+            return ret
+        ret["changes"] = {plan["action"]: plan["fingerprint"]}
+        if __opts__["test"]:
+            ret["result"] = None
+            ret["comment"] = "The public signing key would be written"
+            return ret
+        __salt__["multimaster.install_signing_pub"](config_dir)
+    except (CommandExecutionError, OSError) as err:
+        return _failed(ret, str(err))
+    ret["comment"] = "The public signing key was written"
     return ret
 
 
@@ -299,8 +386,12 @@ def _master_options(declaration, config_dir, extension_dir):
     """Return the content of the master's drop-in."""
     existing = __salt__["multimaster.check_config"]("master", None, config_dir)
     topology = __utils__["multimaster_topology.parse"](declaration)
+    # Who signs goes on if it is applied from a master that has no signing pair to offer.
+    signs = topology.signing and (
+        __salt__["multimaster.signing_offered"]() or __salt__["multimaster.signs"](config_dir)
+    )
     return __utils__["multimaster_topology.master_options"](
-        topology, __opts__["id"], extension_dir, existing
+        topology, __opts__["id"], extension_dir, existing, signs
     )
 
 

@@ -50,12 +50,10 @@ def pending(path: str) -> bool:
     return read(path).get("step") in STEPS
 
 
-def prepare(path: str, drop_in: str, service: str, masters: int, timeout: int) -> None:
+def prepare(path: str, drop_in: str, masters: int, timeout: int) -> None:
     """
     Save the drop-in before a new one is written; what an unfinished cut-over has saved stays.
 
-    service
-        The minion's, for whoever takes it up again.
     masters, timeout
         How many masters have to answer, and within how many seconds.
     """
@@ -73,7 +71,6 @@ def prepare(path: str, drop_in: str, service: str, masters: int, timeout: int) -
             "serial": os.urandom(8).hex(),
             "step": "prepared",
             "drop_in": drop_in,
-            "service": service,
             "masters": masters,
             "timeout": timeout,
         },

@@ -24,6 +24,12 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 VERSION = 1
 _PSS = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=padding.PSS.MAX_LENGTH)
+# Salt's names for the ways of signing.
+_HASHES: dict[str, hashes.HashAlgorithm] = {
+    # Salt's default; the signature is over a public key, which nobody but its owner can choose.
+    "PKCS1v15-SHA1": hashes.SHA1(),
+    "PKCS1v15-SHA224": hashes.SHA224(),
+}
 _OAEP = padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
 
 
@@ -33,11 +39,16 @@ class KeypairError(ValueError):
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a master-to-be receives: the shared pair and the public keys of the masters' minions."""
+    """
+    What a master-to-be receives: the shared pair and the public keys of the masters' minions, and
+    with signing the pair that signs the shared public key.
+    """
 
     pem: str
     pub: str
     minions: Mapping[str, str]
+    sign_pem: str | None = None
+    sign_pub: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,25 +92,36 @@ def open_bundle(sealed: str, minion_id: str, minion_pem: str) -> Bundle:
             "for another host or key, or was changed on its way"
         ) from err
     try:
-        bundle = Bundle(pem=content["pem"], pub=content["pub"], minions=dict(content["minions"]))
+        bundle = Bundle(
+            pem=content["pem"],
+            pub=content["pub"],
+            minions=dict(content["minions"]),
+            sign_pem=content.get("sign_pem"),
+            sign_pub=content.get("sign_pub"),
+        )
     except (KeyError, TypeError, ValueError) as err:
         raise KeypairError("the sealed key pair is incomplete") from err
-    if not all(
-        isinstance(text, str) for text in (bundle.pem, bundle.pub, *bundle.minions.values())
-    ):
+    texts: list[Any] = [bundle.pem, bundle.pub, *bundle.minions.values()]
+    if bundle.sign_pem is not None or bundle.sign_pub is not None:
+        texts += [bundle.sign_pem, bundle.sign_pub]
+    if not all(isinstance(text, str) for text in texts):
         raise KeypairError("the sealed key pair is incomplete")
     return bundle
 
 
 def plain_bundle(pair: Any) -> Bundle:
     """Return the pair that a masterless pillar gives; :class:`KeypairError` if it is half."""
-    given = pair if isinstance(pair, Mapping) else {}
-    pem, pub = given.get("pem"), given.get("pub")
-    if not isinstance(pem, str) or not isinstance(pub, str):
+    given: Mapping[str, Any] = pair if isinstance(pair, Mapping) else {}
+    required, signing = ("pem", "pub"), ("sign_pem", "sign_pub")
+    names = required + (signing if set(signing) & set(given) else ())
+    if not all(isinstance(given.get(name), str) for name in names):
         # Its keys only: a value may be half of a secret.
         got = sorted(map(str, pair)) if isinstance(pair, Mapping) else type(pair).__name__
-        raise KeypairError(f"multimaster:keypair: got {got}; supported: sealed, or pem and pub")
-    return Bundle(pem=pem, pub=pub, minions={})
+        raise KeypairError(
+            f"multimaster:keypair: got {got}; supported: sealed, or pem and pub, and with signing "
+            "sign_pem and sign_pub"
+        )
+    return Bundle(minions={}, **{name: given[name] for name in names})
 
 
 def decide(
@@ -151,6 +173,119 @@ def decide(
     if found_pub != wanted:
         return Decision("repair", "the public key did not belong to the private key")
     return Decision("none", "the key pair is in place")
+
+
+def decide_signing(
+    pem: str | None,
+    pub: str | None,
+    offered: Bundle,
+    creator: str | None,
+    replace: bool,
+) -> Decision:
+    """
+    What to do with the signing pair on a host; there must never be two different ones.
+
+    pem, pub
+        The signing pair found on the host; None where the file is absent.
+    offered
+        With the signing pair of the master that renders the pillar, if that has one.
+    creator
+        None if this host may make the pair; else the id of the one master that may.
+    replace
+        The operator's word that a different pair may be replaced.
+
+    The action is ``create`` where the pair is to be made, and ``wait`` where it has to come from
+    another master, which does not offer it yet; else as in :func:`decide`.
+    """
+    found = None if pem is None else _fingerprint_of_private(pem)
+    found_pub = None if pub is None else fingerprint(pub)
+    wanted = None
+    if offered.sign_pem is not None and offered.sign_pub is not None:
+        wanted = _fingerprint_of_private(offered.sign_pem)
+        if wanted is None or fingerprint(offered.sign_pub) != wanted:
+            return Decision("refuse", "the offered signing pair is no readable pair")
+    if pem is not None and found is None:
+        what = "an unreadable signing key (or one with a passphrase)"
+    elif pem is None and pub is not None and found_pub != wanted:
+        what = "the public half of a signing pair that is not the offered one"
+    elif found is not None and wanted is not None and found != wanted:
+        what = "another signing pair than the master that renders the pillar"
+    elif found is not None:
+        if found_pub != found:
+            return Decision("repair", "the public signing key did not belong to the private one")
+        return Decision("none", "the signing pair is in place")
+    elif wanted is not None:
+        return Decision("write", "there was no signing pair")
+    elif creator is None:
+        return Decision("create", "no master has a signing pair yet")
+    else:
+        return Decision(
+            "wait",
+            f"there is no signing pair here, and only {creator} makes one; the pillar brings it "
+            f"from {creator}, or from another master that has it",
+        )
+    if replace and wanted is not None:
+        return Decision("replace", f"replaced {what}, as replace_keypair says")
+    return Decision(
+        "refuse",
+        f"this master has {what}; minions may depend on it. Remove the wrong one of the two, or "
+        "set replace_keypair: true to have this master's replaced by the offered one",
+    )
+
+
+def make_pair(bits: int) -> tuple[str, str]:
+    """Return a fresh RSA pair as PEM text: private, public."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=bits)
+    pem = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
+    )
+    return pem.decode(), public_of(pem.decode())
+
+
+def public_of(pem: str) -> str:
+    """Return the public half of a private key, both PEM."""
+    public = _private(pem, "the signing key").public_key()
+    return public.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    ).decode()
+
+
+def sign_pub(pub: str, sign_pem: str, algorithm: str) -> str:
+    """
+    Sign a master's public key as ``salt-key --gen-signature`` does, for every Salt series.
+
+    algorithm
+        Salt's name for it, ``PKCS1v15-SHA1`` or ``PKCS1v15-SHA224``: minions are to verify with
+        the same.
+
+    Returns base64 with the newline that Salt's own files have.
+    """
+    key = _private(sign_pem, "the signing key")
+    signature = key.sign(_as_sent(pub), padding.PKCS1v15(), _hash(algorithm))
+    return base64.b64encode(signature).decode() + "\n"
+
+
+def is_signed(pub: str, signature: str, signing_pub: str, algorithm: str) -> bool:
+    """Tell whether a text is the signature over a master's public key, as a minion verifies it."""
+    try:
+        raw = base64.b64decode(signature)
+        _public(signing_pub).verify(raw, _as_sent(pub), padding.PKCS1v15(), _hash(algorithm))
+    except (InvalidSignature, TypeError, ValueError):
+        return False
+    return True
+
+
+def _as_sent(pub: str) -> bytes:
+    """Return what a master sends of its public key: without a newline at the end."""
+    return "\n".join(pub.strip().splitlines()).encode()
+
+
+def _hash(algorithm: str) -> hashes.HashAlgorithm:
+    if algorithm not in _HASHES:
+        raise KeypairError(f"signing algorithm: got {algorithm!r}; supported: {', '.join(_HASHES)}")
+    return _HASHES[algorithm]
 
 
 def fingerprint(pub: str) -> str | None:

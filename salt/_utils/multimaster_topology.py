@@ -38,7 +38,15 @@ SHORTEST_INTERVAL = 10
 LONGEST_SPREAD = 60
 
 # Set by the formula: in ``config`` they would contradict the declaration.
-DERIVED_MASTER = ("id", "master_sign_pubkey", "multimaster")
+SIGNING_MASTER = (
+    "master_sign_pubkey",
+    "master_sign_key_name",
+    "master_use_pubkey_signature",
+    "master_pubkey_signature",
+    "signing_key_pass",
+)
+SIGNING_MINION = ("verify_master_pubkey_sign", "always_verify_signature", "master_sign_key_name")
+DERIVED_MASTER = ("id", "multimaster", *SIGNING_MASTER)
 DERIVED_MINION = (
     "id",
     "master",
@@ -50,6 +58,7 @@ DERIVED_MINION = (
     "auth_retries",
     "multimaster",
     *FAILOVER,
+    *SIGNING_MINION,
 )
 # Derived where ``minion:config`` does not say otherwise.
 PREFERRED = (
@@ -62,6 +71,10 @@ PREFERRED = (
     "tcp_keepalive_intvl",
     "tcp_keepalive_cnt",
 )
+
+# The files of the signing pair, and of its signature over the masters' public key.
+SIGNING_KEY = "master_sign"
+SIGNATURE = "master_pubkey_signature"
 
 _ID = re.compile(r"(?!\.{1,2}$)[^\s/\\\0]+")
 _NAME = re.compile(
@@ -100,6 +113,9 @@ class Topology:
     master_config: Mapping[str, Any] = field(default_factory=dict)
     minion_config: Mapping[str, Any] = field(default_factory=dict)
     replace_keypair: bool = False
+    signing: bool = False
+    minion_service: str = "salt-minion"
+    restart_timeout: float = 600
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -162,6 +178,9 @@ def parse(declaration: Any) -> Topology:
                     "nothing here; the formula derives this option",
                 )
 
+    if declaration.get("signing") is True:
+        _check_algorithms(declaration, refuse)
+
     if findings:
         raise TopologyError(findings)
     return Topology(
@@ -173,6 +192,9 @@ def parse(declaration: Any) -> Topology:
         master_config=dict(declaration.get("master", {}).get("config") or {}),
         minion_config=dict(declaration.get("minion", {}).get("config") or {}),
         replace_keypair=declaration.get("replace_keypair", False),
+        signing=declaration.get("signing", False),
+        minion_service=declaration.get("minion", {}).get("service", "salt-minion"),
+        restart_timeout=declaration.get("restart_timeout", 600),
     )
 
 
@@ -334,7 +356,10 @@ def probe_interval(minions: int) -> int:
 
 
 def minion_options(
-    topology: Topology, minion_id: str, existing: Mapping[str, Any] | None = None
+    topology: Topology,
+    minion_id: str,
+    existing: Mapping[str, Any] | None = None,
+    verifies: bool = False,
 ) -> dict[str, Any]:
     """
     Derive the content of a minion's drop-in.
@@ -342,20 +367,35 @@ def minion_options(
     existing
         The host's minion options without our drop-in: the engines found there are kept by naming
         them, since a list in a drop-in takes the place of the main file's.
+    verifies
+        Whether the minion asks for a signature at present.  Not what is declared: Salt refuses a
+        signing master on a minion that does not verify, and the reverse, so that the minion's
+        engine follows what the masters do.
     """
     options = {s.option: s.value for s in minion_settings(topology, minion_id)}
     config = topology.minion_config
-    probe = {
+    engine = {
         "masters": list(topology.addresses),
         "act": options["master_type"] == "failover",
         "interval": options.get("master_alive_interval", probe_interval(topology.minions)),
+        "service": topology.minion_service,
+        "restart_timeout": topology.restart_timeout,
     }
-    engines = _engines(config.get("engines", (existing or {}).get("engines")), "multimaster_minion")
-    return {**options, **config, "engines": [*engines, {"multimaster_minion": probe}]}
+    return {
+        **config,
+        **options,
+        # Written when false, too: the main file may say otherwise.
+        "verify_master_pubkey_sign": verifies,
+        "engines": _with_engine(config, existing or {}, "multimaster_minion", engine),
+    }
 
 
 def master_options(
-    topology: Topology, master_id: str, extensions: str, existing: Mapping[str, Any]
+    topology: Topology,
+    master_id: str,
+    extensions: str,
+    existing: Mapping[str, Any],
+    signs: bool = False,
 ) -> dict[str, Any]:
     """
     Derive the content of a master's drop-in.
@@ -365,16 +405,27 @@ def master_options(
     existing
         The host's master options without our drop-in: a list in a drop-in takes the place of the
         main file's, so the engines and module directories found there are kept by naming them.
+    signs
+        Whether the signing pair is there to sign with.
     """
     config = topology.master_config
-    engines = _engines(config.get("engines", existing.get("engines")), "multimaster")
+    # Written when false, too: the main file may say otherwise.
+    signing: dict[str, Any] = {"master_sign_pubkey": signs}
+    if signs:
+        signing |= {
+            "master_sign_key_name": SIGNING_KEY,
+            # Once and not for each minion that signs in; the name is the default until Salt 3007.
+            "master_use_pubkey_signature": True,
+            "master_pubkey_signature": SIGNATURE,
+        }
     directories = config.get("module_dirs", existing.get("module_dirs")) or []
     return {
         **config,
         # The live key pair is named after the id; the default depends on the host's name.
         "id": master_id,
         "module_dirs": [*(path for path in directories if path != extensions), extensions],
-        "engines": [*engines, {"multimaster": {}}],
+        "engines": _with_engine(config, existing, "multimaster", {}),
+        **signing,
         # For the engine and the runners, which have no pillar.
         "multimaster": {
             "mode": topology.mode,
@@ -392,16 +443,34 @@ def is_name(address: str) -> bool:
     return False
 
 
-def _engines(value: Any, ours: str) -> list[Any]:
-    """Return the engines of a configuration that are not ours."""
-    engines = value or []
+def _with_engine(
+    config: Mapping[str, Any], existing: Mapping[str, Any], name: str, options: Mapping[str, Any]
+) -> list[Any]:
+    """Return the engines of the declaration, or else of the host, and one of ours."""
+    engines = config.get("engines", existing.get("engines")) or []
     if isinstance(engines, Mapping):
         # Salt takes that form, too; the one with a list has room for ours.
-        engines = [{name: options} for name, options in engines.items()]
-    return [e for e in engines if e != ours and not (isinstance(e, Mapping) and ours in e)]
+        engines = [{other: settings} for other, settings in engines.items()]
+
+    def is_ours(engine: Any) -> bool:
+        return engine == name or (isinstance(engine, Mapping) and name in engine)
+
+    return [*(engine for engine in engines if not is_ours(engine)), {name: dict(options)}]
 
 
 Refuse = Callable[[str, Any, str], None]
+
+
+def _check_algorithms(declaration: Mapping[str, Any], refuse: Refuse) -> None:
+    """Refuse what would make minions verify another kind of signature than the masters made."""
+    made = _lookup(declaration, "master:config:publish_signing_algorithm")[1]
+    expected = _lookup(declaration, "minion:config:signing_algorithm")[1]
+    if made != expected:
+        refuse(
+            "minion:config:signing_algorithm",
+            expected,
+            f"with signing: true the same as master:config:publish_signing_algorithm, {made!r}",
+        )
 
 
 def _parse_masters(value: Any, refuse: Refuse) -> tuple[Master, ...]:
@@ -498,7 +567,7 @@ _SHAPE: dict[str, Any] = {
 }
 _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "mode": (", ".join(MODES), lambda value: isinstance(value, str) and value in MODES),
-    "signing": ("false", lambda value: value is False),
+    "signing": _KINDS["boolean"],
     "minions": ("a whole number, 1 or more", lambda value: value is None or _is_positive(value)),
     "failover": _KINDS["mapping"],
     "cutover": _KINDS["mapping"],

@@ -4,6 +4,7 @@
 {%- set minion_drop_in = config_dir ~ '/minion.d/multimaster.conf' %}
 {%- set is_master = salt['file.file_exists'](master_drop_in) %}
 {%- set modules = 'multimaster.joined_by_us' in salt %}
+{%- set verifies = 'multimaster.verifies' in salt and salt['multimaster.verifies'](config_dir) %}
 {%- set made_by_us = is_master and modules and salt['multimaster.joined_by_us'](config_dir) %}
 
 include:
@@ -56,8 +57,20 @@ multimaster-clean-master-files:
 {%- endif %}
 
 multimaster-clean-minion-config:
+  {%- if verifies %}
+  # Its masters sign: without verifying it could not sign in to them again. It follows when they end.
+  file.serialize:
+    - name: {{ minion_drop_in }}
+    - serializer: yaml
+    - dataset:
+        verify_master_pubkey_sign: true
+        engines:
+          - multimaster_minion:
+              service: {{ minion.service }}
+  {%- else %}
   file.absent:
     - name: {{ minion_drop_in }}
+  {%- endif %}
     - require:
       - sls: multimaster.modules
       {%- if made_by_us %}

@@ -11,6 +11,7 @@
   'utils/multimaster_keypair.py',
   'utils/multimaster_ledger.py',
   'utils/multimaster_restart.py',
+  'utils/multimaster_signing.py',
   'utils/multimaster_topology.py',
 ] %}
 
@@ -27,6 +28,16 @@ multimaster-keypair:
     - replace: {{ replace_keypair }}
     - require:
       - multimaster: multimaster-declaration
+
+multimaster-signing:
+  multimaster.signing:
+    - name: multimaster
+    - declaration: {{ multimaster | json }}
+    - config_dir: {{ config_dir }}
+    - extension_dir: {{ extension_dir }}
+    - replace: {{ replace_keypair }}
+    - require:
+      - multimaster: multimaster-keypair
 
 multimaster-masters-accepted:
   multimaster.masters_accepted:
@@ -51,7 +62,7 @@ multimaster-master-config:
     - config_dir: {{ config_dir }}
     - extension_dir: {{ extension_dir }}
     - require:
-      - multimaster: multimaster-keypair
+      - multimaster: multimaster-signing
 
 {%- if install.method == 'pkg' %}
 multimaster-master-released:

@@ -5,6 +5,13 @@
 include:
   - multimaster.declared
 
+multimaster-minion-signing:
+  multimaster.signing_pub:
+    - name: multimaster
+    - config_dir: {{ config_dir }}
+    - require:
+      - multimaster: multimaster-declaration
+
 multimaster-minion-config:
   multimaster.minion_config:
     - name: {{ drop_in }}
@@ -12,6 +19,7 @@ multimaster-minion-config:
     - config_dir: {{ config_dir }}
     - require:
       - multimaster: multimaster-declaration
+      - multimaster: multimaster-minion-signing
 
 multimaster-minion-service:
   service.running:

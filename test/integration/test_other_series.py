@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab.laboratory import Laboratory, changed, failures, laboratory
+from lab.laboratory import PATIENCE, Laboratory, changed, failures, laboratory
+from lab.wait import until
 
 NETS = {"3006": "127.0.66", "3007": "127.0.67"}
 pytestmark = pytest.mark.matrix
@@ -38,3 +39,23 @@ def test_a_second_apply_changes_nothing(lab: Laboratory) -> None:
     result = lab.apply()
     assert not failures(result)
     assert changed(result) == []
+
+
+@pytest.mark.parametrize("signing", [True, False], ids=["on", "off"])
+def test_minions_follow_the_masters_into_signing_and_out_of_it(
+    lab: Laboratory, signing: bool
+) -> None:
+    lab.declare(masters=lab.masters(3), signing=signing)
+    # On: the first makes the pair, and restarts nothing.
+    for _ in range(2 if signing else 1):
+        assert not failures(lab.apply())
+    expected = dict.fromkeys(lab.ids, signing)
+
+    def followed() -> bool:
+        if not lab.restarted() or lab.status()[0]:
+            return False
+        return lab.salt("saltm1", "*", "multimaster.verifies") == expected
+
+    until(followed, PATIENCE, f"every minion, verifying: {signing}", interval=1)
+    lab.until_connected()
+    lab.assert_no_key_outside_pki()

@@ -126,14 +126,15 @@ class Laboratory:
         """Wait until a broken-off apply is over: no restart to come, and all minions answer."""
         self.until_answering(master)
         until(lambda: self._idle(master), PATIENCE, "the end of every apply", interval=1)
-        until(self._restarted, PATIENCE, "the end of every restart", interval=1)
+        until(self.restarted, PATIENCE, "the end of every restart", interval=1)
         self.until_answering(master)
 
     def _idle(self, master: str) -> bool:
         running = self.salt(master, "*", "saltutil.is_running", "state.apply")
         return all(jobs == [] for jobs in running.values())
 
-    def _restarted(self) -> bool:
+    def restarted(self) -> bool:
+        """Tell whether every restart that was asked for is over."""
         return not any(
             self.cutting_over(host.id) or self._restarting(host) for host in self.lab.hosts
         )
@@ -175,14 +176,16 @@ class Laboratory:
         found = self.run(host_id, "find", self.host(host_id).log_dir, "-type", "f").stdout.split()
         return str(self.run(host_id, "tail", "-v", "-n", str(lines), *found).stdout)
 
-    def private_key(self) -> str:
-        """Return the masters' private key, from the first master's disk."""
+    def private_keys(self) -> list[str]:
+        """Return the masters' private key, and that of the signing pair, from the first master."""
         pki = self.host("saltm1").master_pki_dir
-        return self.read("saltm1", f"{pki}/master.pem")
+        keys = [self.read("saltm1", f"{pki}/{name}.pem") for name in ("master", "master_sign")]
+        # The second is there with signing only.
+        return [keys[0], *filter(None, keys[1:])]
 
     def assert_no_key_outside_pki(self) -> None:
-        """Scan every file and the recorded arguments of every host for the private key."""
-        needles = needles_of(self.private_key())
+        """Scan every file and the recorded arguments of every host for the private keys."""
+        needles = [needle for key in self.private_keys() for needle in needles_of(key)]
         for host in self.lab.hosts:
             whole = ["/etc", "/var", "/tmp", "/root", "/run"]
             roots = whole if self.lab.driver == "docker" else [host.root]

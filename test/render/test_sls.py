@@ -14,6 +14,8 @@ TOPOLOGIES = sorted(path.stem for path in Path(__file__).parent.glob("topologies
 FAMILIES = ["Debian", "RedHat"]
 MASTER, MINION = "saltm1", "web1"
 DROP_IN = "etc/salt/master.d/multimaster.conf"
+# Runs in the minion, which gets it with the other modules.
+MINIONS_ENGINE = "engines/multimaster_minion.py"
 MADE_BY_US = "var/cache/salt/master/multimaster/keypair-installed"
 
 every_topology = pytest.mark.parametrize("topology", TOPOLOGIES)
@@ -71,6 +73,7 @@ class TestRoles:
         assert compiled(topology, family, MINION).ids() == [
             "multimaster-modules",
             "multimaster-declaration",
+            "multimaster-minion-signing",
             "multimaster-minion-config",
             "multimaster-minion-service",
             "multimaster-minion-restart",
@@ -120,6 +123,8 @@ class TestOrderOnAMaster:
         "first",
         [
             "multimaster-keypair",
+            # A master that is to sign ends at once if there is no signature.
+            "multimaster-signing",
             "multimaster-masters-accepted",
             "multimaster-master-config",
             "multimaster-extensions",
@@ -192,7 +197,8 @@ class TestOrderOnAMaster:
         tree = Path(__file__).parents[2] / "salt"
         for kind in ("engines", "output", "runners", "utils"):
             there = {f"{kind}/{path.name}" for path in tree.glob(f"_{kind}/*.py")}
-            assert there - {"engines/multimaster_minion.py"} <= files
+            assert there - {MINIONS_ENGINE} <= files
+        assert MINIONS_ENGINE not in files
         assert all((tree / f"_{path}").is_file() for path in files)
 
 
@@ -209,6 +215,18 @@ class TestClean:
             "multimaster-clean-minion-config",
             "multimaster-clean-minion-restart",
         ]
+
+    def test_of_a_minion_that_verifies_leaves_it_able_to_sign_in(self, compiler, family):
+        drop_in = "etc/salt/minion.d/multimaster.conf"
+        with compiler.files(drop_in):
+            (compiler.root / drop_in).write_text("verify_master_pubkey_sign: true\n")
+            states = self.clean(compiler, family, MINION)
+        assert states.errors == []
+        left = states.get("multimaster-clean-minion-config")
+        assert left["fun"] == "serialize"
+        assert left["dataset"]["verify_master_pubkey_sign"] is True
+        # Or it could never stop.
+        assert left["dataset"]["engines"] == [{"multimaster_signing": {"service": "salt-minion"}}]
 
     def test_of_a_first_master_keeps_it_running(self, compiler, family):
         with compiler.files(DROP_IN):

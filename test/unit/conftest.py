@@ -104,12 +104,14 @@ def host(loaded_host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
 
 @pytest.fixture
 def offer(host: Host, shared: Pair, minion_keys: dict[str, Pair], pillar_file: ModuleType) -> None:
-    """The pillar gives saltm2 the shared pair and the masters' minions, sealed."""
+    """The pillar gives saltm2 both pairs and the masters' minions, sealed."""
     host.write("etc/salt/pki/minion/minion.pem", minion_keys["saltm2"].pem)
     minions = {name: minion_keys[name].pub for name in ("saltm1", "saltm2")}
     content = {"pem": shared.pem, "pub": shared.pub, "minions": minions}
+    signing = minion_keys["web1"]
+    content |= {"sign_pem": signing.pem, "sign_pub": signing.pub}
     sealed = pillar_file.seal(content, "saltm2", minion_keys["saltm2"].pub)
-    host.pillar = {"multimaster": {"keypair": {"sealed": sealed}}}
+    host.pillar = {"multimaster": {"keypair": {"sealed": sealed, "sign_pub": signing.pub}}}
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ class Minion:
         return self.drop_in.read_text() if self.drop_in.exists() else ""
 
     def prepare(self, text, masters=1):
-        cutover.prepare(self.journal, str(self.drop_in), "salt-minion", masters, 1)
+        cutover.prepare(self.journal, str(self.drop_in), masters, 1)
         self.drop_in.write_text(text)
 
     def restart(self):

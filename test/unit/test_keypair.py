@@ -272,11 +272,21 @@ def test_a_plain_pair_is_taken_as_it_is(shared):
     assert bundle == keypair.Bundle(shared.pem, shared.pub, {})
 
 
-@pytest.mark.parametrize("half", [{"pem": "x"}, {"pub": "x"}, {"pem": None, "pub": 5}, {"a": 1}])
+@pytest.mark.parametrize(
+    "half",
+    [
+        {"pem": "x"},
+        {"pub": "x"},
+        {"pem": None, "pub": 5},
+        {"a": 1},
+        {"pem": "x", "pub": "x", "sign_pem": "x"},
+        {"pem": "x", "pub": "x", "sign_pub": "x"},
+    ],
+)
 def test_half_a_plain_pair_is_refused_in_words(half):
     with pytest.raises(keypair.KeypairError) as refusal:
         keypair.plain_bundle(half)
-    assert str(refusal.value) == (
+    assert str(refusal.value).startswith(
         f"multimaster:keypair: got {sorted(half)}; supported: sealed, or pem and pub"
     )
 
@@ -285,7 +295,7 @@ def test_half_a_plain_pair_is_refused_in_words(half):
 def test_what_is_no_pair_at_all_is_refused_without_quoting_it(given, kind):
     with pytest.raises(keypair.KeypairError) as refusal:
         keypair.plain_bundle(given)
-    assert str(refusal.value) == (
+    assert str(refusal.value).startswith(
         f"multimaster:keypair: got {kind}; supported: sealed, or pem and pub"
     )
 

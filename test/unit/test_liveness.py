@@ -7,8 +7,11 @@ The masters are made up here, with their delays in parts of an interval; test/ch
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -31,11 +34,14 @@ class World:
         self.module = module
         module.__opts__ = {"id": "web1", "cachedir": str(tmp_path), "master": MASTERS[0]}
         module.__opts__ |= {"master_port": 4506, "ipc_mode": "ipc", "sock_dir": str(tmp_path)}
+        module.__opts__["hash_type"] = "sha256"
         module.__utils__ = {"multimaster_dial.put": self.put}
         module.__utils__["multimaster_dial.connected"] = lambda *_: [self.present]
-        self.watch = module._Watch(MASTERS, act, INTERVAL)
-        self.watch._fire = self.fire
-        self.watch.minion_runs = lambda: True
+        module._fire = self.fire
+        minion = module._Minion()
+        minion.runs = lambda: True
+        self.watch = module._Watch(minion, MASTERS, None if act else MASTERS[0], INTERVAL)
+        self.returns = module._Returns(MASTERS)
 
     def put(self, opts, address, timeout, heard):
         self.asked.append(address)
@@ -51,7 +57,7 @@ class World:
 
     def judge(self):
         started = time.monotonic()
-        self.watch._judge(self.present)
+        self.watch.judge(self.present)
         return time.monotonic() - started
 
     def told(self):
@@ -152,9 +158,9 @@ TAKEN = {"tag": "__master_req_channel_return/7", "data": {"ret": True}}
 
 def followed(found, *events):
     """Let the engine see events; return the returns that it sends elsewhere."""
-    found.watch.bus = Bus(*events)
+    found.returns.bus = Bus(*events)
     for _ in range(len(events) + 1):
-        found.watch._follow(0)
+        found.returns.follow(0)
     return [(tag, data) for tag, data in found.fired if "payload" in tag]
 
 
@@ -187,15 +193,34 @@ def test_what_is_no_return_goes_nowhere_else(world):
     assert followed(found, payload(MASTERS[0], cmd="_pillar")) == []
 
 
-def test_the_end_of_the_minion_is_seen_though_its_process_waits(world):
-    found = world()
-    del found.watch.minion_runs
-    found.module.__opts__ |= {"hash_type": "sha256", "sock_dir": tempfile.mkdtemp()}
-    assert not found.watch.minion_runs()
+@pytest.fixture
+def minion(world):
+    """The minion's daemon, whose place this process's parent takes, and a short path."""
+    module = world().module
+    module.__opts__["sock_dir"] = tempfile.mkdtemp()
+    yield module._Minion()
+    shutil.rmtree(module.__opts__["sock_dir"])
+
+
+def test_the_end_of_the_minion_is_seen_though_its_process_waits(minion):
+    assert not minion.runs()
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as bus:
-        bus.bind(found.module._bus_path())
+        bus.bind(minion.bus)
         bus.listen()
-        assert found.watch.minion_runs()
+        assert minion.runs()
     # The file of the socket stays; nobody listens.
-    assert not found.watch.minion_runs()
-    shutil.rmtree(found.module.__opts__["sock_dir"])
+    assert not minion.runs()
+
+
+def test_an_engine_with_nothing_to_do_is_small_and_ends_with_the_minion(minion, by_path):
+    module = by_path("salt/_engines/multimaster_minion.py")
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as bus:
+        bus.bind(minion.bus)
+        bus.listen()
+        argv = [sys.executable, "-I", "-S", "-c", module.IDLE, str(os.getpid()), minion.bus, ""]
+        with subprocess.Popen(argv) as idle:
+            accepted, _ = bus.accept()
+            accepted.close()
+            assert idle.poll() is None
+            bus.close()
+            assert idle.wait(10) == 0

@@ -470,7 +470,7 @@ class TestCutOver:
 
     def prepare(self, host, options):
         path = str(host.root / self.DROP_IN)
-        return host.call("prepare_cut_over", path, options, "salt-minion", 1, 30)
+        return host.call("prepare_cut_over", path, options, 1, 30)
 
     def test_is_prepared_for_a_new_configuration_of_a_minion_that_runs(self, host):
         host.write(self.DROP_IN, {"master": ["192.0.2.1"]})

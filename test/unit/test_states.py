@@ -16,6 +16,8 @@ CHANGING = [
     "master_config",
     "extended",
     "keypair",
+    "signing",
+    "signing_pub",
     "masters_accepted",
     "current",
     "restarted",
@@ -23,6 +25,7 @@ CHANGING = [
 ]
 RESTARTS = ["current", "restarted"]
 DECLARATION = {"mode": "hot", "masters": MASTERS}
+SIGNING = {**DECLARATION, "signing": True}
 
 
 @pytest.fixture
@@ -77,6 +80,8 @@ def state(host, request):
             "master_config": {"name": master, **derived},
             "extended": {"name": extensions, "files": ["engines/multimaster.py"]},
             "keypair": {"name": "multimaster", **derived},
+            "signing": {"name": "multimaster", **derived, "declaration": SIGNING},
+            "signing_pub": {"name": "multimaster", "config_dir": config_dir},
             "masters_accepted": {"name": "multimaster", **derived},
             "current": {"name": "salt-minion", "files": [minion], "config_dir": config_dir},
             "restarted": {"name": "salt-minion", "config_dir": config_dir},
@@ -133,6 +138,7 @@ class TestEveryState:
             shown = repr(state(function, test=test))
             assert not shared.shows_in(shown)
             assert not minion_keys[ID].shows_in(shown)
+            assert not minion_keys["web1"].shows_in(shown)
 
 
 @pytest.mark.parametrize("test", [False, True], ids=["", "test"])
@@ -352,3 +358,75 @@ def test_another_master_names_those_that_answer(host, state, monkeypatch):
     )
     ret = state("another_master")
     assert (ret.result, ret.changes, ret.comment) == (True, {}, "Also there: saltm1, saltm3")
+
+
+# Signing
+
+
+def test_a_signing_pair_is_not_installed_unless_signing_is_declared(host, offer, state):
+    assert state("signing", declaration=DECLARATION).changes == {}
+    assert not (host.pki / "master_sign.pem").exists()
+
+
+@pytest.mark.usefixtures("offer")
+def test_a_master_signs_as_soon_as_the_pillar_brings_the_pair(host, state):
+    import salt.config
+
+    for declaration, signs in ((DECLARATION, False), (SIGNING, True)):
+        assert state("signing", declaration=declaration).result is True
+        assert state("master_config", declaration=declaration).result is True
+        opts = salt.config.master_config(str(host.config_dir / "master"))
+        assert opts["master_sign_pubkey"] is signs
+        assert opts["master_use_pubkey_signature"] is signs
+
+
+@pytest.fixture
+def offer_without_signing(host, shared):
+    host.pillar = {"multimaster": {"keypair": {"pem": shared.pem, "pub": shared.pub}}}
+
+
+@pytest.mark.usefixtures("offer_without_signing")
+class TestWithoutAPairInPillar:
+    def test_the_first_declared_master_makes_one_and_does_not_sign_yet(self, host, state):
+        first = {**SIGNING, "masters": [{"id": ID, "address": "192.0.2.2"}]}
+        made = state("signing", declaration=first)
+        assert made.changes == {"create": "the signing pair"}
+        assert "does not sign yet" in made.warnings[0]
+        again = state("signing", declaration=first)
+        assert (again.result, again.changes) == (True, {})
+        assert "does not sign yet" in again.warnings[0]
+
+    def test_another_master_waits_for_it(self, host, state):
+        waits = state("signing")
+        assert (waits.result, waits.changes) == (True, {})
+        assert "only saltm1 makes one" in waits.comment
+        assert "from saltm1" in waits.warnings[0]
+        assert not (host.pki / "master_sign.pem").exists()
+
+    def test_a_master_that_signs_goes_on(self, host, state):
+        import salt.config
+
+        host.write("etc/salt/master.d/multimaster.conf", {"master_sign_pubkey": True})
+        assert state("master_config", declaration=SIGNING).result is True
+        opts = salt.config.master_config(str(host.config_dir / "master"))
+        assert opts["master_sign_pubkey"] is True
+
+    @pytest.mark.parametrize("test", [False, True], ids=["", "test"])
+    def test_a_master_that_signs_and_lost_its_pair_makes_no_second_one(self, host, state, test):
+        host.write("etc/salt/master.d/multimaster.conf", {"master_sign_pubkey": True})
+        only = {**SIGNING, "masters": [{"id": ID, "address": "192.0.2.2"}]}
+        failed = state("signing", declaration=only, test=test)
+        assert failed.result is False
+        assert "there is no signing pair here" in failed.comment
+        assert not (host.pki / "master_sign.pem").exists()
+
+
+@pytest.mark.parametrize("declaration", [DECLARATION, SIGNING], ids=["off", "on"])
+@pytest.mark.parametrize("before", [False, True])
+def test_whether_a_minion_verifies_is_not_changed_by_an_apply(host, state, declaration, before):
+    import salt.config
+
+    host.write("etc/salt/minion.d/multimaster.conf", {"verify_master_pubkey_sign": before})
+    assert state("minion_config", declaration=declaration).result is True
+    opts = salt.config.minion_config(str(host.config_dir / "minion"), cache_minion_id=False)
+    assert opts["verify_master_pubkey_sign"] is before

@@ -15,7 +15,7 @@ ADDRESSES = ["192.0.2.1", "192.0.2.2"]
 def master(address, **changed):
     row = {"address": address, "reachable": True, "version": "3008.3", "fingerprint": "f" * 64}
     row |= {"accepted": 3, "pending": 0, "denied": 0, "rejected": 0}
-    row |= {"digest": "d" * 64, "conflicts": 0}
+    row |= {"digest": "d" * 64, "conflicts": 0, "signs": False, "signing_fingerprint": None}
     return row | changed
 
 
@@ -67,6 +67,27 @@ def problems(loaders):
 
 
 # Problems
+
+
+def test_masters_that_sign_with_one_pair_are_no_problem(problems):
+    topology = healthy()
+    for row in topology.masters.values():
+        row |= {"signs": True, "signing_fingerprint": "a" * 64}
+    assert problems(topology) == []
+
+
+def test_a_master_with_another_signing_pair_is_a_problem(problems):
+    topology = healthy()
+    for row, letter in zip(topology.masters.values(), "ab", strict=True):
+        row |= {"signs": True, "signing_fingerprint": letter * 64}
+    assert problems(topology) == ["the masters have different signing pairs (master_sign.pem)"]
+
+
+def test_a_master_that_does_not_sign_while_another_does_is_a_problem(problems):
+    topology = healthy()
+    topology.masters["saltm1"] |= {"signs": True, "signing_fingerprint": "a" * 64}
+    (problem,) = problems(topology)
+    assert problem.startswith("saltm2: configured not to sign")
 
 
 @pytest.mark.parametrize("mode", ["hot", "failover"])
@@ -180,7 +201,7 @@ def report(**changed):
     names = ["saltm1", "saltm2", "web1"]
     row = {"running": True, "version": "3008.3", "fingerprint": "f" * 64}
     row |= {"accepted": names, "answering": names, "pending": [], "denied": [], "rejected": []}
-    row |= {"digest": "d" * 64, "conflicts": []}
+    row |= {"digest": "d" * 64, "conflicts": [], "signs": False, "signing_fingerprint": None}
     return row | changed
 
 

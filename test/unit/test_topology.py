@@ -265,9 +265,39 @@ def test_every_derived_master_option_is_refused_in_config_or_extended():
     assert derived <= {*topology.DERIVED_MASTER, "engines", "module_dirs"}
 
 
-def test_signing_is_refused_as_long_as_it_is_not_implemented():
-    (finding,) = findings(declare(signing=True))
-    assert finding == "signing: got True; supported: false"
+def test_every_derived_option_of_a_signing_master_is_refused_in_config_or_extended():
+    parsed = topology.parse(declare(signing=True))
+    derived = set(topology.master_options(parsed, "saltm1", "/ext", {}, signs=True))
+    assert derived <= {*topology.DERIVED_MASTER, "engines", "module_dirs"}
+
+
+@pytest.mark.parametrize("value", ["yes", 1, None, {}, "true"], ids=repr)
+def test_signing_is_true_or_false(value):
+    assert findings(declare(signing=value)) == [f"signing: got {value!r}; supported: true or false"]
+
+
+@pytest.mark.parametrize(
+    ("master", "minion", "refused"),
+    [
+        (None, None, False),
+        ("PKCS1v15-SHA224", "PKCS1v15-SHA224", False),
+        ("PKCS1v15-SHA224", None, True),
+        (None, "PKCS1v15-SHA224", True),
+    ],
+)
+def test_with_signing_masters_sign_with_what_minions_verify_with(master, minion, refused):
+    config = {
+        "master": {"config": {"publish_signing_algorithm": master} if master else {}},
+        "minion": {"config": {"signing_algorithm": minion} if minion else {}},
+    }
+    assert topology.parse(declare(**config))
+    if not refused:
+        assert topology.parse(declare(signing=True, **config)).signing is True
+        return
+    assert findings(declare(signing=True, **config)) == [
+        f"minion:config:signing_algorithm: got {minion!r}; supported: with signing: true the same "
+        f"as master:config:publish_signing_algorithm, {master!r}"
+    ]
 
 
 def test_all_findings_come_at_once():
@@ -416,6 +446,28 @@ def test_free_minion_options_are_carried_over():
     assert topology.minion_options(parsed, "web1")["log_level"] == "info"
 
 
+@pytest.mark.parametrize("declared", [False, True])
+@pytest.mark.parametrize("verifies", [False, True])
+def test_a_minion_goes_on_with_what_it_agrees_on_with_its_masters(declared, verifies):
+    # Whatever is declared: the masters may not be there yet.
+    parsed = topology.parse(declare(signing=declared))
+    options = topology.minion_options(parsed, "web1", {}, verifies)
+    assert options["verify_master_pubkey_sign"] is verifies
+
+
+def test_a_minion_keeps_its_own_engines_and_gets_the_formulas():
+    parsed = topology.parse(declare(minion={"service": "my-minion"}, restart_timeout=5))
+    options = topology.minion_options(parsed, "web1", {"engines": ["one", "multimaster_minion"]})
+    one, ours = options["engines"]
+    assert one == "one"
+    assert (
+        ours["multimaster_minion"].items() >= {"service": "my-minion", "restart_timeout": 5}.items()
+    )
+    declared = topology.parse(declare(minion={"config": {"engines": {"two": None}}}))
+    options = topology.minion_options(declared, "web1", {"engines": ["one"]})
+    assert [next(iter(engine)) for engine in options["engines"]] == ["two", "multimaster_minion"]
+
+
 # Derived options of masters
 
 
@@ -436,6 +488,15 @@ def test_the_drop_ins_of_two_masters_differ_in_the_id_only():
         topology.master_options(parsed, name, "/ext", {}) for name in ("saltm1", "saltm2")
     )
     assert first | {"id": None} == second | {"id": None}
+
+
+@pytest.mark.parametrize("signs", [False, True])
+def test_whether_a_master_signs_is_written_in_both_cases(signs):
+    # Or the main file would decide.
+    parsed = topology.parse(declare(signing=True))
+    options = topology.master_options(parsed, "saltm2", "/ext", {}, signs)
+    assert options["master_sign_pubkey"] is signs
+    assert ("master_use_pubkey_signature" in options) is signs
 
 
 def test_engines_and_module_dirs_of_the_host_are_kept():
@@ -614,7 +675,7 @@ def test_the_liveness_engine_acts_in_failover_mode_only_and_keeps_others_engines
         return topology.minion_options(parsed, minion, existing)["engines"]
 
     existing = {"engines": {"reactor": {"port": 1}, "multimaster_minion": {"old": True}}}
-    reactor, (probe) = engines("failover", "web1", existing)
+    reactor, probe = engines("failover", "web1", existing)
     assert reactor == {"reactor": {"port": 1}}
     assert probe["multimaster_minion"]["act"] is True
     for mode, minion in (("hot", "web1"), ("failover", "saltm1")):
