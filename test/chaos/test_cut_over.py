@@ -137,7 +137,8 @@ def test_a_list_of_which_no_master_answers_gives_way_to_the_old_one(
 @everywhere
 @pytest.mark.parametrize(
     "steps",
-    [("prepared", "restarting"), ("verifying", "returning")],
+    # What comes before and between lasts too short a time to be met; test/unit has every place.
+    [("restarting", "verifying"), ("returning", "returning")],
     ids=lambda steps: "-".join(steps),
 )
 def test_a_minion_that_is_killed_on_its_way_ends_with_masters_that_answer(
