@@ -271,6 +271,12 @@ def _is_seconds(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
+def _is_batch(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(re.fullmatch(r"[1-9]\d?%|100%", value))
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 def _is_word(value: Any) -> bool:
     return isinstance(value, str) and bool(_WORD.fullmatch(value))
 
@@ -305,6 +311,7 @@ _SHAPE: dict[str, Any] = {
     "install": {"method": None, "add_repository": None, "repository": None},
     "master": {"package": None, "service": None, "config": None},
     "minion": {"service": None, "config": None},
+    "deploy": {"batch": None, "clocks": None, "disk": None, "timeout": None},
     "restart_timeout": None,
     "config_dir": None,
     "extension_dir": None,
@@ -331,6 +338,11 @@ _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "minion": _KINDS["mapping"],
     "minion:service": _KINDS["word"],
     "minion:config": _KINDS["mapping"],
+    "deploy": _KINDS["mapping"],
+    "deploy:batch": ("a number of minions, or a percentage like 25%", _is_batch),
+    "deploy:clocks": _KINDS["seconds"],
+    "deploy:disk": ("a number of MiB, 0 or more", _is_seconds),
+    "deploy:timeout": _KINDS["seconds"],
     "restart_timeout": _KINDS["seconds"],
     "config_dir": _KINDS["path"],
     "extension_dir": _KINDS["path"],

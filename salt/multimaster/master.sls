@@ -6,8 +6,11 @@
   'modules/multimaster.py',
   'output/multimaster.py',
   'runners/multimaster.py',
+  'runners/multimaster_orch.py',
+  'utils/multimaster_deploy.py',
   'utils/multimaster_keypair.py',
   'utils/multimaster_ledger.py',
+  'utils/multimaster_listener.py',
   'utils/multimaster_restart.py',
   'utils/multimaster_topology.py',
 ] %}
