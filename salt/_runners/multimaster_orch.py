@@ -25,8 +25,9 @@ __virtualname__ = "multimaster_orch"
 
 # Seconds between two looks at the same thing.
 POLL = 1
-# Seconds to wait for the answer of a minion that is there.
+# Seconds to wait for the answer of a minion that is there, and of one that may not be back yet.
 ANSWER = 10
+GLANCE = 3
 # Seconds in which a minion has its new modules.
 MODULES = 30
 APPLY = "multimaster"
@@ -295,7 +296,7 @@ def _until_restarted(plan, roles, before):
     waiting = {name: set(some) for name, some in roles.items() if some}
 
     def look():
-        facts = _anywhere(plan, waiting, "multimaster_orch.facts")
+        facts = _anywhere(plan, waiting, "multimaster_orch.facts", (), GLANCE)
         for name in list(waiting):
             waiting[name] = {
                 role
@@ -357,9 +358,9 @@ def _until_back(plan, name, masters, connected, here):
 
     def missing():
         if plan.mode == "hot":
-            there = set(_asked(plan, name, connected[name], "test.ping", here))
+            there = set(_asked(plan, name, connected[name], "test.ping", here, (), GLANCE))
         else:
-            there = set(_anywhere(plan, wanted["any master"], "test.ping"))
+            there = set(_anywhere(plan, wanted["any master"], "test.ping", (), GLANCE))
         return sorted(next(iter(wanted.values())) - there)
 
     return [
@@ -373,11 +374,11 @@ def _until_back(plan, name, masters, connected, here):
 
 def _health(plan, ready, here, connected=()):
     """Return what is wrong with the masters that have been seen to."""
-    reports = _command(ready, "multimaster.report", [ANSWER], 2 * ANSWER)
+    reports = _command(ready, "multimaster.report", [GLANCE], 2 * GLANCE)
     answers = {}
     for name in ready:
         wanted = set(ready) | (set(connected) if name == ready[-1] else set())
-        answers[name] = _asked(plan, name, wanted, "test.ping", here)
+        answers[name] = _asked(plan, name, wanted, "test.ping", here, (), GLANCE)
     return __utils__["multimaster_deploy.unhealthy"](ready, reports, answers, connected)
 
 
@@ -389,7 +390,9 @@ def _connected(plan, masters, here):
 
 def _unreached(plan, ids, here):
     """Return the minions that do not answer as they should, and the masters they lack."""
-    answers = {name: _asked(plan, name, ids, "test.ping", here) for name in plan.masters}
+    answers = {
+        name: _asked(plan, name, ids, "test.ping", here, (), GLANCE) for name in plan.masters
+    }
     return __utils__["multimaster_deploy.lacking"](plan.mode, ids, answers)
 
 
@@ -544,7 +547,7 @@ def _commanded(ids, function, arguments, timeout):
                 list(arguments),
                 tgt_type="list",
                 timeout=timeout,
-                gather_job_timeout=ANSWER,
+                gather_job_timeout=min(timeout, ANSWER),
             ):
                 for name, row in part.items():
                     yield from _told({name: row.get("ret")}).items()

@@ -73,5 +73,6 @@ def _run(name, function, declaration, extension_dir, arguments):
         ret["result"] = False
     elif done["changes"] and __opts__["test"]:
         ret["result"] = None
-    ret["comment"] = "\n".join([*done["problems"], *done["notes"]]) or "Nothing to do"
+    lines = [*done["problems"], *done["notes"]]
+    ret["comment"] = "\n".join(lines or ["Done" if done["changes"] else "Nothing to do"])
     return ret
