@@ -103,16 +103,15 @@ def hold_ports(options, seconds=60, config_dir=None):
         if not numbers:
             return {"pid": None, "taken": taken}
         argv = [sys.executable, __utils__["multimaster_listener.program"]()]
-        process = subprocess.Popen(
+        started = subprocess.run(
             [*argv, str(int(min(seconds, LONGEST))), *map(str, numbers)],
             pass_fds=numbers,
-            # The job is over before it, and must not be kept waiting by an open pipe.
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            check=True,
         )
-    return {"pid": process.pid, "taken": taken}
+    return {"pid": int(started.stdout), "taken": taken}
 
 
 def release_ports(pid):
@@ -132,7 +131,7 @@ def release_ports(pid):
             process.wait(10)
     except (psutil.NoSuchProcess, psutil.TimeoutExpired):
         pass
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    return not psutil.pid_exists(pid)
 
 
 def reach(addresses, ports, timeout=3):

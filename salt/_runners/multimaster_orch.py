@@ -193,7 +193,7 @@ def restart_masters(plan=None, test=False):
     masters = __utils__["multimaster_deploy.order"](plan.masters, here)
     if len(masters) < 2:
         return _outcome(["there is no other master; the last one is not restarted"])
-    changes = {}
+    changes, connected = {}, {}
     for number, name in enumerate(masters, 1):
         step = f"master {number} of {len(masters)}, {name}"
         problems = _health(plan, masters, here)
@@ -203,7 +203,9 @@ def restart_masters(plan=None, test=False):
             )
         if test:
             return _outcome([], dict.fromkeys(masters, "would be restarted"))
-        connected = _connected(plan, masters, here)
+        # From the beginning, so that nobody gets lost on the way.
+        connected = connected or _connected(plan, masters, here)
+        # Whoever gives commands on this one should go to another from here on.
         _say(f"{step}: waits for its running jobs")
         problems = _until_finished(plan, name, connected[name], here)
         if not problems:
@@ -211,7 +213,7 @@ def restart_masters(plan=None, test=False):
             problems = _restart_master(plan, name, here)
         if not problems:
             changes[name] = "restarted"
-            problems = _until_back(plan, name, masters, connected, here)
+            problems = _until_back(plan, masters, connected, here)
         if problems:
             return _outcome(
                 [f"stopped at {step}", *problems, *_later(masters[number:], "masters")], changes
@@ -345,28 +347,25 @@ def _until_finished(plan, name, ids, here):
     ]
 
 
-def _until_back(plan, name, masters, connected, here):
+def _until_back(plan, masters, connected, here):
     """Wait until the masters are well again, and every minion is where it was."""
     problems = _until_well(plan, masters, here)
     if problems:
         return problems
-    if plan.mode == "hot":
-        wanted = {name: connected[name]}
-    else:
-        # They may have moved to another master meanwhile, and may stay there.
-        wanted = {"any master": set().union(*connected.values())}
 
     def missing():
         if plan.mode == "hot":
-            there = set(_asked(plan, name, connected[name], "test.ping", here, (), GLANCE))
-        else:
-            there = set(_anywhere(plan, wanted["any master"], "test.ping", (), GLANCE))
-        return sorted(next(iter(wanted.values())) - there)
+            return {
+                f"{minion}: was connected, and does not answer to {name}"
+                for name, ids in connected.items()
+                for minion in ids - set(_asked(plan, name, ids, "test.ping", here, (), GLANCE))
+            }
+        # They move to another master meanwhile, and may stay there.
+        ids = set().union(*connected.values())
+        there = set(_anywhere(plan, ids, "test.ping", (), GLANCE))
+        return {f"{minion}: was connected, and answers to no master" for minion in ids - there}
 
-    return [
-        f"{minion}: was connected, and does not answer to {next(iter(wanted))}"
-        for minion in _until(plan.timeout, missing, lambda found: not found)
-    ]
+    return sorted(_until(plan.timeout, missing, lambda found: not found))
 
 
 # Looks

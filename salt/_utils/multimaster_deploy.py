@@ -242,7 +242,7 @@ def unhealthy(
         problems += [f"{name}: no {what} yet" for name, value in values.items() if value is None]
         first = next(iter(values), None)
         problems += [
-            f"{name}: its {what} differ from those of {first}"
+            f"{name}: not the same {what} as on {first}"
             for name, value in values.items()
             if first is not None and None not in (value, values[first]) and value != values[first]
         ]

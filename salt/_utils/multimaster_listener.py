@@ -22,12 +22,20 @@ def program() -> str:
 
 def main(argv: Sequence[str]) -> None:
     """
-    Accept and close, until the time is over or the process is killed.
+    Accept and close in a process of its own, whose id is printed, until the time is over.
 
     argv
         Seconds, at least 1, and the numbers of the listening sockets, which are inherited.
     """
     seconds, *numbers = map(int, argv)
+    pid = os.fork()
+    if pid:
+        print(pid)
+        return
+    # Its parent is init then, and the job that started this is not kept waiting by an open pipe.
+    os.setsid()
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), sys.stdout.fileno())
     # Its default action ends the process, whatever it is at.
     signal.alarm(max(1, seconds))
     with selectors.DefaultSelector() as ready:
