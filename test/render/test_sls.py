@@ -260,7 +260,7 @@ class TestOrchestrations:
     @pytest.fixture(scope="class")
     @classmethod
     def states(cls, compiler):
-        node = Node(read_topology("three"), f"{MASTER}_master")
+        node = Node(read_topology("three"), f"{MASTER}_master", synced=False)
         names = ["multimaster.orch.deploy", "multimaster.orch.restart"]
         compiled = compiler.compile_all(node, names)
         return {name.rpartition(".")[2]: states for name, states in compiled.items()}

@@ -1,7 +1,14 @@
-# Brings the formula's own modules to the master that orchestrates, which may have nothing yet.
-{#- Also for a test run, which could say nothing without. #}
-{%- for kind in ['runners', 'states', 'utils'] %}
-{%- do salt['saltutil.runner']('saltutil.sync_' ~ kind) %}
+# Brings what the orchestrations consist of to the master that they run on, which may have nothing.
+{%- set files = [
+  'runners/multimaster_orch.py',
+  'states/multimaster_orch.py',
+  'utils/multimaster_deploy.py',
+  'utils/multimaster_topology.py',
+] %}
+{#- Not by states, which do nothing in a test run: it could say nothing without them. Not by
+    saltutil.sync_all, which would bring, and take away, other people's modules, too. #}
+{%- for file in files %}
+{%- do salt['cp.get_file']('salt://_' ~ file, opts.extension_modules | path_join(file), makedirs=true) %}
 {%- endfor %}
 
 multimaster-orch-modules:
