@@ -202,11 +202,12 @@ def unfinished(ids, timeout=10, config_dir=None):
     opts = _configured(config_dir)
     answers = ask(ids, "saltutil.running", (), timeout, config_dir)
     jobs = {
-        job["jid"]: job["fun"]
+        str(job.get("jid")): str(job.get("fun"))
         for running in answers.values()
         for job in (running if isinstance(running, list) else [])
+        if isinstance(job, dict)
         # This one is a job, too.
-        if job["fun"] != f"{__virtualname__}.unfinished"
+        and job.get("fun") != f"{__virtualname__}.unfinished"
     }
     load = salt.loader.returners(opts, {})[f"{opts['master_job_cache']}.get_load"]
     # Whatever it does not know came from another master.

@@ -25,9 +25,11 @@ __virtualname__ = "multimaster_orch"
 
 # Seconds between two looks at the same thing.
 POLL = 1
-# Seconds to wait for the answer of a minion that is there, and of one that may not be back yet.
+# Seconds to wait for the answer of a minion that is there, of one that may not be back yet, and
+# of one that has much to do; whoever says that it still works on it is waited for longer.
 ANSWER = 10
 GLANCE = 3
+WORK = 30
 # Seconds in which a minion has its new modules.
 MODULES = 30
 APPLY = "multimaster"
@@ -62,10 +64,10 @@ def preflight(plan=None):
     for ids, master in ((masters, True), (present - masters, False)):
         asked = time.time()
         for name, answer, told in _answers(plan, ids, "multimaster_orch.facts", [master]):
-            facts[name] = answer
-            if isinstance(answer, dict):
+            row = facts[name] = __utils__["multimaster_deploy.facts"](answer)
+            if isinstance(row, dict):
                 # Told between the question and the answer.
-                clocks[name] = (answer["clock"] - told, answer["clock"] - asked)
+                clocks[name] = (row["clock"] - told, row["clock"] - asked)
     missing = present - set(facts)
     facts |= dict.fromkeys(missing, "did not answer when asked for its facts")
     taken, reached = _try_ports(plan, masters, facts)
@@ -229,7 +231,7 @@ def _deploy_master(plan, name, ready, here):
     """Apply the formula to a master and wait until it is well; return the problems."""
     before = _facts(plan, [name])
     connected = _asked(plan, name, _accepted(), "test.ping", here)
-    result = _command([name], "state.apply", [APPLY], plan.timeout).get(name)
+    result = _command([name], "state.apply", [APPLY], WORK).get(name)
     failed = __utils__["multimaster_deploy.failures"](result)
     if failed:
         return [f"{name}: {line}" for line in failed]
@@ -247,8 +249,8 @@ def _deploy_master(plan, name, ready, here):
 
 def _deploy_minions(plan, batch, here):
     """Apply the formula to some minions and wait until they answer; return the problems."""
-    before = _anywhere(plan, batch, "multimaster_orch.facts")
-    results = _anywhere(plan, batch, "state.apply", [APPLY], plan.timeout)
+    before = _facts(plan, batch)
+    results = _anywhere(plan, batch, "state.apply", [APPLY], WORK)
     problems, roles = [], {}
     for name in batch:
         failed = __utils__["multimaster_deploy.failures"](results.get(name))
@@ -296,9 +298,11 @@ def _until(seconds, look, good):
 def _until_restarted(plan, roles, before):
     """Wait until the daemons of some hosts are other processes than before."""
     waiting = {name: set(some) for name, some in roles.items() if some}
+    heard = dict.fromkeys(waiting, time.monotonic())
 
     def look():
-        facts = _anywhere(plan, waiting, "multimaster_orch.facts", (), GLANCE)
+        facts = _facts(plan, waiting, GLANCE)
+        heard.update(dict.fromkeys(facts, time.monotonic()))
         for name in list(waiting):
             waiting[name] = {
                 role
@@ -307,13 +311,15 @@ def _until_restarted(plan, roles, before):
             }
             if not waiting[name]:
                 del waiting[name]
-        return waiting
+        # A host that waits for its jobs answers; one that does not is not waited for as long.
+        return any(heard[name] + plan.timeout > time.monotonic() for name in waiting)
 
     limit = plan.restart_timeout + plan.timeout
+    _until(limit, look, lambda busy: not busy)
     return [
-        f"{name}: its {' and '.join(sorted(left))} has not been restarted within {limit:g} s; "
+        f"{name}: its {' and '.join(sorted(left))} has not been restarted; "
         "see multimaster-restart.log on it"
-        for name, left in _until(limit, look, lambda found: not found).items()
+        for name, left in waiting.items()
     ]
 
 
@@ -402,7 +408,7 @@ def _pointed_at(plan, ids):
     return sorted(
         name
         for name, lists in told.items()
-        if isinstance(lists, dict) and lists["configured"] == addresses
+        if isinstance(lists, dict) and lists.get("configured") == addresses
     )
 
 
@@ -413,7 +419,7 @@ def _in_place(plan, ids):
     for start in range(0, len(ids), size):
         some = ids[start : start + size]
         _say(f"{', '.join(some)}: looks whether there is anything to do")
-        results = _anywhere(plan, some, "state.apply", [APPLY, "test=True"], plan.timeout)
+        results = _anywhere(plan, some, "state.apply", [APPLY, "test=True"], WORK)
         found += [
             name
             for name, result in sorted(results.items())
@@ -423,8 +429,9 @@ def _in_place(plan, ids):
     return found
 
 
-def _facts(plan, ids):
-    return _anywhere(plan, ids, "multimaster_orch.facts")
+def _facts(plan, ids, timeout=ANSWER):
+    told = _anywhere(plan, ids, "multimaster_orch.facts", (), timeout)
+    return {name: __utils__["multimaster_deploy.facts"](row) for name, row in told.items()}
 
 
 def _daemon(facts, name, role):
@@ -465,7 +472,7 @@ def _try_ports(plan, masters, facts):
     }
     # Where there is a master, it has to let everybody in.
     taken |= {name: [] for name in masters if name not in fresh}
-    return taken, {name: row for name, row in reached.items() if isinstance(row, dict)}
+    return taken, reached
 
 
 def _sync(plan, ids):

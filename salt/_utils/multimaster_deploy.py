@@ -61,7 +61,7 @@ class Seen:
     # How far the clock is ahead of this master's, at least and at most, in seconds.
     clocks: Mapping[str, tuple[float, float]]
     # What became of a connection: address -> port -> ``open``, or what happened instead.
-    reached: Mapping[str, Mapping[str, Mapping[str, str]]]
+    reached: Mapping[str, Any]
     # The ports of a master-to-be that something else has, or the error of the attempt.
     taken: Mapping[str, Any]
 
@@ -150,6 +150,25 @@ def preflight(plan: Plan, **observed: Any) -> list[str]:
         *_ports(plan, seen),
         *_space(plan, seen),
     ]
+
+
+def facts(answer: Any) -> Any:
+    """
+    Return what ``multimaster_orch.facts`` of a minion has told, or in words why it is no use.
+
+    A minion may say anything, and must not stop the look at the others with it.
+    """
+    if not isinstance(answer, Mapping):
+        return f"tells no facts: {answer}"
+    daemons = answer.get("daemons")
+    sound = (
+        isinstance(answer.get("version"), str)
+        and isinstance(answer.get("clock"), (int, float))
+        and isinstance(daemons, Mapping)
+        and set(daemons) == {"master", "minion"}
+        and all(_is_number(free) for free in _mapping(answer.get("free")).values())
+    )
+    return dict(answer) if sound else f"tells facts that make no sense: {answer}"
 
 
 def failures(result: Any) -> list[str]:
@@ -294,9 +313,11 @@ def _ports(plan: Plan, seen: Seen) -> Iterator[str]:
             continue
         for port in value:
             yield f"{name}: port {port} is taken, and not by salt-master"
-    for minion, addresses in sorted(seen.reached.items()):
-        for address, ports in addresses.items():
-            for port, outcome in ports.items():
+    for minion, told in sorted(seen.reached.items()):
+        for address in plan.masters.values():
+            for port in plan.ports:
+                # It is a minion's word, and may be anything.
+                outcome = str(_mapping(_mapping(told).get(address)).get(str(port), "not told"))
                 # Where nothing could be made to listen, to be refused is all that can be expected.
                 tried = isinstance(seen.taken.get(names.get(address, "")), list)
                 if outcome == "open" or (outcome == "refused" and not tried):

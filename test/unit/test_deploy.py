@@ -197,8 +197,38 @@ def test_each_port_that_cannot_be_reached_is_a_finding():
     ]
 
 
+@pytest.mark.parametrize("told", [None, "x", {"192.0.2.1": 5}, {"192.0.2.1": {}}], ids=repr)
+def test_whatever_a_minion_says_of_ports_is_no_more_than_a_finding(told):
+    found = findings(reached={"web1": told})
+    assert found[0] == "web1: cannot reach port 4505 of saltm1 (192.0.2.1): not told"
+    assert len(found) == 4
+
+
+FACTS = facts(clock=1.5, daemons={"master": None, "minion": [1, 2.5]})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        "an error",
+        {},
+        FACTS | {"clock": "now"},
+        FACTS | {"version": 3008},
+        FACTS | {"daemons": {}},
+        FACTS | {"daemons": None},
+        FACTS | {"free": {"/": "much"}},
+    ],
+    ids=repr,
+)
+def test_facts_that_make_no_sense_are_words(answer):
+    assert deploy.facts(FACTS) == FACTS
+    assert isinstance(deploy.facts(answer), str)
+
+
 def test_a_refused_connection_says_nothing_where_nothing_could_listen():
     row = {"192.0.2.2": {"4505": "refused", "4506": "refused"}}
+    row["192.0.2.1"] = {"4505": "open", "4506": "open"}
     assert findings(reached={"web1": row}, taken={"saltm1": []}) == []
 
 
