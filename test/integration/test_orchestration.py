@@ -204,6 +204,16 @@ def test_no_master_is_restarted_while_another_one_is_down(lab: Laboratory) -> No
     lab.until_connected()
 
 
+def test_a_declaration_with_a_master_less_is_deployed_the_same_way(lab: Laboratory) -> None:
+    lab.declare(masters=lab.masters(2))
+    result = orchestrate(lab, DEPLOY)
+    assert result.code == 0, result.steps
+    assert result.changes("masters") == {"saltm1": "deployed", "saltm2": "deployed"}
+    # The host of the third is a minion like any other now.
+    assert set(result.changes("minions")) == {"saltm3", "web1", "web2", "web3", "web4"}
+    assert set(lab.until_connected()["masters"]) == {"saltm1", "saltm2"}
+
+
 def daemons(lab: Laboratory) -> dict[str, Any]:
     """Return what identifies each master's daemon."""
     ids = ",".join(host.id for host in lab.lab.masters)
