@@ -22,6 +22,7 @@ __virtualname__ = "multimaster_orch"
 
 # What a master's host may be asked to have its master do.
 ASKED = (
+    "multimaster.masters",
     "multimaster.synced",
     "multimaster_orch.facts",
     "multimaster_orch.reach",
@@ -177,7 +178,8 @@ def ask(ids, function, arguments=(), timeout=10, config_dir=None):
         raise CommandExecutionError(f"function: got {function!r}; supported: {', '.join(ASKED)}")
     try:
         with salt.client.get_local_client(mopts=_configured(config_dir)) as client:
-            return client.cmd(
+            # Not cmd, which has a text for those that do not answer.
+            answers = client.cmd_iter(
                 ids,
                 function,
                 list(arguments),
@@ -185,6 +187,7 @@ def ask(ids, function, arguments=(), timeout=10, config_dir=None):
                 timeout=timeout,
                 gather_job_timeout=timeout,
             )
+            return {name: row["ret"] for part in answers for name, row in part.items()}
     except SaltException as err:
         raise CommandExecutionError(f"the master of {__opts__['id']}: {err}") from err
 

@@ -513,21 +513,26 @@ def _anywhere(plan, ids, function, arguments=(), timeout=ANSWER):
 
 def _answers(plan, ids, function, arguments=(), timeout=ANSWER):
     """Yield id, answer, and the time of the answer."""
+    # The master through which each was reached the last time; None: this one.
+    seats = __context__.setdefault("multimaster_orch.seats", {})
     left = set(ids)
-    for name, answer in _commanded(left, function, arguments, timeout):
-        yield name, answer, time.time()
-        left.discard(name)
-    if plan.mode != "failover":
-        return
-    for master in plan.masters if left else ():
-        there = _asked(plan, master, left, function, None, arguments, timeout)
-        for name, answer in there.items():
-            yield name, answer, time.time()
-            left.discard(name)
+    for expected in (True, False):
+        for way in (None, *plan.masters) if plan.mode == "failover" else (None,):
+            some = {name for name in left if (seats.get(name) == way) is expected}
+            if way is None:
+                answers = _commanded(some, function, arguments, timeout)
+            else:
+                answers = _asked(plan, way, some, function, None, arguments, timeout).items()
+            for name, answer in answers:
+                yield name, answer, time.time()
+                seats[name] = way
+                left.discard(name)
 
 
 def _asked(plan, master, ids, function, here, arguments=(), timeout=ANSWER):
     """Have a master give some minions a command; nothing if it cannot."""
+    if not ids:
+        return {}
     if master == here:
         return _command(ids, function, arguments, timeout)
     question = [sorted(ids), function, list(arguments), timeout, plan.config_dir]

@@ -192,6 +192,13 @@ def test_masters_are_restarted_in_turn_and_no_command_on_the_others_is_lost(
     lab.until_connected()
 
 
+def test_a_minion_that_is_away_does_not_count_as_one_that_answers(lab: Laboratory) -> None:
+    with lab.stopped("web4", "salt-minion"):
+        for function in ("test.ping", "multimaster_orch.facts"):
+            answers = lab.salt("saltm1", "saltm2", "multimaster_orch.ask", "[web3, web4]", function)
+            assert set(answers["saltm2"]) == {"web3"}
+
+
 def test_no_master_is_restarted_while_another_one_is_down(lab: Laboratory) -> None:
     with lab.stopped("saltm2", "salt-master"):
         before = daemons(lab)

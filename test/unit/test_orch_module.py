@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import time
 
@@ -115,3 +116,12 @@ def test_a_master_is_asked_to_give_few_commands_only(orch):
 
     with pytest.raises(CommandExecutionError, match=r"got 'cmd.run'; supported: multimaster"):
         orch("ask", ["web1"], "cmd.run", ["true"])
+
+
+def test_the_runner_asks_for_no_command_that_is_refused(orch, host):
+    # With mode: failover any of them may have to go through another master.
+    runner = (host.checkout / "salt/_runners/multimaster_orch.py").read_text()
+    asked = set(re.findall(r'_(?:anywhere|answers|asked)\([^()]*?"(\w+\.\w+)"', runner))
+    supported = host.modules["multimaster_orch.ask"].func.__globals__["ASKED"]
+    assert "multimaster.masters" in asked
+    assert asked <= set(supported)
