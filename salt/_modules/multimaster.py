@@ -43,13 +43,14 @@ __func_alias__ = {"list_masters": "masters"}
 # Custom code that has to be the file server's, or the states would run with an older version's.
 SYNCED = {
     "engines": ("multimaster_minion.py",),
-    "modules": ("multimaster.py",),
+    "modules": ("multimaster.py", "multimaster_orch.py"),
     "states": ("multimaster.py",),
     "utils": (
         "multimaster_cutover.py",
         "multimaster_dial.py",
         "multimaster_keypair.py",
         "multimaster_ledger.py",
+        "multimaster_listener.py",
         "multimaster_restart.py",
         "multimaster_signing.py",
         "multimaster_topology.py",
@@ -843,6 +844,25 @@ def restart(service, timeout=600, config_dir=None):
     return _launch(
         service, timeout, config_dir or _config_dir(), f"--pid={os.getpid()}", f"--jid={_jid()}"
     )
+
+
+def daemons(config_dir=None):
+    """
+    Tell which processes the daemons of this host are: role -> process id and start, or None.
+
+    The start is in seconds since the epoch; the two together belong to one process only.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm1 multimaster.daemons
+    """
+    found = {}
+    for role in ROLES:
+        daemon = _daemon(_effective(role, config_dir or _config_dir())["pidfile"])
+        found[role] = [daemon.pid, daemon.create_time()] if daemon else None
+    return found
 
 
 def leave(service="salt-master", config_dir=None, test=False):

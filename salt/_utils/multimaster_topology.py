@@ -522,6 +522,12 @@ def _is_tries(value: Any) -> bool:
     return _is_positive(value) or (value == -1 and not isinstance(value, float))
 
 
+def _is_batch(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(re.fullmatch(r"[1-9]\d?%|100%", value))
+    return _is_positive(value)
+
+
 def _is_word(value: Any) -> bool:
     return isinstance(value, str) and bool(_WORD.fullmatch(value))
 
@@ -561,6 +567,7 @@ _SHAPE: dict[str, Any] = {
     "install": {"method": None, "add_repository": None, "repository": None},
     "master": {"package": None, "service": None, "config": None},
     "minion": {"service": None, "config": None},
+    "deploy": {"batch": None, "clocks": None, "disk": None, "timeout": None},
     "restart_timeout": None,
     "config_dir": None,
     "extension_dir": None,
@@ -593,6 +600,11 @@ _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "minion:config": _KINDS["mapping"],
     # Extended by the formula, like the master's.
     "minion:config:engines": ("a list or a mapping", lambda value: isinstance(value, (list, dict))),
+    "deploy": _KINDS["mapping"],
+    "deploy:batch": ("a number of minions, or a percentage like 25%", _is_batch),
+    "deploy:clocks": _KINDS["seconds"],
+    "deploy:disk": ("a number of MiB, 0 or more", _is_seconds),
+    "deploy:timeout": _KINDS["seconds"],
     "restart_timeout": _KINDS["seconds"],
     "config_dir": _KINDS["path"],
     "extension_dir": _KINDS["path"],

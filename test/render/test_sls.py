@@ -272,6 +272,44 @@ class TestClean:
         assert "multimaster-clean-keypair" in states.ids()
 
 
+class TestOrchestrations:
+    """What ``salt-run state.orchestrate`` runs on a master, whose pillar is that of its own id."""
+
+    STEPS = ("deploy-preflight", "deploy-masters", "deploy-minions", "restart-masters")
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def states(cls, compiler):
+        node = Node(read_topology("three"), f"{MASTER}_master", synced=False)
+        names = ["multimaster.orch.deploy", "multimaster.orch.restart"]
+        compiled = compiler.compile_all(node, names)
+        return {name.rpartition(".")[2]: states for name, states in compiled.items()}
+
+    def test_each_step_needs_the_one_before(self, states):
+        assert states["deploy"].errors == states["restart"].errors == []
+        steps = [f"multimaster-{step}" for step in self.STEPS]
+        assert states["deploy"].ids() == ["multimaster-orch-modules", *steps[:3]]
+        assert states["restart"].ids() == ["multimaster-orch-modules", steps[3]]
+        assert set(states["deploy"].ids()[:3]) <= states["deploy"].required(steps[2])
+        assert "multimaster-orch-modules" in states["restart"].required(steps[3])
+
+    def test_each_step_gets_the_whole_declaration_without_the_key_pair(self, states):
+        declared = read_topology("three")["multimaster"]
+        for chunk in states["deploy"].chunks[1:] + states["restart"].chunks[1:]:
+            assert chunk["declaration"]["masters"] == declared["masters"]
+            assert chunk["declaration"]["deploy"]["batch"] == "25%"
+            assert "keypair" not in chunk["declaration"]
+        assert "KEY-MATERIAL" not in json.dumps([s.chunks for s in states.values()])
+
+    def test_each_step_exists_and_has_its_arguments(self, compiler, states):
+        with compiler.runtime(Node(read_topology("three"))) as runtime:
+            for chunk in states["deploy"].chunks[1:] + states["restart"].chunks[1:]:
+                assert runtime.state.verify_data(chunk) == []
+
+    def test_the_states_are_loaded_after_they_are_brought(self, states):
+        assert states["deploy"].get("multimaster-orch-modules")["force_reload_modules"] is True
+
+
 class TestModules:
     """``state.apply`` does not sync: the formula does, but only when there is something new."""
 

@@ -17,6 +17,7 @@ DEFAULTS = Path(__file__).parents[2] / "salt/multimaster/defaults.yaml"
 MASTERS = [{"id": f"saltm{number}", "address": f"192.0.2.{number}"} for number in range(1, 6)]
 TOP_KEYS = ", ".join(topology._SHAPE)
 ONE_MASTER = "a non-empty list of {id: MINION-ID, address: ADDRESS}"
+BATCH = "a number of minions, or a percentage like 25%"
 SECONDS = "a number of seconds, 0 or more"
 INTERVAL = "a whole number of seconds, 1 or more"
 NAME = "a name without spaces and quotes"
@@ -180,6 +181,14 @@ REFUSED = [
     value("boolean where a number belongs", "restart_timeout", True, SECONDS),
     value("restart_timeout as a string", "restart_timeout", "60", SECONDS),
     value("restart_timeout without end", "restart_timeout", math.inf, SECONDS),
+    *(
+        value(f"batch {batch!r}", "deploy:batch", batch, BATCH)
+        for batch in (0, -1, True, 2.5, "0%", "101%", "5", "x%", None, [5])
+    ),
+    value("clocks as a string", "deploy:clocks", "5s", SECONDS),
+    value("negative disk", "deploy:disk", -1, "a number of MiB, 0 or more"),
+    value("timeout without end", "deploy:timeout", math.inf, SECONDS),
+    value("deploy as a number", "deploy", 5, "a mapping"),
     value("relative config_dir", "config_dir", "etc/salt", PATH),
     value("config_dir that is YAML", "config_dir", "/etc/salt: x", PATH),
     value("extension_dir as a number", "extension_dir", 5, PATH),

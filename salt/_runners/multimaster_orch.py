@@ -1,0 +1,597 @@
+"""
+Deploy a multi-master topology, or restart its masters, one step after the other and each looked at.
+
+For the states of the same name, which ``multimaster.orch.deploy`` and ``multimaster.orch.restart``
+consist of.  Every function returns what it did (``changes``), what stands in the way
+(``problems``) and what else there is to say (``notes``).
+"""
+
+import contextlib
+import logging
+import pathlib
+import sys
+import time
+
+import psutil
+import salt.client
+import salt.utils.event
+import salt.utils.minions
+import salt.version
+from salt.exceptions import SaltException
+
+log = logging.getLogger(__name__)
+
+__virtualname__ = "multimaster_orch"
+
+# Seconds between two looks at the same thing.
+POLL = 1
+# Seconds to wait for the answer of a minion that is there, of one that may not be back yet, and
+# of one that has much to do; whoever says that it still works on it is waited for longer.
+ANSWER = 10
+GLANCE = 3
+WORK = 30
+# Seconds in which a minion has its new modules.
+MODULES = 30
+APPLY = "multimaster"
+
+
+def __virtual__():
+    return __virtualname__
+
+
+def preflight(plan=None):
+    """
+    Look for everything that speaks against a deployment, and change nothing.
+
+    plan
+        What ``multimaster_deploy.plan`` has made of a declaration; this master's own unless given.
+
+    The formula's modules are brought to the minions, which could tell nothing without.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run multimaster_orch.preflight
+    """
+    plan = plan or _own_plan()
+    accepted = _accepted()
+    present = set(_anywhere(plan, accepted, "test.ping"))
+    _say(f"preflight: {len(present)} of {len(accepted)} minions answer")
+    _sync(plan, present)
+    facts, clocks = {}, {}
+    masters = set(plan.masters) & present
+    for ids, master in ((masters, True), (present - masters, False)):
+        asked = time.time()
+        for name, answer, told in _answers(plan, ids, "multimaster_orch.facts", [master]):
+            row = facts[name] = __utils__["multimaster_deploy.facts"](answer)
+            if isinstance(row, dict):
+                # Told between the question and the answer.
+                clocks[name] = (row["clock"] - told, row["clock"] - asked)
+    missing = present - set(facts)
+    facts |= dict.fromkeys(missing, "did not answer when asked for its facts")
+    taken, reached = _try_ports(plan, masters, facts)
+    problems = __utils__["multimaster_deploy.preflight"](
+        plan,
+        version=salt.version.__version__,
+        accepted=frozenset(accepted),
+        facts=facts,
+        clocks=clocks,
+        reached=reached,
+        taken=taken,
+    )
+    absent = sorted(accepted - present - set(plan.masters))
+    notes = [f"{len(present)} minions and {len(plan.masters)} masters looked at"]
+    if absent:
+        notes.append(f"absent, and left for a later run: {', '.join(absent)}")
+    return _outcome(problems, notes=notes)
+
+
+def deploy_masters(plan=None, test=False):
+    """
+    Apply the formula to the masters, one at a time, the one that this runs on last.
+
+    Each has to be well before the next one's turn; see ``multimaster_deploy.unhealthy``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run multimaster_orch.deploy_masters test=True
+    """
+    plan = plan or _own_plan()
+    facts = _facts(plan, plan.masters)
+    here = _here(plan, facts)
+    masters = __utils__["multimaster_deploy.order"](plan.masters, here)
+    running = [name for name in masters if _daemon(facts, name, "master")]
+    done = _in_place(plan, running)
+    if test:
+        todo = [name for name in masters if name not in done]
+        return _outcome([], dict.fromkeys(todo, "would be deployed"), _already(done))
+    changes, ready = {}, []
+    for number, name in enumerate(masters, 1):
+        step = f"master {number} of {len(masters)}, {name}"
+        ready.append(name)
+        if name in done:
+            _say(f"{step}: has the declared configuration already")
+            problems = _until_well(plan, ready, here)
+        else:
+            _say(f"{step}: the formula is applied")
+            problems = _deploy_master(plan, name, ready, here)
+            changes[name] = "deployed"
+        if problems:
+            return _outcome(
+                [f"stopped at {step}", *problems, *_later(masters[number:], "masters")],
+                changes,
+                _already(done),
+            )
+        _say(f"{step}: well")
+    return _outcome([], changes, _already(done))
+
+
+def deploy_minions(plan=None, test=False):
+    """
+    Apply the formula to the minions: one, then two, then four ...
+
+    Each batch has to answer on every master (``mode: failover``: on one) before the next one's
+    turn.  Minions that are absent at the beginning are left for a later run.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run multimaster_orch.deploy_minions test=True
+    """
+    plan = plan or _own_plan()
+    here = _here(plan, _facts(plan, plan.masters))
+    accepted = _accepted() - set(plan.masters)
+    present = set(_anywhere(plan, accepted, "test.ping"))
+    notes, absent = [], sorted(accepted - present)
+    if absent:
+        notes.append(f"absent, and left for a later run: {', '.join(absent)}")
+    done = _in_place(plan, _pointed_at(plan, present))
+    unreached = _unreached(plan, done, here) if done else {}
+    done = [name for name in done if name not in unreached]
+    todo = sorted(present - set(done))
+    notes += _already(done)
+    if test:
+        return _outcome([], dict.fromkeys(todo, "would be deployed"), notes)
+    if done:
+        _say(f"minions: {len(done)} have the declared configuration already")
+    changes, started, after = {}, time.monotonic(), 0
+    for number, batch in enumerate(__utils__["multimaster_deploy.batches"](todo, plan.batch), 1):
+        step = f"batch {number} ({', '.join(batch)})" if number > 1 else f"canary {batch[0]}"
+        after += len(batch)
+        _say(f"{step}: the formula is applied; {after} of {len(todo)} with it")
+        begun = time.monotonic()
+        problems = _deploy_minions(plan, batch, here)
+        changes |= dict.fromkeys(batch, "applied" if problems else "deployed")
+        if problems:
+            return _outcome(
+                [f"stopped at {step}", *problems, *_later(todo[after:], "minions")], changes, notes
+            )
+        _say(f"{step}: well, {(time.monotonic() - begun) / len(batch):.1f} s for each")
+    if todo:
+        each = (time.monotonic() - started) / len(todo)
+        notes.append(f"{len(todo)} minions deployed, {each:.1f} s for each")
+    return _outcome([], changes, notes)
+
+
+def restart_masters(plan=None, test=False):
+    """
+    Restart the masters, one at a time, the one that this runs on last.
+
+    All of them have to be well at the beginning and before each turn, and after it every minion
+    that was connected has to be back.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run multimaster_orch.restart_masters test=True
+    """
+    plan = plan or _own_plan()
+    here = _here(plan, _facts(plan, plan.masters))
+    masters = __utils__["multimaster_deploy.order"](plan.masters, here)
+    if len(masters) < 2:
+        return _outcome(["there is no other master; the last one is not restarted"])
+    changes, connected = {}, {}
+    for number, name in enumerate(masters, 1):
+        step = f"master {number} of {len(masters)}, {name}"
+        problems = _health(plan, masters, here)
+        if problems:
+            return _outcome(
+                [f"{step} is not restarted: not all masters are well", *problems], changes
+            )
+        if test:
+            return _outcome([], dict.fromkeys(masters, "would be restarted"))
+        # From the beginning, so that nobody gets lost on the way.
+        connected = connected or _connected(plan, masters, here)
+        # Whoever gives commands on this one should go to another from here on.
+        _say(f"{step}: waits for its running jobs")
+        problems = _until_finished(plan, name, connected[name], here)
+        if not problems:
+            _say(f"{step}: restarts")
+            problems = _restart_master(plan, name, here)
+        if not problems:
+            changes[name] = "restarted"
+            problems = _until_back(plan, masters, connected, here)
+        if problems:
+            return _outcome(
+                [f"stopped at {step}", *problems, *_later(masters[number:], "masters")], changes
+            )
+        _say(f"{step}: well, with all of its {len(connected[name])} minions")
+    return _outcome([], changes)
+
+
+# Steps
+
+
+def _deploy_master(plan, name, ready, here):
+    """Apply the formula to a master and wait until it is well; return the problems."""
+    before = _facts(plan, [name])
+    connected = _asked(plan, name, _accepted(), "test.ping", here)
+    result = _command([name], "state.apply", [APPLY], WORK).get(name)
+    failed = __utils__["multimaster_deploy.failures"](result)
+    if failed:
+        return [f"{name}: {line}" for line in failed]
+    roles = {
+        # One that did not run before has been started in the meantime.
+        role
+        for role in __utils__["multimaster_deploy.restarts"](result)
+        if _daemon(before, name, role)
+    }
+    problems = _until_restarted(plan, {name: roles}, before)
+    if problems:
+        return problems
+    return _until_well(plan, ready, here, connected if plan.mode == "hot" else ())
+
+
+def _deploy_minions(plan, batch, here):
+    """Apply the formula to some minions and wait until they answer; return the problems."""
+    before = _facts(plan, batch)
+    results = _anywhere(plan, batch, "state.apply", [APPLY], WORK)
+    problems, roles = [], {}
+    for name in batch:
+        failed = __utils__["multimaster_deploy.failures"](results.get(name))
+        problems += [f"{name}: {line}" for line in failed]
+        if not failed:
+            roles[name] = __utils__["multimaster_deploy.restarts"](results[name])
+    # Also after a failure: whoever succeeded is not left in the middle of its restart.
+    problems += _until_restarted(plan, roles, before)
+    lacking = _until(plan.timeout, lambda: _unreached(plan, roles, here), lambda found: not found)
+    for name, masters in lacking.items():
+        problems.append(
+            f"{name}: does not answer to {', '.join(masters)}; see multimaster-restart.log and "
+            "the minion's log on it, and whether it reaches their ports"
+        )
+    if problems:
+        problems.append("when that is repaired, run this again: what is done is not done again")
+    return problems
+
+
+def _restart_master(plan, name, here):
+    """Restart a master, after the jobs on its host, and wait until it is another process."""
+    before = _facts(plan, [name])
+    if not _daemon(before, name, "master"):
+        return [f"{name}: its master does not run"]
+    arguments = [plan.service, plan.restart_timeout, plan.config_dir]
+    answer = _command([name], "multimaster.restart", arguments).get(name)
+    if answer is not True:
+        return [f"{name}: {answer or 'its minion does not answer'}"]
+    return _until_restarted(plan, {name: {"master"}}, before)
+
+
+# Conditions
+
+
+def _until(seconds, look, good):
+    """Look until what is seen is good, or the time is over; return what was seen last."""
+    deadline = time.monotonic() + seconds
+    while True:
+        seen = look()
+        if good(seen) or time.monotonic() > deadline:
+            return seen
+        time.sleep(POLL)
+
+
+def _until_restarted(plan, roles, before):
+    """Wait until the daemons of some hosts are other processes than before."""
+    waiting = {name: set(some) for name, some in roles.items() if some}
+    heard = dict.fromkeys(waiting, time.monotonic())
+
+    def look():
+        facts = _facts(plan, waiting, GLANCE)
+        heard.update(dict.fromkeys(facts, time.monotonic()))
+        for name in list(waiting):
+            waiting[name] = {
+                role
+                for role in waiting[name]
+                if _daemon(facts, name, role) in (None, _daemon(before, name, role))
+            }
+            if not waiting[name]:
+                del waiting[name]
+        # A host that waits for its jobs answers; one that does not is not waited for as long.
+        return any(heard[name] + plan.timeout > time.monotonic() for name in waiting)
+
+    limit = plan.restart_timeout + plan.timeout
+    _until(limit, look, lambda busy: not busy)
+    return [
+        f"{name}: its {' and '.join(sorted(left))} has not been restarted; "
+        "see multimaster-restart.log on it"
+        for name, left in waiting.items()
+    ]
+
+
+def _until_well(plan, ready, here, connected=()):
+    """Wait until the masters that have been seen to are well; return the problems."""
+    return _until(
+        plan.timeout, lambda: _health(plan, ready, here, connected), lambda found: not found
+    )
+
+
+def _until_finished(plan, name, ids, here):
+    """Wait until the jobs of a master that run now have ended, or ``restart_timeout`` is over."""
+    arguments = [sorted(ids), ANSWER, plan.config_dir]
+
+    def running():
+        return _command([name], "multimaster_orch.unfinished", arguments).get(name)
+
+    first = running()
+    if not isinstance(first, dict):
+        return [f"{name}: {first or 'its minion does not answer'}"]
+
+    def left():
+        now = running()
+        # Others may have begun since, and will have their own time.
+        return {jid: first[jid] for jid in first if not isinstance(now, dict) or jid in now}
+
+    found = _until(plan.restart_timeout, left, lambda jobs: not jobs) if first else {}
+    return [
+        f"{name}: its job {jid} ({function}) still runs after {plan.restart_timeout:g} s"
+        for jid, function in found.items()
+    ]
+
+
+def _until_back(plan, masters, connected, here):
+    """Wait until the masters are well again, and every minion is where it was."""
+    problems = _until_well(plan, masters, here)
+    if problems:
+        return problems
+
+    def missing():
+        if plan.mode == "hot":
+            return {
+                f"{minion}: was connected, and does not answer to {name}"
+                for name, ids in connected.items()
+                for minion in ids - set(_asked(plan, name, ids, "test.ping", here, (), GLANCE))
+            }
+        # They move to another master meanwhile, and may stay there.
+        ids = set().union(*connected.values())
+        there = set(_anywhere(plan, ids, "test.ping", (), GLANCE))
+        return {f"{minion}: was connected, and answers to no master" for minion in ids - there}
+
+    return sorted(_until(plan.timeout, missing, lambda found: not found))
+
+
+# Looks
+
+
+def _health(plan, ready, here, connected=()):
+    """Return what is wrong with the masters that have been seen to."""
+    reports = _command(ready, "multimaster.report", [GLANCE], 2 * GLANCE)
+    answers = {}
+    for name in ready:
+        wanted = set(ready) | (set(connected) if name == ready[-1] else set())
+        answers[name] = _asked(plan, name, wanted, "test.ping", here, (), GLANCE)
+    return __utils__["multimaster_deploy.unhealthy"](ready, reports, answers, connected)
+
+
+def _connected(plan, masters, here):
+    """Return master -> the minions that answer a command given on it."""
+    accepted = _accepted()
+    return {name: set(_asked(plan, name, accepted, "test.ping", here)) for name in masters}
+
+
+def _unreached(plan, ids, here):
+    """Return the minions that do not answer as they should, and the masters they lack."""
+    answers = {
+        name: _asked(plan, name, ids, "test.ping", here, (), GLANCE) for name in plan.masters
+    }
+    return __utils__["multimaster_deploy.lacking"](plan.mode, ids, answers)
+
+
+def _pointed_at(plan, ids):
+    """Return the minions that are configured for the declared masters."""
+    addresses = list(plan.masters.values())
+    told = _anywhere(plan, ids, "multimaster.masters")
+    return sorted(
+        name
+        for name, lists in told.items()
+        if isinstance(lists, dict) and lists.get("configured") == addresses
+    )
+
+
+def _in_place(plan, ids):
+    """Return the hosts that the formula would change nothing on, some asked at a time."""
+    ids, found = sorted(ids), []
+    size = __utils__["multimaster_deploy.largest"](plan.batch, len(ids))
+    for start in range(0, len(ids), size):
+        some = ids[start : start + size]
+        _say(f"{', '.join(some)}: looks whether there is anything to do")
+        results = _anywhere(plan, some, "state.apply", [APPLY, "test=True"], WORK)
+        found += [
+            name
+            for name, result in sorted(results.items())
+            if not __utils__["multimaster_deploy.failures"](result)
+            and not __utils__["multimaster_deploy.changes"](result)
+        ]
+    return found
+
+
+def _facts(plan, ids, timeout=ANSWER):
+    told = _anywhere(plan, ids, "multimaster_orch.facts", (), timeout)
+    return {name: __utils__["multimaster_deploy.facts"](row) for name, row in told.items()}
+
+
+def _daemon(facts, name, role):
+    """Return what identifies a host's daemon; None if it does not run, or nothing is known."""
+    row = facts.get(name)
+    return row["daemons"][role] if isinstance(row, dict) else None
+
+
+def _here(plan, facts):
+    """Return the id of the declared master that this runs on, or None."""
+    # Not the master's own id, which before the formula follows from the host's name.
+    try:
+        process = psutil.Process(int(pathlib.Path(__opts__["pidfile"]).read_text()))
+        own = [process.pid, process.create_time()]
+    except (OSError, ValueError, psutil.NoSuchProcess):
+        return None
+    return next((name for name in plan.masters if _daemon(facts, name, "master") == own), None)
+
+
+def _try_ports(plan, masters, facts):
+    """Have minions connect to the masters' ports, also where there is no master yet."""
+    fresh = [name for name in sorted(masters) if not _daemon(facts, name, "master")]
+    # Not for longer than the answers can take: they are needed for the master itself.
+    arguments = [dict(plan.listens), 10 * ANSWER, plan.config_dir]
+    held = _command(fresh, "multimaster_orch.hold_ports", arguments)
+    try:
+        reached = _anywhere(
+            plan, facts, "multimaster_orch.reach", [list(plan.masters.values()), list(plan.ports)]
+        )
+    finally:
+        pids = {name: row["pid"] for name, row in held.items() if isinstance(row, dict)}
+        for name, pid in pids.items():
+            if pid:
+                _command([name], "multimaster_orch.release_ports", [pid])
+    taken = {
+        name: row["taken"] if isinstance(row, dict) else f"its ports could not be held: {row}"
+        for name, row in held.items()
+    }
+    # Where there is a master, it has to let everybody in.
+    taken |= {name: [] for name in masters if name not in fresh}
+    return taken, reached
+
+
+def _sync(plan, ids):
+    """Bring the formula's modules to the minions that do not have the file server's."""
+    synced = _anywhere(plan, ids, "multimaster.synced")
+    stale = {name for name in ids if synced.get(name) is not True}
+    if stale:
+        _say(f"modules: brought to {len(stale)} minions")
+        for kind in ("utils", "states", "modules"):
+            _anywhere(plan, stale, f"saltutil.sync_{kind}")
+
+    def missing():
+        told = _anywhere(plan, stale, "multimaster.synced")
+        return {name for name in stale if told.get(name) is not True}
+
+    _until(MODULES if stale else 0, missing, lambda found: not found)
+
+
+def _own_plan():
+    return __utils__["multimaster_deploy.plan"](__opts__.get("multimaster"))
+
+
+# Commands
+
+
+def _accepted():
+    """Return the ids of all minions that this master has accepted."""
+    return set(salt.utils.minions.CkMinions(__opts__).check_minions("*")["minions"])
+
+
+def _anywhere(plan, ids, function, arguments=(), timeout=ANSWER):
+    """Give minions a command, on this master and, in failover mode, on that which has them."""
+    found = {}
+    for name, answer, _ in _answers(plan, ids, function, arguments, timeout):
+        found[name] = answer
+    return found
+
+
+def _answers(plan, ids, function, arguments=(), timeout=ANSWER):
+    """Yield id, answer, and the time of the answer."""
+    # The master through which each was reached the last time; None: this one.
+    seats = __context__.setdefault("multimaster_orch.seats", {})
+    left = set(ids)
+    for expected in (True, False):
+        for way in (None, *plan.masters) if plan.mode == "failover" else (None,):
+            some = {name for name in left if (seats.get(name) == way) is expected}
+            if way is None:
+                answers = _commanded(some, function, arguments, timeout)
+            else:
+                answers = _asked(plan, way, some, function, None, arguments, timeout).items()
+            for name, answer in answers:
+                yield name, answer, time.time()
+                seats[name] = way
+                left.discard(name)
+
+
+def _asked(plan, master, ids, function, here, arguments=(), timeout=ANSWER):
+    """Have a master give some minions a command; nothing if it cannot."""
+    if not ids:
+        return {}
+    if master == here:
+        return _command(ids, function, arguments, timeout)
+    question = [sorted(ids), function, list(arguments), timeout, plan.config_dir]
+    # It waits that long for whoever is absent.
+    answer = _command([master], "multimaster_orch.ask", question, 3 * timeout).get(master)
+    return _told(answer) if isinstance(answer, dict) else {}
+
+
+def _command(ids, function, arguments=(), timeout=ANSWER):
+    return dict(_commanded(ids, function, arguments, timeout))
+
+
+def _commanded(ids, function, arguments, timeout):
+    """Yield id and answer; nothing while this master is away, which its restart makes it."""
+    if not ids:
+        return
+    try:
+        # A new one each time: a master's restart changes what proves who gives the command.
+        with salt.client.get_local_client(mopts=__opts__) as client:
+            for part in client.cmd_iter(
+                sorted(ids),
+                function,
+                list(arguments),
+                tgt_type="list",
+                timeout=timeout,
+                gather_job_timeout=min(timeout, ANSWER),
+            ):
+                for name, row in part.items():
+                    yield from _told({name: row.get("ret")}).items()
+    except (SaltException, OSError) as err:
+        log.info("%s: %s", function, err)
+
+
+def _told(answers):
+    """Leave out who did not answer, which some of Salt's clients say with False."""
+    return {name: answer for name, answer in answers.items() if answer not in (False, None)}
+
+
+# What is said
+
+
+def _outcome(problems, changes=None, notes=()):
+    return {"problems": list(problems), "changes": changes or {}, "notes": list(notes)}
+
+
+def _already(done):
+    return [f"in place already: {', '.join(done)}"] if done else []
+
+
+def _later(left, what):
+    return [f"{what} left as they are: {', '.join(left)}"] if left else []
+
+
+def _say(message):
+    """Tell how far this is: on standard error, so that the result can be read by programs."""
+    print(message, file=sys.stderr, flush=True)
+    # For whoever watches this master's bus; which is away while this master restarts.
+    with (
+        contextlib.suppress(SaltException, OSError),
+        salt.utils.event.get_master_event(__opts__, __opts__["sock_dir"], listen=False) as bus,
+    ):
+        bus.fire_event({"message": message}, "multimaster/orch/progress")
