@@ -9,16 +9,11 @@ from typing import Any
 
 import pytest
 
+from chaos.places import everywhere, in_docker
 from lab.faults import cut_off
 from lab.laboratory import PATIENCE, Laboratory, changed, failures
 from lab.wait import until
 
-# Each driver in one of the modes: the way of a drop-in is the same in both.
-PLACES = [
-    pytest.param("process", "failover", id="process-failover"),
-    pytest.param("docker", "hot", id="docker-hot", marks=pytest.mark.docker),
-]
-everywhere = pytest.mark.parametrize(("built", "mode"), PLACES, indirect=True)
 # Seconds for an answer, rather than 20.
 QUICK = {"masters": 1, "timeout": 6}
 # Kills what carries a cut-over out, from the host's own process table.
@@ -171,7 +166,7 @@ def test_a_minion_that_is_killed_on_its_way_to_a_good_list_gets_there(
     some_master(lab)
 
 
-@pytest.mark.parametrize(("built", "mode"), PLACES[1:], indirect=True)
+@in_docker
 def test_a_minion_that_is_cut_off_on_its_way_is_back_when_the_network_is(
     lab: Laboratory, declared: dict[str, Any]
 ) -> None:

@@ -226,7 +226,7 @@ class TestClean:
         assert left["fun"] == "serialize"
         assert left["dataset"]["verify_master_pubkey_sign"] is True
         # Or it could never stop.
-        assert left["dataset"]["engines"] == [{"multimaster_signing": {"service": "salt-minion"}}]
+        assert left["dataset"]["engines"] == [{"multimaster_minion": {"service": "salt-minion"}}]
 
     def test_of_a_first_master_keeps_it_running(self, compiler, family):
         with compiler.files(DROP_IN):
