@@ -102,10 +102,16 @@ def kill(lab: Laboratory, minion: str) -> None:
     """Kill a minion and whatever brings it to its new configuration; start it again."""
     config = f"--config={lab.host(minion).config_dir}/minion"
     lab.run(minion, lab.python, "-c", KILL, config)
-    with contextlib.suppress(Exception):
+
+    def control(verb: str) -> bool:
         # It may be between its end and its start.
-        lab.driver.control(lab.lab, lab.host(minion), "kill", "salt-minion")
-    lab.driver.control(lab.lab, lab.host(minion), "start", "salt-minion")
+        with contextlib.suppress(Exception):
+            lab.driver.control(lab.lab, lab.host(minion), verb, "salt-minion")
+            return True
+        return False
+
+    control("kill")
+    until(lambda: control("start"), 60, f"{minion} to start", interval=1)
 
 
 @everywhere
