@@ -6,7 +6,6 @@ for: see :class:`lab.trial.Trial`.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -96,10 +95,10 @@ def pytest_runtest_makereport(
         row = f"{report.outcome:7} {cells[0]:>7} {cells[1]:>8}  {name}: {trial.account}"
         item.config.stash.setdefault(ROWS, []).append(row)
         report.user_properties += [("answer", cells[0]), ("recovery", cells[1])]
-        if report.failed:
-            for host in trial.lab.lab.hosts:
-                with contextlib.suppress(Exception):
-                    report.sections.append((f"logs of {host.id}", trial.lab.logs(host.id)))
+    lab: Any = getattr(item, "funcargs", {}).get("built")
+    if report.failed and lab is not None:
+        for host in lab.lab.hosts:
+            report.sections.append((f"logs of {host.id}", lab.logs(host.id)))
     return report
 
 
