@@ -44,7 +44,9 @@ def mode(request: pytest.FixtureRequest, built: Laboratory) -> dict[str, Any]:
     if request.param == "failover":
         changes["failover"] = {"master_alive_interval": ALIVE_INTERVAL}
     built.declare(**changes)
-    assert not (failed := failures(built.apply())), failed
+    result = built.apply()
+    assert not (failed := failures(result)), failed
+    assert set(result) == built.ids, "a return was lost"
     built.until_settled("saltm1")
     built.until_connected()
     return changes
