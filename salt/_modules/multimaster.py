@@ -579,6 +579,9 @@ def prepare_cut_over(drop_in, options, service, masters, timeout, config_dir=Non
     opts = _effective("minion", config_dir or _config_dir())
     path = _journal(opts)
     if salt.utils.yaml.safe_load(_read(pathlib.Path(drop_in)) or "") == options:
+        if __utils__["multimaster_cutover.read"](path).get("step") == "restored":
+            # What the minion went back to is what is wanted now.
+            __utils__["multimaster_cutover.forget"](path)
         return False
     if _daemon(opts["pidfile"]) is None:
         __utils__["multimaster_cutover.forget"](path)

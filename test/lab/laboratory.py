@@ -19,9 +19,15 @@ from lab.wait import until
 
 SCANNER = Path(__file__).with_name("scan_host.py")
 RECORDER = Path(__file__).with_name("record_events.py")
-RESTART_LOG = "multimaster-restart.log"
+# Exit status 1 while the program that restarts daemons runs on this host.
+RESTARTING = """
+import psutil, sys
+lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+program = "multimaster_restart.py"
+sys.exit(any(sys.argv[1] in line and any(a.endswith(program) for a in line) for line in lines))
+"""
 # Seconds. Several Salt hosts start on two cores; the waits end with their conditions.
-PATIENCE = 180
+PATIENCE = 120
 
 
 class Laboratory:
@@ -128,9 +134,20 @@ class Laboratory:
         return all(jobs == [] for jobs in running.values())
 
     def _restarted(self) -> bool:
-        begun, ended = "restart requested", ("; new daemon: ", "restarted meanwhile")
-        logs = [self.read(host.id, f"{host.log_dir}/{RESTART_LOG}") for host in self.lab.hosts]
-        return all(log.count(begun) == sum(map(log.count, ended)) for log in logs)
+        return not any(
+            self.cutting_over(host.id) or self._restarting(host) for host in self.lab.hosts
+        )
+
+    def _restarting(self, host: Host) -> bool:
+        argv = [self.python, "-c", RESTARTING, f"--config={host.config_dir}/minion"]
+        return bool(self.run(host.id, *argv).returncode)
+
+    def cutting_over(self, minion: str) -> bool:
+        """Tell whether a minion is on its way to a new configuration."""
+        path = f"{self.host(minion).minion_cache_dir}/multimaster/cutover.json"
+        with contextlib.suppress(ValueError):
+            return json.loads(self.read(minion, path)).get("step") not in ("kept", "restored")
+        return False
 
     def declare(self, **changes: Any) -> None:
         """Change the declaration that saltm1 serves."""

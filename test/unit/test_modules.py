@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import grp
+import json
 import os
 import pwd
 import secrets
@@ -482,6 +483,14 @@ class TestCutOver:
         assert self.prepare(host, {"master": ["192.0.2.2"]}) is False
         run_daemon(host, "minion")
         assert self.prepare(host, {"master": ["192.0.2.1"]}) is False
+        assert host.call("masters")["cutover"] == {}
+
+    def test_that_went_back_is_forgotten_when_the_old_configuration_is_wanted(self, host):
+        host.write(self.DROP_IN, {"master": ["192.0.2.1"]})
+        journal = "var/cache/salt/minion/multimaster/cutover.json"
+        host.write(journal, json.dumps({"step": "restored", "wanted": ["192.0.2.2"]}))
+        assert host.call("masters")["cutover"]["step"] == "restored"
+        self.prepare(host, {"master": ["192.0.2.1"]})
         assert host.call("masters")["cutover"] == {}
 
     def test_that_was_broken_off_is_finished_once(self, host, commands):
