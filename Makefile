@@ -40,6 +40,9 @@ render: setup ## test what the states and pillars render to
 integration: setup ## test in the laboratory: process driver, and Docker where an engine answers
 	$(BIN)/pytest test/integration
 
+chaos: setup ## test what every single fault does, under load
+	$(BIN)/pytest test/chaos
+
 test-matrix: setup-3007 setup-3006 ## run the tests of the other Salt series
 	$(BIN)/pytest --matrix -m matrix
 
@@ -65,5 +68,5 @@ clean: ## remove the laboratory in .lab, the environments and all caches
 	rm -rf .venv .lab .mypy_cache .pytest_cache .ruff_cache .hypothesis .kitchen
 	find salt pillar test -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup setup-3007 setup-3006 demo test lint unit render integration test-matrix \
+.PHONY: help setup setup-3007 setup-3006 demo test lint unit render integration chaos test-matrix \
         bench kitchen lock clean

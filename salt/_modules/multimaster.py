@@ -744,7 +744,7 @@ def stale(service, files, config_dir=None):
     service
         ``salt-master`` or ``salt-minion``.
     files
-        Paths that the daemon read when it started.
+        Paths that the daemon read when it started; of a master, its key pair is looked at, too.
 
     Returns the paths that are newer than the daemon; nothing if it does not run.
 
@@ -754,9 +754,12 @@ def stale(service, files, config_dir=None):
 
         salt web1 multimaster.stale salt-minion '[/etc/salt/minion.d/multimaster.conf]'
     """
-    daemon = _daemon(_effective(_role(service), config_dir or _config_dir())["pidfile"])
+    opts = _effective(_role(service), config_dir or _config_dir())
+    daemon = _daemon(opts["pidfile"])
     if daemon is None:
         return []
+    if _role(service) == "master":
+        files = [*files, *map(str, _pair_paths(opts))]
     # The start of a process is known to a fraction of a second only.
     started = daemon.create_time() + 1
     return [path for path in files if os.path.exists(path) and os.path.getmtime(path) > started]

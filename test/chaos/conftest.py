@@ -6,7 +6,6 @@ for: see :class:`lab.trial.Trial`.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -45,7 +44,9 @@ def mode(request: pytest.FixtureRequest, built: Laboratory) -> dict[str, Any]:
     if request.param == "failover":
         changes["failover"] = {"master_alive_interval": ALIVE_INTERVAL}
     built.declare(**changes)
-    assert not (failed := failures(built.apply())), failed
+    result = built.apply()
+    assert not (failed := failures(result)), failed
+    assert set(result) == built.ids, "a return was lost"
     built.until_settled("saltm1")
     built.until_connected()
     return changes
@@ -96,10 +97,10 @@ def pytest_runtest_makereport(
         row = f"{report.outcome:7} {cells[0]:>7} {cells[1]:>8}  {name}: {trial.account}"
         item.config.stash.setdefault(ROWS, []).append(row)
         report.user_properties += [("answer", cells[0]), ("recovery", cells[1])]
-        if report.failed:
-            for host in trial.lab.lab.hosts:
-                with contextlib.suppress(Exception):
-                    report.sections.append((f"logs of {host.id}", trial.lab.logs(host.id)))
+    lab: Any = getattr(item, "funcargs", {}).get("built")
+    if report.failed and lab is not None:
+        for host in lab.lab.hosts:
+            report.sections.append((f"logs of {host.id}", lab.logs(host.id)))
     return report
 
 

@@ -126,7 +126,7 @@ def full(lab: Laboratory, host_id: str, directory: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def foreign_pair(lab: Laboratory, master: str) -> Iterator[None]:
-    """Give a master another key pair, as from an old backup; in the end its own unless changed."""
+    """Give a master another key pair, as from an old backup."""
     pki = Path(lab.host(master).master_pki_dir)
     paths = {suffix: f"{pki}/{master}.{suffix}" for suffix in ("pem", "pub")}
     own = {suffix: lab.read(master, path) for suffix, path in paths.items()}
@@ -142,8 +142,43 @@ def foreign_pair(lab: Laboratory, master: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if lab.read(master, paths["pub"]).strip() != own["pub"].strip():
-            install(own)
+        install(own)
+
+
+@contextlib.contextmanager
+def alias(lab: Laboratory, host_id: str, name: str, number: int) -> Iterator[None]:
+    """Give a host one more address, and a name that says so on every host (docker driver)."""
+    address = f"{lab.lab.net}.{number}"
+    _must(lab, host_id, "ip", "address", "add", f"{address}/24", "dev", "eth0")
+    _resolve(lab, name, address)
+    try:
+        yield
+    finally:
+        _must(lab, host_id, "ip", "address", "delete", f"{address}/24", "dev", "eth0")
+
+
+@contextlib.contextmanager
+def moved(lab: Laboratory, host_id: str, name: str, numbers: tuple[int, int]) -> Iterator[None]:
+    """Have an :func:`alias` of a host leave its address for another one; undone in the end."""
+
+    def move(old: int, new: int) -> None:
+        device = ["dev", "eth0"]
+        _must(lab, host_id, "ip", "address", "delete", f"{lab.lab.net}.{old}/24", *device)
+        _must(lab, host_id, "ip", "address", "add", f"{lab.lab.net}.{new}/24", *device)
+        _resolve(lab, name, f"{lab.lab.net}.{new}")
+
+    move(*numbers)
+    try:
+        yield
+    finally:
+        move(numbers[1], numbers[0])
+
+
+def _resolve(lab: Laboratory, name: str, address: str) -> None:
+    # The engine mounts that file, so that it can be written and not replaced.
+    script = 'kept=$(grep -v " $1$" /etc/hosts); printf "%s\\n" "$kept" "$2 $1" > /etc/hosts'
+    for host in lab.lab.hosts:
+        _must(lab, host.id, "sh", "-c", script, "sh", name, address)
 
 
 def _must(lab: Laboratory, host_id: str, *argv: str, text: str | None = None) -> None:

@@ -271,7 +271,7 @@ class ProcessDriver:
 
     def subscribed(self, lab: Lab, host: Host) -> set[str]:
         """Return the ids of the masters to whose publishers a host's minion listens."""
-        publishers = set()
+        publishers: set[Any] = set()
         # Of each process for itself: a job has its parent's sockets, too, and may end meanwhile.
         for pid in self._processes(lab, host):
             with contextlib.suppress(psutil.Error):

@@ -18,6 +18,7 @@ import json
 import select
 import sys
 import time
+from typing import Any
 
 import salt.client
 import salt.config
@@ -27,13 +28,14 @@ import salt.exceptions
 PATIENCE = 2
 
 
-def give(opts, interval, duration, minions):
+def give(opts: dict[str, Any], interval: float, duration: float, minions: str) -> None:
     """Give a job now and then, whether the master is there, gone or back."""
     client, due = None, time.monotonic()
     while not select.select([sys.stdin], [], [], max(0, due - time.monotonic()))[0]:
         # What was missed while the master did not answer is not made up for.
         due = max(due + interval, time.monotonic())
-        said, asked = {}, time.time()
+        said: dict[str, Any] = {}
+        asked = time.time()
         try:
             client = client or salt.client.LocalClient(mopts=opts)
             argv = [minions, "lab_evidence.note", [duration]]
@@ -43,14 +45,14 @@ def give(opts, interval, duration, minions):
         print(json.dumps({**said, "asked": asked, "at": time.time()}), flush=True)
 
 
-def returned(opts):
+def returned(opts: dict[str, Any]) -> None:
     """Look up jobs in the job cache."""
     client = salt.client.LocalClient(mopts=opts)
     jids = sys.stdin.read().split()
     print(json.dumps({jid: sorted(client.get_cache_returns(jid)) for jid in jids}))
 
 
-def main():
+def main() -> None:
     """Do what the arguments say."""
     opts = salt.config.master_config(sys.argv[1])
     if sys.argv[2] == "give":
