@@ -112,11 +112,11 @@ def list_masters():
 
     Returns ``configured``, ``connected`` and ``silent``, lists of addresses, and ``verifies``,
     whether it asks for a signature over the masters' key.  Connected means an established
-    connection of the minion's own process to that master's publisher, which exists only after that
-    master has authenticated the minion.  Silent is a master that did not answer the minion's last
-    questions.  ``cutover`` tells how the last change of its configuration went: ``step`` (kept,
-    restored, or how far it has come), ``heard`` (the masters that answered), and ``wanted``, the
-    masters that the minion went back from.
+    connection of the minion's own process to that master's publisher, which it makes only after
+    that master has let it in; a master that has come back with another key keeps it, but is silent:
+    it did not answer the minion's last questions.  ``cutover`` tells how the last change of its
+    configuration went: ``step`` (kept, restored, or how far it has come), ``heard`` (the masters
+    that answered), and ``wanted``, the masters that the minion went back from.
 
     CLI Example:
 
@@ -817,6 +817,8 @@ def finish_cut_over(service="salt-minion", timeout=600):
     config_dir = _config_dir()
     path = _journal(_effective("minion", config_dir))
     if not __utils__["multimaster_cutover.pending"](path):
+        return False
+    if __utils__["multimaster_cutover.at_work"](path):
         return False
     lock = __utils__["multimaster_restart.lock_path"](_restart_log(config_dir), service)
     with __utils__["multimaster_cutover.alone"](lock, False) as free:

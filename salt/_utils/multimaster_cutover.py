@@ -50,6 +50,20 @@ def pending(path: str) -> bool:
     return read(path).get("step") in STEPS
 
 
+def at_work(path: str) -> bool:
+    """Tell whether the job that prepared a cut-over still runs: it asks for the restart itself."""
+    import psutil
+
+    journal = read(path)
+    if journal.get("step") != "prepared":
+        return False
+    try:
+        # The number may be another process's by now.
+        return bool(psutil.Process(journal["pid"]).create_time() <= os.path.getmtime(path))
+    except psutil.NoSuchProcess:
+        return False
+
+
 def prepare(path: str, drop_in: str, masters: int, timeout: int) -> None:
     """
     Save the drop-in before a new one is written; what an unfinished cut-over has saved stays.
@@ -70,6 +84,8 @@ def prepare(path: str, drop_in: str, masters: int, timeout: int) -> None:
             # Whoever still works on an earlier one sees that it has been replaced.
             "serial": os.urandom(8).hex(),
             "step": "prepared",
+            # Whoever has the rest of its states to apply before the restart.
+            "pid": os.getpid(),
             "drop_in": drop_in,
             "masters": masters,
             "timeout": timeout,

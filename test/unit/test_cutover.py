@@ -184,6 +184,20 @@ def test_a_journal_that_cannot_be_read_is_none(minion):
     assert minion.restarts == 0
 
 
+def test_while_the_job_that_prepared_it_runs_nobody_else_takes_it_up(minion):
+    minion.prepare(NEW)
+    assert cutover.at_work(minion.journal)
+    with open(minion.journal) as handle:
+        journal = json.load(handle)
+    for changed in ({"step": "restarting"}, {"pid": 2**22 + 1}):
+        with open(minion.journal, "w") as handle:
+            json.dump(journal | changed, handle)
+        assert not cutover.at_work(minion.journal)
+    minion.prepare(NEW)
+    os.utime(minion.journal, (1, 1))
+    assert not cutover.at_work(minion.journal)
+
+
 def test_journal_and_saved_drop_in_are_for_nobody_else(minion):
     os.chmod(minion.drop_in, 0o600)
     minion.prepare(NEW)
