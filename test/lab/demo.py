@@ -19,8 +19,6 @@ from lab.wait import until
 MASTERS, MINIONS = 3, 3
 # Seconds without news after which a step says that it is still at work.
 PATIENCE = 2.0
-# Six minions may all come at once; Salt's defaults spread reconnections over 1 to 11 seconds.
-PROMPT = {"recon_default": 100, "recon_max": 900}
 
 
 @contextmanager
@@ -101,13 +99,7 @@ def main() -> int:
         directory = Path(scratch, "lab")
         try:
             with step(f"one master, {MINIONS} minions, {MASTERS - 1} hosts to become masters"):
-                made = cli.up(
-                    directory,
-                    masters=MASTERS,
-                    minions=MINIONS,
-                    pillar={"multimaster": {"minion": {"config": PROMPT}}},
-                    say=lambda line: None,
-                )
+                made = cli.up(directory, masters=MASTERS, minions=MINIONS, say=lambda line: None)
             play(Laboratory(made))
             status = 0
         except (LabError, AssertionError) as err:
