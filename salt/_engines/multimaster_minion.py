@@ -15,7 +15,6 @@ import contextvars
 import fcntl
 import hashlib
 import logging
-import math
 import os
 import pathlib
 import random
@@ -24,7 +23,6 @@ import sys
 import threading
 import time
 
-import psutil
 import salt.minion
 import salt.utils.event
 
@@ -42,13 +40,10 @@ KEPT = 120
 PAYLOAD = "__master_req_channel_payload/"
 TAKEN = "__master_req_channel_return/"
 
-# Seconds between two looks at the minion's connections, each of which may be one to a master that
-# begins or ends to sign: it does so by a restart only.
-LOOK = 3
-# Seconds between two questions to the masters whether they sign, while too little is known.
-SHORTEST, LONGEST = 1, 8
-# The same, when all is well: a minion that a master does not let in makes connections all the time.
-GAP = 5
+# Seconds between two times that the masters are asked whether they sign: twice as many each time
+# that it has not helped, and the first of them again after a while without doubt.
+SHORTEST, LONGEST = 2, 300
+CALM = 60
 # Seconds after which a restart of the minion that was asked for has failed.
 RESTARTED = 180
 
@@ -71,7 +66,7 @@ def start(masters=(), act=False, interval=10, service="salt-minion", restart_tim
     Look after the minion's masters for as long as the minion runs.
 
     masters
-        The addresses of all masters.
+        The addresses of all masters; the minion's own unless given.
     act
         Leave a silent master for another one; else only report it.
     interval
@@ -87,6 +82,10 @@ def start(masters=(), act=False, interval=10, service="salt-minion", restart_tim
         engines:
           - multimaster_minion: {masters: [192.0.2.1, 192.0.2.2], act: true, interval: 10}
     """
+    if not masters:
+        masters = (
+            __opts__["master"] if isinstance(__opts__["master"], list) else [__opts__["master"]]
+        )
     minion = _Minion()
     directory = pathlib.Path(__opts__["cachedir"], "multimaster")
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -100,10 +99,12 @@ def start(masters=(), act=False, interval=10, service="salt-minion", restart_tim
             host, port = minion.bus if tcp else (minion.bus, "")
             code = [IDLE, str(minion.pid), host, str(port)]
             os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", *code])
+        # Set when a master is there that does not let this minion in.
+        doubt = threading.Event()
         # In failover mode there is one master at a time, whichever that is.
         for master in [None] if act else masters:
-            _in_thread(_Watch(minion, masters, master, interval).run)
-        _in_thread(lambda: _follow_signing(minion, service, restart_timeout))
+            _in_thread(_Watch(minion, masters, master, interval, doubt).run)
+        _in_thread(lambda: _follow_signing(minion, doubt, service, restart_timeout))
         returns = _Returns(masters) if act else None
         while minion.runs():
             if returns:
@@ -153,17 +154,6 @@ class _Minion:
         found = __utils__["multimaster_dial.connected"](self.pid, masters, __opts__["master_port"])
         return found[0] if found else None
 
-    def connections(self):
-        """Return its connections, each with its own port: a new one has another."""
-        try:
-            return {
-                (c.raddr.ip, c.raddr.port, c.laddr.port)
-                for c in psutil.Process(self.pid).net_connections("tcp")
-                if c.status == psutil.CONN_ESTABLISHED
-            }
-        except psutil.Error:
-            return set()
-
 
 def _fire(data, tag):
     with salt.utils.event.get_event("minion", opts=__opts__, listen=False) as bus:
@@ -179,8 +169,9 @@ def _tell(what, data):
 class _Watch:
     """Asks one master, or whichever the minion is connected to, for real answers."""
 
-    def __init__(self, minion, masters, master, interval):
+    def __init__(self, minion, masters, master, interval, doubt):
         self.minion = minion
+        self.doubt = doubt
         self.masters = masters
         self.master = master
         self.interval = interval
@@ -195,9 +186,11 @@ class _Watch:
             time.sleep(random.uniform(0.8, 1.0) * self.interval)
             try:
                 master = self.master or self.minion.master(self.masters)
-                # Salt looks for one already where there is none.
                 if master is not None:
                     self.judge(master)
+                else:
+                    # Salt looks for one already; this is whether any would let the minion in.
+                    self.doubt.set()
             except Exception:  # A watch that ends is missed by nobody until it is needed.
                 log.exception("Cannot watch the master")
 
@@ -208,6 +201,9 @@ class _Watch:
         if heard.wait(self.patience):
             self._heard(master)
             return
+        __utils__["multimaster_dial.put_is_there"](
+            dict(__opts__), master, self.interval, self.doubt
+        )
         act = self.master is None
         others = [a for a in self.masters if a != master] if act else []
         better = {address: self._ask(address) for address in others}
@@ -293,24 +289,27 @@ class _Returns:
                 _fire({"tgt": [__opts__["id"]], "tgt_type": "list", **data}, wanted)
 
 
-def _follow_signing(minion, service, timeout):
-    """Ask whether the masters sign whenever a connection to one of them has begun or ended."""
-    asked_about, asked, wait, due = None, -math.inf, SHORTEST, math.inf
+def _follow_signing(minion, doubt, service, timeout):
+    """
+    Find out whether the masters sign when one is there that does not let this minion in.
+
+    Not at other times, since each answer is a sign-in, which a master has to work for.
+    """
+    wait = SHORTEST
     while True:
-        connections = minion.connections()
-        if due == math.inf and connections != asked_about:
-            # A master's other minions ask as well.
-            wait, due = SHORTEST, max(time.monotonic() + random.uniform(0, LOOK), asked + GAP)
-        if time.monotonic() >= due and minion.runs():
-            asked_about = connections
-            wanted, verifies = _ask_signing(service, timeout)
-            asked = time.monotonic()
-            if wanted is None:
-                due = asked + wait * random.uniform(0.75, 1)
-                wait = min(2 * wait, LONGEST)
-            else:
-                due = math.inf if wanted == verifies else asked + timeout + RESTARTED
-        time.sleep(LOOK if due == math.inf else max(POLL, min(LOOK, due - time.monotonic())))
+        if not doubt.wait(CALM):
+            wait = SHORTEST
+            continue
+        # A master's other minions ask as well.
+        time.sleep(random.uniform(0.5, 1) * wait)
+        doubt.clear()
+        if not minion.runs():
+            continue
+        wanted, verifies = _ask_signing(service, timeout)
+        if wanted in (None, verifies):
+            wait = min(2 * wait, LONGEST)
+        else:
+            time.sleep(timeout + RESTARTED)
 
 
 def _ask_signing(service, timeout):

@@ -9,7 +9,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 # What a master answers to every minion that it has let in, from memory, in an encrypted answer
@@ -29,6 +29,13 @@ def ask(opts: Mapping[str, Any], address: str, timeout: float) -> bool:
     Signs in where needed, so that a master with another key, or without this minion's, counts as
     one that does not answer.
     """
+    return isinstance(_send(opts, address, timeout, dict(REQUEST)), list)
+
+
+def _send(
+    opts: Mapping[str, Any], address: str, timeout: float, load: dict[str, Any], **kwargs: Any
+) -> Any:
+    """Return a master's answer, or None."""
     import salt.channel.client
     import salt.minion
 
@@ -39,22 +46,44 @@ def ask(opts: Mapping[str, Any], address: str, timeout: float) -> bool:
     try:
         mine.update(salt.minion.prep_ip_port(mine))
         mine.update(salt.minion.resolve_dns(mine, fallback=False))
-        with salt.channel.client.ReqChannel.factory(mine) as channel:
-            return isinstance(channel.send(dict(REQUEST), tries=1, timeout=timeout), list)
+        with salt.channel.client.ReqChannel.factory(mine, **kwargs) as channel:
+            return channel.send(load, tries=1, timeout=timeout)
     # Whatever goes wrong, and Salt even exits on some answers, is no answer.
     except (Exception, SystemExit):
-        return False
+        return None
 
 
-def put(opts: Mapping[str, Any], address: str, timeout: float, heard: threading.Event) -> None:
-    """Ask a master in a thread of its own, and set the event when a real answer comes."""
+def is_there(opts: Mapping[str, Any], address: str, timeout: float) -> bool:
+    """
+    Tell whether some master answers at an address, be it one that this minion may not sign in to.
+
+    Proves nothing: anybody can give that answer.
+    """
+    return _send(opts, address, timeout, {"cmd": "ping"}, crypt="clear") is not None
+
+
+def put(
+    opts: Mapping[str, Any],
+    address: str,
+    timeout: float,
+    heard: threading.Event,
+    question: Callable[[Mapping[str, Any], str, float], bool] = ask,
+) -> None:
+    """Ask a master in a thread of its own, and set the event when the answer is yes."""
 
     def run() -> None:
-        if ask(opts, address, timeout):
+        if question(opts, address, timeout):
             heard.set()
 
     # Not waited for when this process ends.
     threading.Thread(target=run, daemon=True).start()
+
+
+def put_is_there(
+    opts: Mapping[str, Any], address: str, timeout: float, heard: threading.Event
+) -> None:
+    """Find out in a thread of its own whether some master is there, and set the event if so."""
+    put(opts, address, timeout, heard, is_there)
 
 
 def answering(opts: Mapping[str, Any], addresses: Iterable[str], timeout: float) -> list[str]:

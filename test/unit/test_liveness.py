@@ -31,16 +31,21 @@ class World:
         self.present = MASTERS[0]
         self.fired = []
         self.asked = []
+        # Masters that are there, and do not let the minion in.
+        self.refusing = set()
         self.module = module
         module.__opts__ = {"id": "web1", "cachedir": str(tmp_path), "master": MASTERS[0]}
         module.__opts__ |= {"master_port": 4506, "ipc_mode": "ipc", "sock_dir": str(tmp_path)}
         module.__opts__["hash_type"] = "sha256"
         module.__utils__ = {"multimaster_dial.put": self.put}
+        module.__utils__["multimaster_dial.put_is_there"] = self.put_is_there
         module.__utils__["multimaster_dial.connected"] = lambda *_: [self.present]
         module._fire = self.fire
         minion = module._Minion()
         minion.runs = lambda: True
-        self.watch = module._Watch(minion, MASTERS, None if act else MASTERS[0], INTERVAL)
+        self.watch = module._Watch(
+            minion, MASTERS, None if act else MASTERS[0], INTERVAL, threading.Event()
+        )
         self.returns = module._Returns(MASTERS)
 
     def put(self, opts, address, timeout, heard):
@@ -49,6 +54,10 @@ class World:
             timer = threading.Timer(self.delays[address] * INTERVAL, heard.set)
             timer.daemon = True
             timer.start()
+
+    def put_is_there(self, opts, address, timeout, heard):
+        if address in self.refusing:
+            heard.set()
 
     def fire(self, data, tag):
         self.fired.append((tag, data))
@@ -137,6 +146,17 @@ def test_who_answers_again_is_silent_no_longer(world, tmp_path):
     found.delays[MASTERS[0]] = 0.0
     found.judge()
     assert (mark.exists(), found.told()) == (False, ["silent", "answers"])
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_only_a_master_that_is_there_and_refuses_makes_the_minion_look_whether_it_signs(
+    world, refuses
+):
+    found = world()
+    found.delays[MASTERS[0]] = NEVER
+    found.refusing = {MASTERS[0]} if refuses else set()
+    found.judge()
+    assert found.watch.doubt.is_set() is refuses
 
 
 class Bus:
