@@ -154,6 +154,12 @@ class _Minion:
         found = __utils__["multimaster_dial.connected"](self.pid, masters, __opts__["master_port"])
         return found[0] if found else None
 
+    def links(self, master):
+        """Return its connections to a master; a new one has another port of its own."""
+        addresses = __utils__["multimaster_dial.resolve"](master)
+        links = __utils__["multimaster_dial.links"](self.pid)
+        return {link for link in links if link[0] in addresses}
+
 
 def _fire(data, tag):
     with salt.utils.event.get_event("minion", opts=__opts__, listen=False) as bus:
@@ -172,6 +178,8 @@ class _Watch:
     def __init__(self, minion, masters, master, interval, doubt):
         self.minion = minion
         self.doubt = doubt
+        # The connections at the time of the last answer.
+        self.links = None
         self.masters = masters
         self.master = master
         self.interval = interval
@@ -196,14 +204,15 @@ class _Watch:
 
     def judge(self, master):
         """Ask a master; leave or report it if no question gets an answer."""
+        # Whoever lets this minion in once lets it in until it is restarted.
+        links = self.minion.links(master)
         # An answer to any of them counts, so that who is merely slow is not silent.
-        heard = self._ask(master)
+        heard = self._ask(master, None, "ask" if links == self.links else "afresh")
         if heard.wait(self.patience):
+            self.links = links
             self._heard(master)
             return
-        __utils__["multimaster_dial.put_is_there"](
-            dict(__opts__), master, self.interval, self.doubt
-        )
+        self._put(master, self.interval, self.doubt, "there")
         act = self.master is None
         others = [a for a in self.masters if a != master] if act else []
         better = {address: self._ask(address) for address in others}
@@ -220,11 +229,14 @@ class _Watch:
         else:
             self._silence(master)
 
-    def _ask(self, address, heard=None):
+    def _ask(self, address, heard=None, way="ask"):
         heard = heard or threading.Event()
         # For as long as that master may be in doubt.
-        __utils__["multimaster_dial.put"](dict(__opts__), address, 2 * self.interval, heard)
+        self._put(address, 2 * self.interval, heard, way)
         return heard
+
+    def _put(self, *arguments):
+        __utils__["multimaster_dial.put"](dict(__opts__), *arguments)
 
     def _leave(self, master, better):
         """Have the minion do what it does when a connection ends: try the other masters."""

@@ -9,7 +9,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 # What a master answers to every minion that it has let in, from memory, in an encrypted answer
@@ -62,28 +62,37 @@ def is_there(opts: Mapping[str, Any], address: str, timeout: float) -> bool:
     return _send(opts, address, timeout, {"cmd": "ping"}, crypt="clear") is not None
 
 
+def ask_afresh(opts: Mapping[str, Any], address: str, timeout: float) -> bool:
+    """
+    Ask a master as ``ask`` does, after signing in once more.
+
+    A master that was restarted goes on to answer to those that it knew, and may not let them in any
+    more: then nobody reads its commands.
+    """
+    import salt.crypt
+
+    salt.crypt.AsyncAuth.creds_map.clear()
+    return ask(opts, address, timeout)
+
+
+WAYS = {"ask": ask, "afresh": ask_afresh, "there": is_there}
+
+
 def put(
     opts: Mapping[str, Any],
     address: str,
     timeout: float,
     heard: threading.Event,
-    question: Callable[[Mapping[str, Any], str, float], bool] = ask,
+    way: str = "ask",
 ) -> None:
-    """Ask a master in a thread of its own, and set the event when the answer is yes."""
+    """Ask a master in one of the ``WAYS``, in a thread; set the event when the answer is yes."""
 
     def run() -> None:
-        if question(opts, address, timeout):
+        if WAYS[way](opts, address, timeout):
             heard.set()
 
     # Not waited for when this process ends.
     threading.Thread(target=run, daemon=True).start()
-
-
-def put_is_there(
-    opts: Mapping[str, Any], address: str, timeout: float, heard: threading.Event
-) -> None:
-    """Find out in a thread of its own whether some master is there, and set the event if so."""
-    put(opts, address, timeout, heard, is_there)
 
 
 def answering(opts: Mapping[str, Any], addresses: Iterable[str], timeout: float) -> list[str]:
@@ -104,20 +113,24 @@ def connected(pid: int, addresses: Iterable[str], request_port: int) -> list[str
     request_port
         Connections to this port are no subscriptions (``master_port``).
     """
+    peers = {address for address, port, _ in links(pid) if port != request_port}
+    return [address for address in addresses if resolve(address) & peers]
+
+
+def links(pid: int) -> set[tuple[str, int, int]]:
+    """Return the connections of a daemon and its children: address, port, and their own port."""
     import psutil
 
-    peers = set()
+    found = set()
     with contextlib.suppress(psutil.Error):
         daemon = psutil.Process(pid)
         for process in [daemon, *daemon.children(recursive=True)]:
             with contextlib.suppress(psutil.Error):
                 for connection in process.net_connections("tcp"):
-                    if (
-                        connection.status == psutil.CONN_ESTABLISHED
-                        and connection.raddr.port != request_port
-                    ):
-                        peers.add(connection.raddr.ip.removeprefix("::ffff:"))
-    return [address for address in addresses if resolve(address) & peers]
+                    if connection.status == psutil.CONN_ESTABLISHED:
+                        address = connection.raddr.ip.removeprefix("::ffff:")
+                        found.add((address, connection.raddr.port, connection.laddr.port))
+    return found
 
 
 def resolve(address: str) -> set[str]:

@@ -38,7 +38,6 @@ class World:
         module.__opts__ |= {"master_port": 4506, "ipc_mode": "ipc", "sock_dir": str(tmp_path)}
         module.__opts__["hash_type"] = "sha256"
         module.__utils__ = {"multimaster_dial.put": self.put}
-        module.__utils__["multimaster_dial.put_is_there"] = self.put_is_there
         module.__utils__["multimaster_dial.connected"] = lambda *_: [self.present]
         module._fire = self.fire
         minion = module._Minion()
@@ -47,17 +46,20 @@ class World:
             minion, MASTERS, None if act else MASTERS[0], INTERVAL, threading.Event()
         )
         self.returns = module._Returns(MASTERS)
+        self.links, self.ways = {MASTERS[0]}, []
+        minion.links = lambda master: set(self.links)
 
-    def put(self, opts, address, timeout, heard):
+    def put(self, opts, address, timeout, heard, way):
+        if way == "there":
+            if address in self.refusing:
+                heard.set()
+            return
         self.asked.append(address)
+        self.ways.append(way)
         if self.delays[address] is not NEVER:
             timer = threading.Timer(self.delays[address] * INTERVAL, heard.set)
             timer.daemon = True
             timer.start()
-
-    def put_is_there(self, opts, address, timeout, heard):
-        if address in self.refusing:
-            heard.set()
 
     def fire(self, data, tag):
         self.fired.append((tag, data))
@@ -146,6 +148,15 @@ def test_who_answers_again_is_silent_no_longer(world, tmp_path):
     found.delays[MASTERS[0]] = 0.0
     found.judge()
     assert (mark.exists(), found.told()) == (False, ["silent", "answers"])
+
+
+def test_after_a_new_connection_the_minion_signs_in_once_more(world):
+    found = world()
+    found.judge()
+    found.judge()
+    found.links = {"another"}
+    found.judge()
+    assert found.ways == ["afresh", "ask", "afresh"]
 
 
 @pytest.mark.parametrize("refuses", [True, False])
