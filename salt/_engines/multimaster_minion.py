@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 
+import psutil
 import salt.minion
 import salt.utils.event
 
@@ -33,6 +34,8 @@ __virtualname__ = "multimaster_minion"
 # Seconds between two looks whether the minion has moved on, and whether it still runs.
 POLL = 0.1
 SLICE = 1.0
+# Seconds between two times that a change of configuration is taken up again, if it has to be.
+FINISH = 5
 # Seconds that the return of a job is kept for another master.
 KEPT = 120
 # Events on the minion's bus, each with the id of a request: for the master at the end of the tag;
@@ -106,12 +109,15 @@ def start(masters=(), act=False, interval=10, service="salt-minion", restart_tim
             _in_thread(_Watch(minion, masters, master, interval, doubt).run)
         _in_thread(lambda: _follow_signing(minion, doubt, service, restart_timeout))
         returns = _Returns(masters) if act else None
+        looked = 0.0
         while minion.runs():
             if returns:
                 returns.follow(SLICE)
             else:
                 time.sleep(SLICE)
-            _finish_cut_over(service, restart_timeout)
+            if time.monotonic() - looked > FINISH:
+                looked = time.monotonic()
+                _finish_cut_over(service, restart_timeout)
 
 
 def _in_thread(function):
@@ -144,10 +150,17 @@ class _Minion:
         Tell whether the minion is there and not about to end.
 
         Salt does not tell the engines of a minion that no master has let in, and then waits for
-        their end.  But it has left its event bus by then.
+        their end.  But it has left its event bus by then.  Not to be found out by connecting: this
+        process may have inherited the socket.
         """
-        with socket.socket(self.family) as probe:
-            return os.getppid() == self.pid and not probe.connect_ex(self.bus)
+        if os.getppid() != self.pid:
+            return False
+        tcp = self.family == socket.AF_INET
+        try:
+            found = psutil.Process(self.pid).net_connections("tcp" if tcp else "unix")
+        except psutil.Error:
+            return False
+        return any(self.bus == (tuple(c.laddr) if tcp and c.laddr else c.laddr) for c in found)
 
     def master(self, masters):
         """Return the address of the master that the minion is connected to, or None."""

@@ -110,13 +110,19 @@ def _restart(opts: dict[str, Any], service: str, pidfile: str) -> int:
     before = _started(pidfile)
     opts["file_client"] = "local"
     caller = salt.client.Caller(mopts=opts)
-    result = caller.cmd("service.restart", service)
+
+    def control(function: str) -> Any:
+        try:
+            return caller.cmd(function, service)
+        # Whatever it is: somebody has to see to it that the daemon comes.
+        except Exception as err:
+            return err
+
+    result = control("service.restart")
     came = _wait(lambda: _started(pidfile) > before, time.monotonic() + 15)
-    if not came and not caller.cmd("service.status", service):
+    if not came and control("service.status") is not True:
         # A daemon ends at once if its predecessor was killed and init has not reaped it yet.
-        log.warning(
-            "%s ended again; service.start: %s", service, caller.cmd("service.start", service)
-        )
+        log.warning("%s ended again; service.start: %s", service, control("service.start"))
     came = came or _wait(lambda: _started(pidfile) > before, time.monotonic() + 60)
     log.info("service.restart: %s; new daemon: %s", result, came)
     return 0 if came else 1

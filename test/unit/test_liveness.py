@@ -226,20 +226,30 @@ def test_what_is_no_return_goes_nowhere_else(world):
 
 @pytest.fixture
 def minion(world):
-    """The minion's daemon, whose place this process's parent takes, and a short path."""
+    """The minion's daemon, whose place this process takes, and a short path for its bus."""
     module = world().module
     module.__opts__["sock_dir"] = tempfile.mkdtemp()
-    yield module._Minion()
+    found = module._Minion()
+    found.pid = os.getpid()
+    yield found
     shutil.rmtree(module.__opts__["sock_dir"])
 
 
-def test_the_end_of_the_minion_is_seen_though_its_process_waits(minion):
+def test_the_end_of_the_minion_is_seen_though_its_process_waits(minion, monkeypatch):
+    monkeypatch.setattr("os.getppid", os.getpid)
     assert not minion.runs()
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as bus:
         bus.bind(minion.bus)
         bus.listen()
         assert minion.runs()
-    # The file of the socket stays; nobody listens.
+        # A child that has inherited the socket would still be answered.
+        inherited = os.dup(bus.fileno())
+        with subprocess.Popen(["sleep", "60"], pass_fds=[inherited]) as child:
+            os.close(inherited)
+            bus.close()
+            assert not minion.runs()
+            child.kill()
+    monkeypatch.setattr("os.getppid", lambda: 1)
     assert not minion.runs()
 
 
