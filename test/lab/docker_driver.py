@@ -37,6 +37,9 @@ ANSWER_TIMEOUT = 240
 # The chain that holds the partitions, so that healing is to empty it.
 CHAIN = "LAB-CUT"
 
+# Microseconds in which a throttled host gets its share of a processor.
+PERIOD = 100_000
+
 SIGNALS = {"kill": "SIGKILL", "freeze": "SIGSTOP", "thaw": "SIGCONT"}
 
 
@@ -195,6 +198,26 @@ class DockerDriver:
 
         _each(flush, lab.hosts)
 
+    def pause(self, lab: Lab, host: Host) -> None:
+        """Stop all processes of a host; its kernel still answers, see :meth:`cut`."""
+        _docker("pause", container(lab, host))
+
+    def resume(self, lab: Lab, host: Host) -> None:
+        """Undo :meth:`pause`."""
+        _docker("unpause", container(lab, host))
+
+    def throttle(self, lab: Lab, host: Host, share: float | None) -> None:
+        """Limit a host to a share of one processor; None takes the limit away."""
+        quota = -1 if share is None else round(share * PERIOD)
+        limits = [f"--cpu-period={PERIOD}", f"--cpu-quota={quota}"]
+        _docker("update", *limits, container(lab, host))
+
+    def subscribed(self, lab: Lab, host: Host) -> set[str]:
+        """Return the ids of the masters to whose publishers a host's minion listens."""
+        argv = [*_SOCKETS, "dport = :4505"]
+        peers = {line.split()[-1] for line in self._must(lab, host, argv).splitlines()}
+        return {master.id for master in lab.masters if f"{master.address}:4505" in peers}
+
     def down(self, lab: Lab) -> None:
         """Remove every container and network with this laboratory's label, and nothing else."""
         if not _marker(lab).exists():
@@ -330,8 +353,7 @@ class DockerDriver:
 
     def _wait_for_answers(self, lab: Lab, master: Host, publish_port: int) -> None:
         addresses = {host.address for host in lab.hosts}
-        sockets = ["ss", "--tcp", "--numeric", "--no-header", "state", "established"]
-        sockets += [f"sport = :{publish_port}"]
+        sockets = [*_SOCKETS, f"sport = :{publish_port}"]
 
         def missing() -> set[str]:
             lines = self._must(lab, master, sockets).splitlines()
@@ -361,6 +383,7 @@ class DockerDriver:
 
 
 _IPTABLES = ["iptables", "--wait", "10"]
+_SOCKETS = ["ss", "--tcp", "--numeric", "--no-header", "state", "established"]
 
 _NO_CLIENT = "no docker client on this machine; install Docker, or use --driver process"
 

@@ -115,6 +115,9 @@ class Driver(Protocol):
     def heal(self, lab: Lab) -> None:
         """Undo every :meth:`cut`."""
 
+    def subscribed(self, lab: Lab, host: Host) -> set[str]:
+        """Return the ids of the masters to whose publishers a host's minion listens."""
+
     def down(self, lab: Lab) -> None:
         """Stop and remove everything but the laboratory's directory; works on a half-made one."""
 

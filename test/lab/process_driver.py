@@ -7,6 +7,7 @@ Salt comes from the virtual environment of the chosen series.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -267,6 +268,19 @@ class ProcessDriver:
             if connection.raddr == publisher and connection.status == psutil.CONN_ESTABLISHED
         }
         return {host.id for host in lab.hosts if listening & self._processes(lab, host)}
+
+    def subscribed(self, lab: Lab, host: Host) -> set[str]:
+        """Return the ids of the masters to whose publishers a host's minion listens."""
+        publishers = set()
+        # Of each process for itself: a job has its parent's sockets, too, and may end meanwhile.
+        for pid in self._processes(lab, host):
+            with contextlib.suppress(psutil.Error):
+                publishers.update(
+                    connection.raddr
+                    for connection in psutil.Process(pid).net_connections("tcp")
+                    if connection.status == psutil.CONN_ESTABLISHED
+                )
+        return {master.id for master in lab.masters if (master.address, 4505) in publishers}
 
     def _processes(self, lab: Lab, host: Host) -> set[int]:
         """Return the process ids of a host's minion daemon and its children."""

@@ -1,0 +1,151 @@
+"""Faults of a laboratory: each is a context manager that undoes itself."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from lab.keys import make_pair
+from lab.laboratory import Laboratory
+
+MASTER = "salt-master"
+# How each fault of a daemon ends.
+UNDO = {"kill": "start", "stop": "start", "freeze": "thaw"}
+# What a starved master gets of one processor.
+SHARE = 0.2
+# Seconds of one turn of the starved master where the driver has no such limit.
+TURN = 0.5
+
+
+@contextlib.contextmanager
+def down(lab: Laboratory, verb: str, *masters: str) -> Iterator[None]:
+    """Kill (SIGKILL), stop or freeze (SIGSTOP) the daemons of masters; bring them back."""
+    with contextlib.ExitStack() as stack:
+        for master in masters:
+            stack.enter_context(_down(lab, verb, master))
+        yield
+
+
+@contextlib.contextmanager
+def _down(lab: Laboratory, verb: str, master: str) -> Iterator[None]:
+    host = lab.host(master)
+    lab.driver.control(lab.lab, host, verb, MASTER)
+    try:
+        yield
+    finally:
+        lab.driver.control(lab.lab, host, UNDO[verb], MASTER)
+
+
+@contextlib.contextmanager
+def cut_off(lab: Laboratory, host_id: str, *others: str) -> Iterator[None]:
+    """Drop every packet between a host and others, all unless named (docker driver)."""
+    try:
+        for other in others or sorted(lab.ids - {host_id}):
+            lab.driver.cut(lab.lab, lab.host(host_id), lab.host(other))
+        yield
+    finally:
+        lab.driver.heal(lab.lab)
+
+
+@contextlib.contextmanager
+def gone(lab: Laboratory, host_id: str) -> Iterator[None]:
+    """Take a host away without a word: no packet passes, and it does nothing (docker driver)."""
+    # The kernel would answer for a host that is only paused.
+    with cut_off(lab, host_id):
+        lab.driver.pause(lab.lab, lab.host(host_id))
+        try:
+            yield
+        finally:
+            lab.driver.resume(lab.lab, lab.host(host_id))
+
+
+@contextlib.contextmanager
+def starved(lab: Laboratory, master: str) -> Iterator[None]:
+    """Leave a master a small share of a processor."""
+    host = lab.host(master)
+    if lab.lab.driver == "docker":
+        lab.driver.throttle(lab.lab, host, SHARE)
+        try:
+            yield
+        finally:
+            lab.driver.throttle(lab.lab, host, None)
+        return
+    over = threading.Event()
+
+    def alternate() -> None:
+        while not over.is_set():
+            lab.driver.control(lab.lab, host, "freeze", MASTER)
+            over.wait(TURN * (1 - SHARE))
+            lab.driver.control(lab.lab, host, "thaw", MASTER)
+            over.wait(TURN * SHARE)
+
+    thread = threading.Thread(target=alternate)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        lab.driver.control(lab.lab, host, "thaw", MASTER)
+
+
+@contextlib.contextmanager
+def own_disk(lab: Laboratory, master: str, directory: str, size: str) -> Iterator[None]:
+    """Give a directory of a master a small disk of its own, with what is in it (docker driver)."""
+    with lab.stopped(master, MASTER):
+        script = (
+            'cp -a "$1" "$1.kept" && mount -t tmpfs -o size="$2",mode=0750 tmpfs "$1" &&'
+            ' chown --reference="$1.kept" "$1" && cp -a "$1.kept"/. "$1"'
+        )
+        _must(lab, master, "sh", "-c", script, "sh", directory, size)
+    try:
+        yield
+    finally:
+        with lab.stopped(master, MASTER):
+            # What has been written meanwhile is kept, as it would be on a disk.
+            script = (
+                'rm -rf "$1.kept" && cp -a "$1" "$1.kept" && umount "$1" && rmdir "$1" &&'
+                ' mv "$1.kept" "$1"'
+            )
+            _must(lab, master, "sh", "-c", script, "sh", directory)
+
+
+@contextlib.contextmanager
+def full(lab: Laboratory, host_id: str, directory: str) -> Iterator[None]:
+    """Fill the disk that a directory is on; it has to be a small one (:func:`own_disk`)."""
+    filler = f"{directory}/filler"
+    try:
+        fill = lab.run(host_id, "sh", "-c", 'cat /dev/zero > "$1"', "sh", filler)
+        assert "No space left" in fill.stderr, fill.stderr
+        yield
+    finally:
+        _must(lab, host_id, "rm", "-f", filler)
+
+
+@contextlib.contextmanager
+def foreign_pair(lab: Laboratory, master: str) -> Iterator[None]:
+    """Give a master another key pair, as from an old backup; in the end its own unless changed."""
+    pki = Path(lab.host(master).master_pki_dir)
+    paths = {suffix: f"{pki}/{master}.{suffix}" for suffix in ("pem", "pub")}
+    own = {suffix: lab.read(master, path) for suffix, path in paths.items()}
+    other = dict(zip(paths, make_pair(), strict=True))
+
+    def install(pair: dict[str, str]) -> None:
+        with lab.stopped(master, MASTER):
+            for suffix, path in paths.items():
+                # The file stays, and with it owner and mode.
+                _must(lab, master, "sh", "-c", 'cat > "$1"', "sh", path, text=pair[suffix])
+
+    install(other)
+    try:
+        yield
+    finally:
+        if lab.read(master, paths["pub"]).strip() != own["pub"].strip():
+            install(own)
+
+
+def _must(lab: Laboratory, host_id: str, *argv: str, text: str | None = None) -> None:
+    done = lab.run(host_id, *argv, input=text)
+    assert done.returncode == 0, f"{host_id}: {' '.join(argv)}: {done.stderr}"
