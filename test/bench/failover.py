@@ -21,6 +21,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ GIVEN_UP = {"kill": 60.0, "freeze": 15.0}
 # How often that is looked at: it has never moved.
 GIVEN_UP_RUNS = 3
 # Jobs a second, of all masters together: minions in hot mode run all of them.
-RATES = {"hot": 6.0, "failover": 15.0}
+RATES = {"hot": 3.0, "failover": 12.0}
 # Seconds of commands before and after a fault whose times are compared.
 STEADY = 4.0
 # Seconds for the returns of the last jobs.
@@ -184,8 +185,8 @@ class Masters:
 
         until(settled, PATIENCE, "minions to be connected", interval=0.5)
         for master in self.ids:
-            argv = [master, ",".join(self.ids)]
-            until(lambda: self._answers(*argv), PATIENCE, f"{master} to answer", interval=0.5)
+            answers = partial(self._answers, master, ",".join(self.ids))
+            until(answers, PATIENCE, f"{master} to answer", interval=0.5)
 
     def _answers(self, master: str, target: str) -> bool:
         answered = self.lab.salt(master, target, "test.ping")
@@ -219,11 +220,11 @@ def hot(site: Masters, runs: int) -> dict[str, Sides]:
             dead = time.time()
             steady(STEADY)
             started = site.control("start", victim)
-            until(lambda: running.taken(victim, started), PATIENCE, f"{victim} to take a command")
+            until(partial(running.taken, victim, started), PATIENCE, f"{victim} to take a command")
             ready = running.taken(victim, started) or 0
             for side in SIDES:
                 waited(
-                    lambda: first_return(running, [victim], side, started),
+                    partial(first_return, running, [victim], side, started),
                     GIVEN_UP["kill"],
                     f"{side} to answer to {victim}",
                 )
@@ -243,8 +244,8 @@ def hot(site: Masters, runs: int) -> dict[str, Sides]:
                     found["next"][side].add(a.returned and a.returned - a.asked, RETURNS)
             back = first_return(running, [victim], side, started)
             found["back"][side].add(back and max(0.0, back - ready), GIVEN_UP["kill"])
-            count(found["next"][side], account, side, lambda g: g.master in others)
-            count(found["back"][side], account, side, lambda g: g.master == victim and g.at >= ready)
+            count(found["next"][side], account, side, *others)
+            count(found["back"][side], account, side, victim, since=ready)
         sentinel = Path(site.lab.host(victim).master_cache_dir, "health/ready")
         print(
             f"  hot {number + 1}: {victim} ready {ready - started:.1f} s after its start"
@@ -257,15 +258,25 @@ def hot(site: Masters, runs: int) -> dict[str, Sides]:
 
 
 def count(
-    figures: Figures, account: Account, minion: str, which: Callable[[Given], bool]
+    figures: Figures,
+    account: Account,
+    minion: str,
+    *masters: str,
+    since: float = 0,
+    besides: Callable[[Given], bool] = lambda given: False,
 ) -> None:
-    """Add the jobs of a minion, and those that nobody knows a return of."""
-    figures.commands += sum(g.minion == minion and which(g) for g in account.accepted)
-    figures.lost += [
-        (g.jid, g.master, g.at)
-        for g in account.lost + account.silent
-        if g.minion == minion and which(g)
-    ]
+    """Add the jobs that masters have taken for a minion, and those whose return nobody knows."""
+
+    def mine(given: Given) -> bool:
+        return (
+            given.minion == minion
+            and given.master in masters
+            and given.at >= since
+            and not besides(given)
+        )
+
+    figures.commands += sum(map(mine, account.accepted))
+    figures.lost += [given for given in account.lost + account.silent if mine(given)]
 
 
 def tell(sides: Sides) -> str:
@@ -301,7 +312,7 @@ def failover(site: Masters, verb: str, runs: int) -> Sides:
             start = time.time()
             for side in met:
                 until(
-                    lambda: first_return(running, [victim], side, start),
+                    partial(first_return, running, [victim], side, start),
                     PATIENCE,
                     f"{side} to answer to {victim}",
                 )
@@ -309,17 +320,16 @@ def failover(site: Masters, verb: str, runs: int) -> Sides:
             try:
                 for side in met:
                     left = max(1.0, limit - (time.time() - began))
-                    waited(
-                        lambda: first_return(running, others, side, began), left, f"{side} to move"
-                    )
+                    moved = partial(first_return, running, others, side, began)
+                    waited(moved, left, f"{side} to move")
                 steady(1)
             finally:
                 site.control(UNDO[verb], victim)
         account = running.account(1.0)
         for side in met:
-            moved = first_return(running, others, side, began)
-            found[side].add(moved and moved - began, limit)
-            count(found[side], account, side, lambda g: True)
+            at = first_return(running, others, side, began)
+            found[side].add(at and at - began, limit)
+            count(found[side], account, side, *site.ids)
         print(f"  {verb} {victim}: {tell({s: found[s] for s in met})}; {account}", flush=True)
         site.until_settled(False)
     return found
@@ -350,14 +360,14 @@ def rolling(site: Masters, commands: int) -> dict[str, Any]:
         elif what != "well":
             away[master].append([at, float("inf")])
 
-    def elsewhere(given: Given) -> bool:
-        return not any(begin <= given.at <= end for begin, end in away[given.master])
+    def at_its_turn(given: Given) -> bool:
+        return any(begin <= given.at <= end for begin, end in away[given.master])
 
     found: dict[str, Any] = {"restarts": restarts}
-    for name, which in (("all", lambda given: True), ("elsewhere", elsewhere)):
+    for name, besides in (("all", lambda given: False), ("elsewhere", at_its_turn)):
         found[name] = {side: Figures() for side in SIDES}
         for side in SIDES:
-            count(found[name][side], account, side, which)
+            count(found[name][side], account, side, *site.ids, besides=besides)
             said = f"{len(found[name][side].lost)} of {found[name][side].commands} lost"
             print(f"  {name}, {side}: {said}: {found[name][side].lost}", flush=True)
     print(f"  {account}; away: {dict(away)}", flush=True)
@@ -424,9 +434,7 @@ def cutover(scratch: Path, number: int) -> dict[str, Any]:
         begun = {name: one.serial for name, one in steps.items()}
         argv = ["salt", "--static", "--out=json", "--timeout=60", "--list", ",".join(ours)]
         argv += ["state.apply", "multimaster.minion"]
-        applying = threading.Thread(
-            target=lab.run, args=("saltm1", *argv), kwargs={"timeout": 600}
-        )
+        applying = threading.Thread(target=lab.run, args=("saltm1", *argv), kwargs={"timeout": 600})
         applying.start()
         left: dict[str, float] = {}
         over: dict[str, float] = {}
@@ -457,9 +465,7 @@ def cutover(scratch: Path, number: int) -> dict[str, Any]:
 
         waited(answering, 60, "every minion to answer")
         told = lab.salt("saltm1", ",".join(ours), "multimaster.masters")
-        seconds = {
-            name: Cutover(lab, name).journal.get("seconds", 600.0) for name in ours
-        }
+        seconds = {name: Cutover(lab, name).journal.get("seconds", 600.0) for name in ours}
         wrong = [n for n in ours if told.get(n, {}).get("cutover", {}).get("step") != "restored"]
         back = alone in lab.answering("saltm1")
         found = {
@@ -622,8 +628,6 @@ def rows(data: dict[str, Any]) -> list[Row]:
 
 
 PARTS = ("hot", "kill", "freeze", "rolling", "cutover", "deploy")
-# What make bench can bear; the others take longer.
-QUICK = {"runs": 5, "commands": 300, "minions": 10}
 
 
 def main() -> int:
