@@ -5,8 +5,8 @@ accepted minion key.  What travels, and what every cache and log may hold, is ci
 everybody the number of minions, unless the declaration says it.
 
 Renders on the master, next to the declaration in ``init.sls``; assign it to every minion, since
-there is a key pair in it for the declared masters only.  The counterpart of ``seal`` is ``open_bundle`` in
-``salt/_utils/multimaster_keypair.py``.
+there is a key pair in it for the declared masters only.  The counterpart of ``seal`` is
+``open_bundle`` in ``salt/_utils/multimaster_keypair.py``.
 """
 
 import base64

@@ -27,7 +27,8 @@ def status(timeout=5):
     Per master: address, reachable (the minion on its host answers to it), Salt version,
     fingerprint of its key, digest of its ledger, and the numbers of accepted, pending, denied and
     rejected keys and of conflicts.  Per minion: whether it is connected to each master, which it
-    is only after that master has let it in, and the master list it is configured with.
+    is only after that master has let it in, the master list it is configured with, the masters
+    that are silent to it, and how the last change of its configuration went.
     ``problems`` says in words what is wrong.  Exit status 0 only if that is nothing.
 
     CLI Example:
@@ -62,6 +63,9 @@ def status(timeout=5):
                 for master in declared
             },
             "configured": lists["configured"],
+            # Not told by an older version of the minion's module.
+            "silent": lists.get("silent", []),
+            "cutover": lists.get("cutover", {}),
         }
     problems = _problems(masters, rows, addresses, mode)
     if not declared:
@@ -312,6 +316,13 @@ def _problems(masters, minions, addresses, mode):
             missing = missing if len(missing) == len(row["connected"]) else []
         if missing:
             problems.append(f"minion {name} is not connected to {', '.join(missing)}")
+        if row["silent"]:
+            problems.append(f"minion {name} gets no answer from {', '.join(row['silent'])}")
+        if row["cutover"].get("step") == "restored":
+            wanted = ", ".join(row["cutover"]["wanted"])
+            problems.append(f"minion {name} went back from {wanted}: too few masters answered")
+        elif row["cutover"].get("step", "kept") != "kept":
+            problems.append(f"minion {name} is on its way to a new configuration")
         if row["configured"] is not None and row["configured"] != addresses:
             problems.append(f"minion {name} is configured for {', '.join(row['configured'])}")
     return problems

@@ -323,18 +323,6 @@ class TestStale:
 
 
 class TestRestart:
-    @pytest.fixture
-    def commands(self, monkeypatch):
-        """What would be run; really run, it would restart this process's service."""
-        commands = []
-        monkeypatch.setattr(
-            "subprocess.run",
-            lambda argv, **kwargs: commands.append(argv) or SimpleNamespace(returncode=0),
-        )
-        # Whatever this machine is.
-        monkeypatch.setattr("salt.utils.systemd.booted", lambda context: False)
-        return commands
-
     @pytest.fixture(autouse=True)
     def log_dir(self, host):
         (host.root / "var/log/salt").mkdir(parents=True)
@@ -441,6 +429,72 @@ class TestMasters:
         host.write("etc/salt/minion.d/multimaster.conf", {"master": "127.0.0.1"})
         found = host.call("masters")
         assert (found["configured"], found["connected"]) == (["127.0.0.1"], [])
+
+    def test_are_silent_where_the_engine_says_so(self, host):
+        host.write("etc/salt/minion.d/multimaster.conf", {"master": ["127.0.0.1", "127.0.0.2"]})
+        host.write("var/cache/salt/minion/multimaster/silent/127.0.0.2", "")
+        host.write("var/cache/salt/minion/multimaster/silent/127.0.0.9", "")
+        assert host.call("masters")["silent"] == ["127.0.0.2"]
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """What would be run; really run, it would restart this process's service."""
+    commands = []
+    monkeypatch.setattr(
+        "subprocess.run",
+        lambda argv, **kwargs: commands.append(argv) or SimpleNamespace(returncode=0),
+    )
+    # Whatever this machine is.
+    monkeypatch.setattr("salt.utils.systemd.booted", lambda context: False)
+    return commands
+
+
+class TestSettings:
+    def test_show_value_and_reason_of_every_derived_option(self, host):
+        masters = [{"id": "saltm1", "address": "192.0.2.1"}]
+        host.modules.pack["__pillar__"]["multimaster"] = {"masters": masters, "minions": 700}
+        found = host.call("settings")
+        assert found["master"]["value"] == ["192.0.2.1"]
+        assert found["recon_max"]["value"] == 1900
+        assert "700 minions" in found["recon_max"]["reason"]
+
+    def test_of_an_invalid_declaration_are_refused(self, host):
+        host.modules.pack["__pillar__"]["multimaster"] = {"masters": []}
+        refused(host, "masters: got", "settings")
+
+
+class TestCutOver:
+    DROP_IN = "etc/salt/minion.d/multimaster.conf"
+
+    def prepare(self, host, options):
+        path = str(host.root / self.DROP_IN)
+        return host.call("prepare_cut_over", path, options, "salt-minion", 1, 30)
+
+    def test_is_prepared_for_a_new_configuration_of_a_minion_that_runs(self, host):
+        host.write(self.DROP_IN, {"master": ["192.0.2.1"]})
+        run_daemon(host, "minion")
+        assert self.prepare(host, {"master": ["192.0.2.2"]}) is True
+        assert host.call("masters")["cutover"] == {"step": "prepared"}
+
+    def test_is_not_needed_without_a_change_or_a_daemon(self, host):
+        host.write(self.DROP_IN, {"master": ["192.0.2.1"]})
+        assert self.prepare(host, {"master": ["192.0.2.2"]}) is False
+        run_daemon(host, "minion")
+        assert self.prepare(host, {"master": ["192.0.2.1"]}) is False
+        assert host.call("masters")["cutover"] == {}
+
+    def test_that_was_broken_off_is_finished_once(self, host, commands):
+        host.write("var/log/salt/minion", "")
+        run_daemon(host, "minion")
+        assert host.call("finish_cut_over") is False
+        self.prepare(host, {"master": ["192.0.2.2"]})
+        assert host.call("finish_cut_over") is True
+        (argv,) = commands
+        assert Path(argv[3]).name == "multimaster_restart.py"
+        journal = host.root / "var/cache/salt/minion/multimaster/cutover.json"
+        assert f"--journal={journal}" in argv
+        assert not [option for option in argv if option.startswith("--pid=")]
 
 
 class TestOtherMastersUp:

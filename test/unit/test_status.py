@@ -25,7 +25,12 @@ def healthy():
     return SimpleNamespace(
         masters={name: master(at) for name, at in zip(IDS, ADDRESSES, strict=True)},
         minions={
-            name: {"connected": dict(connected), "configured": list(ADDRESSES)}
+            name: {
+                "connected": dict(connected),
+                "configured": list(ADDRESSES),
+                "silent": [],
+                "cutover": {},
+            }
             for name in ("saltm1", "web1")
         },
     )
@@ -150,6 +155,27 @@ def status(loaders, monkeypatch):
     return status
 
 
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"silent": ["192.0.2.1"]}, "minion web1 gets no answer from 192.0.2.1"),
+        (
+            {"cutover": {"step": "restored", "wanted": ["192.0.2.8", "192.0.2.9"]}},
+            "minion web1 went back from 192.0.2.8, 192.0.2.9: too few masters answered",
+        ),
+        (
+            {"cutover": {"step": "verifying"}},
+            "minion web1 is on its way to a new configuration",
+        ),
+        ({"cutover": {"step": "kept", "heard": ["192.0.2.1"]}}, None),
+    ],
+)
+def test_what_a_minion_tells_of_its_masters_is_shown(problems, row, problem):
+    topology = healthy()
+    topology.minions["web1"] |= row
+    assert problems(topology) == ([problem] if problem else [])
+
+
 def report(**changed):
     names = ["saltm1", "saltm2", "web1"]
     row = {"running": True, "version": "3008.3", "fingerprint": "f" * 64}
@@ -171,6 +197,8 @@ def test_all_is_well_with_exit_status_0(status):
     assert data["minions"]["web1"] == {
         "connected": dict.fromkeys(IDS, True),
         "configured": ADDRESSES,
+        "silent": [],
+        "cutover": {},
     }
     assert (data["problems"], data["retcode"]) == ([], 0)
 

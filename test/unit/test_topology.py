@@ -581,3 +581,43 @@ def test_a_repeated_master_is_refused_wherever_it_stands(declaration, data):
     assert len(found) == 2
     assert found[0].endswith("each id once")
     assert found[1].endswith("each address once")
+
+
+@pytest.mark.parametrize(
+    ("minions", "interval", "spread"),
+    [(1, 10, 1), (500, 10, 1), (1_000, 10, 2), (5_000, 50, 10), (100_000, 1_000, 60)],
+)
+def test_what_one_master_has_to_bear_is_bounded(minions, interval, spread):
+    parsed = topology.parse(declare(mode="failover", minions=minions))
+    options = topology.minion_options(parsed, "web1")
+    assert options["master_alive_interval"] == interval
+    assert options["recon_default"] + options["recon_max"] == spread * 1000
+    assert options["random_reauth_delay"] == spread
+
+
+def test_every_derived_option_has_a_reason_and_an_overridden_one_says_so():
+    config = {"recon_max": 5, "log_level": "info"}
+    parsed = topology.parse(declare(mode="failover", minion={"config": config}))
+    settings = {s.option: s for s in topology.minion_settings(parsed, "web1")}
+    assert all(setting.reason for setting in settings.values())
+    assert (settings["recon_max"].value, settings["recon_max"].reason) == (
+        5,
+        "set under minion: config",
+    )
+    options = topology.minion_options(parsed, "web1")
+    assert {name: s.value for name, s in settings.items()}.items() <= options.items()
+
+
+def test_the_liveness_engine_acts_in_failover_mode_only_and_keeps_others_engines():
+    def engines(mode, minion, existing=None):
+        parsed = topology.parse(declare(mode=mode))
+        return topology.minion_options(parsed, minion, existing)["engines"]
+
+    existing = {"engines": {"reactor": {"port": 1}, "multimaster_minion": {"old": True}}}
+    reactor, (probe) = engines("failover", "web1", existing)
+    assert reactor == {"reactor": {"port": 1}}
+    assert probe["multimaster_minion"]["act"] is True
+    for mode, minion in (("hot", "web1"), ("failover", "saltm1")):
+        ((name, settings),) = engines(mode, minion)[0].items()
+        assert (name, settings["act"]) == ("multimaster_minion", False)
+        assert settings["masters"] == [master["address"] for master in MASTERS[:3]]

@@ -1,0 +1,201 @@
+"""
+When a minion leaves its master, and when not.
+
+The masters are made up here, with their delays in parts of an interval; test/chaos has daemons.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import tempfile
+import threading
+import time
+
+import pytest
+
+MASTERS = ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
+INTERVAL = 0.4
+NEVER = None
+
+
+class World:
+    """A minion, what its masters do, and the events that its engine fires."""
+
+    def __init__(self, module, tmp_path, act):
+        self.delays = dict.fromkeys(MASTERS, 0.0)
+        self.present = MASTERS[0]
+        self.fired = []
+        self.asked = []
+        self.module = module
+        module.__opts__ = {"id": "web1", "cachedir": str(tmp_path), "master": MASTERS[0]}
+        module.__opts__ |= {"master_port": 4506, "ipc_mode": "ipc", "sock_dir": str(tmp_path)}
+        module.__utils__ = {"multimaster_dial.put": self.put}
+        module.__utils__["multimaster_dial.connected"] = lambda *_: [self.present]
+        self.watch = module._Watch(MASTERS, act, INTERVAL)
+        self.watch._fire = self.fire
+        self.watch.minion_runs = lambda: True
+
+    def put(self, opts, address, timeout, heard):
+        self.asked.append(address)
+        if self.delays[address] is not NEVER:
+            timer = threading.Timer(self.delays[address] * INTERVAL, heard.set)
+            timer.daemon = True
+            timer.start()
+
+    def fire(self, data, tag):
+        self.fired.append((tag, data))
+        if tag == "__master_disconnected":
+            self.present = next(a for a in MASTERS if self.delays[a] is not NEVER)
+
+    def judge(self):
+        started = time.monotonic()
+        self.watch._judge(self.present)
+        return time.monotonic() - started
+
+    def told(self):
+        return [data["tag"].rpartition("/")[2] for tag, data in self.fired if tag == "fire_master"]
+
+    @property
+    def left(self):
+        return [data["master"] for tag, data in self.fired if tag == "__master_disconnected"]
+
+
+@pytest.fixture
+def world(by_path, tmp_path, monkeypatch):
+    import salt.utils.event
+
+    monkeypatch.setattr(salt.utils.event, "get_event", lambda *_, **__: None)
+    module = by_path("salt/_engines/multimaster_minion.py")
+    return lambda act=True: World(module, tmp_path, act)
+
+
+def test_a_master_that_answers_is_asked_once_and_kept(world):
+    found = world()
+    found.judge()
+    assert (found.asked, found.left) == ([MASTERS[0]], [])
+
+
+def test_a_silent_master_is_left_for_one_that_answers_within_two_intervals(world):
+    found = world()
+    found.delays[MASTERS[0]] = NEVER
+    # What is left of three intervals is the wait before the first question, at most one.
+    assert found.judge() < 2.0 * INTERVAL + 0.2
+    assert found.left == [MASTERS[0]]
+    assert found.told() == ["moved"]
+    assert found.fired[-1][1]["data"] == {"from": MASTERS[0], "to": MASTERS[1]}
+
+
+def test_it_is_not_left_when_no_other_answers(world):
+    found = world()
+    found.delays = dict.fromkeys(MASTERS, NEVER)
+    found.judge()
+    found.judge()
+    assert found.left == []
+    assert found.told() == ["silent"]
+
+
+def test_a_slow_master_is_not_left(world):
+    found = world()
+    found.delays[MASTERS[0]] = 1.2
+    found.judge()
+    assert (found.left, found.told()) == ([], [])
+
+
+def test_not_all_minions_leave_a_silent_master_at_once(world):
+    found = world()
+    found.delays[MASTERS[0]] = NEVER
+    times = []
+    for _ in range(6):
+        found.present = MASTERS[0]
+        times.append(found.judge())
+    assert max(times) - min(times) > 0.05 * INTERVAL
+
+
+def test_in_hot_mode_a_silent_master_is_only_reported_and_once(world):
+    found = world(act=False)
+    found.delays[MASTERS[0]] = NEVER
+    found.judge()
+    found.judge()
+    assert (found.left, found.told()) == ([], ["silent"])
+    assert set(found.asked) == {MASTERS[0]}
+
+
+def test_who_answers_again_is_silent_no_longer(world, tmp_path):
+    found = world(act=False)
+    found.delays[MASTERS[0]] = NEVER
+    found.judge()
+    mark = tmp_path / "multimaster/silent" / MASTERS[0]
+    assert mark.exists()
+    found.delays[MASTERS[0]] = 0.0
+    found.judge()
+    assert (mark.exists(), found.told()) == (False, ["silent", "answers"])
+
+
+class Bus:
+    """The minion's event bus, with the events that a test puts there."""
+
+    def __init__(self, *events):
+        self.events = list(events)
+
+    def get_event(self, wait, full):
+        return self.events.pop(0) if self.events else None
+
+
+def payload(master, **load):
+    return {"tag": f"__master_req_channel_payload/7/{master}", "data": {"jid": "1", **load}}
+
+
+TAKEN = {"tag": "__master_req_channel_return/7", "data": {"ret": True}}
+
+
+def followed(found, *events):
+    """Let the engine see events; return the returns that it sends elsewhere."""
+    found.watch.bus = Bus(*events)
+    for _ in range(len(events) + 1):
+        found.watch._follow(0)
+    return [(tag, data) for tag, data in found.fired if "payload" in tag]
+
+
+def test_a_return_follows_the_minion_to_its_new_master(world):
+    found = world()
+    found.present = MASTERS[1]
+    ((tag, data),) = followed(found, payload(MASTERS[0], cmd="_return", id="web1"))
+    assert tag == f"__master_req_channel_payload/7/{MASTERS[1]}"
+    assert data == {"jid": "1", "cmd": "_return", "id": "web1", "tgt": ["web1"], "tgt_type": "list"}
+
+
+def test_a_return_that_was_taken_goes_nowhere_else(world):
+    found = world()
+    assert followed(found, payload(MASTERS[0], cmd="_return"), TAKEN) == []
+    found.present = MASTERS[1]
+    assert followed(found) == []
+
+
+def test_a_return_waits_while_there_is_no_master(world):
+    found = world()
+    found.present = None
+    assert followed(found, payload(MASTERS[0], cmd="_return")) == []
+    found.present = MASTERS[2]
+    assert len(followed(found)) == 1
+
+
+def test_what_is_no_return_goes_nowhere_else(world):
+    found = world()
+    found.present = MASTERS[1]
+    assert followed(found, payload(MASTERS[0], cmd="_pillar")) == []
+
+
+def test_the_end_of_the_minion_is_seen_though_its_process_waits(world):
+    found = world()
+    del found.watch.minion_runs
+    found.module.__opts__ |= {"hash_type": "sha256", "sock_dir": tempfile.mkdtemp()}
+    assert not found.watch.minion_runs()
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as bus:
+        bus.bind(found.module._bus_path())
+        bus.listen()
+        assert found.watch.minion_runs()
+    # The file of the socket stays; nobody listens.
+    assert not found.watch.minion_runs()
+    shutil.rmtree(found.module.__opts__["sock_dir"])
