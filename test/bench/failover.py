@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -19,19 +20,23 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import salt.channel.client
+import salt.client
+import salt.config
+import salt.exceptions
 import salt.utils.jid
 import yaml
 from measure import Row, percentile, report, save
 
 from lab.faults import UNDO
 from lab.laboratory import PATIENCE, Laboratory, failures, laboratory
-from lab.load import Account, Given, Load, load, serve_evidence
+from lab.load import Account, Given, load, serve_evidence
 from lab.model import LabError
 from lab.wait import until
 
@@ -47,8 +52,8 @@ KILLED, FROZEN, BACK = 2.0, INTERVAL * 3 + 2.0, 2.0
 GIVEN_UP = {"kill": 60.0, "freeze": 15.0}
 # How often that is looked at: it has never moved.
 GIVEN_UP_RUNS = 3
-# Jobs a second, of all masters together: minions in hot mode run all of them.
-RATES = {"hot": 3.0, "failover": 12.0}
+# Seconds between two commands: while nothing fails, and while something has failed.
+INTERVALS = {"steady": 0.5, "fault": 0.2}
 # Seconds of commands before and after a fault whose times are compared.
 STEADY = 4.0
 # Seconds for the returns of the last jobs.
@@ -80,6 +85,11 @@ class Figures:
         """The seconds of all trials; of those without an answer, how long it was waited for."""
         return self.seconds + self.missed
 
+    def count(self, given: Sequence[Command], times: Sequence[float | None]) -> None:
+        """Note commands, and those whose return never came."""
+        self.commands += len(given)
+        self.lost += [one for one, at in zip(given, times, strict=True) if at is None]
+
     def add(self, seconds: float | None, limit: float) -> None:
         """Note one trial."""
         if seconds is None:
@@ -91,211 +101,48 @@ class Figures:
 Sides = dict[str, Figures]
 
 
-@dataclass
-class Answer:
-    """One job of a minion: when its master was asked and had taken it, and its return (epoch)."""
+@dataclass(frozen=True)
+class Command:
+    """One command that a master has taken: when it was asked, and when it had (epoch)."""
 
     jid: str
+    master: str
     asked: float
     taken: float
-    returned: float | None
 
 
-def answers(running: Load, master: str, minion: str) -> list[Answer]:
-    """Return the jobs that a master has taken for a minion, with their returns to that master."""
-    cache = f"{running.lab.host(master).master_cache_dir}/jobs"
-    found = []
-    for said in running.attempts(master):
-        if "jid" not in said:
-            continue
-        # The file's time is that of the return, whoever listens to the bus or not.
-        path = Path(salt.utils.jid.jid_dir(said["jid"], cache), minion, "return.p")
-        with contextlib.suppress(FileNotFoundError):
-            found.append(Answer(said["jid"], said["asked"], said["at"], path.stat().st_mtime))
-            continue
-        found.append(Answer(said["jid"], said["asked"], said["at"], None))
-    return found
-
-
-def first_return(
-    running: Load, masters: Iterable[str], minion: str, since: float, until_: float = 1e12
-) -> float | None:
-    """Return when a minion first answered a job that one of these masters got since then."""
-    times = [
-        answer.returned
-        for master in masters
-        for answer in answers(running, master, minion)
-        if since <= answer.asked <= until_ and answer.returned
-    ]
-    return min(times, default=None)
-
-
-def waited(condition: Callable[[], Any], limit: float, what: str) -> bool:
-    """Wait for a condition; tell whether it came true."""
-    try:
-        return bool(until(condition, limit, what, interval=0.1))
-    except LabError:
-        return False
-
-
-class Masters:
-    """Three masters and both minions; the faults, and how all are as before."""
+class Client:
+    """Gives commands on masters, one after the other, and finds their returns."""
 
     def __init__(self, lab: Laboratory) -> None:
         self.lab = lab
-        self.ids = [host.id for host in lab.lab.masters]
-        self.addresses = [host.address for host in lab.lab.masters]
+        self.opts = {
+            host.id: salt.config.master_config(f"{host.config_dir}/master")
+            for host in lab.lab.masters
+        }
 
-    def by_hand(self, **options: Any) -> None:
-        """Configure the minion beside ours as Salt's documentation says."""
-        host = self.lab.host(ALONE)
-        drop_in = Path(host.config_dir, "minion.d/masters.conf")
-        drop_in.parent.mkdir(exist_ok=True)
-        drop_in.write_text(yaml.safe_dump({"master": self.addresses, **options}))
-        with self.lab.stopped(ALONE, "salt-minion"):
-            pass
+    def give(self, master: str) -> Command | None:
+        """Give a command to both minions, without waiting for them; None if it is refused."""
+        asked = time.time()
+        try:
+            with salt.client.LocalClient(mopts=self.opts[master]) as client:
+                told = client.pub(list(SIDES), "lab_evidence.note", tgt_type="list", timeout=2)
+        except (salt.exceptions.SaltException, OSError):
+            return None
+        return Command(told["jid"], master, asked, time.time()) if told else None
 
-    def configure(self, mode: str) -> None:
-        """Bring both minions into a mode."""
-        options: dict[str, Any] = {"mode": mode, "minions": len(self.lab.ids)}
-        if mode == "failover":
-            options["failover"] = {"master_alive_interval": INTERVAL}
-        self.lab.declare(**options)
-        result = self.lab.apply(",".join([*self.ids, OURS]))
-        if failures(result):
-            raise SystemExit(f"the apply failed: {failures(result)}")
-        hot = mode == "hot"
-        self.by_hand(
-            **({} if hot else {"master_type": "failover", "master_alive_interval": INTERVAL})
-        )
-        # What the job has left to be restarted afterwards.
-        journal = Path(self.lab.host(OURS).minion_cache_dir, "multimaster/cutover.json")
-        until(lambda: json.loads(journal.read_text())["step"] == "kept", PATIENCE, "the cut-over")
-        self.until_settled(hot)
+    def returned(self, command: Command, minion: str) -> float | None:
+        """Return when (epoch) a minion's return was there, on whichever master."""
+        for host in self.lab.lab.masters:
+            path = salt.utils.jid.jid_dir(command.jid, f"{host.master_cache_dir}/jobs")
+            with contextlib.suppress(FileNotFoundError):
+                # Of the file, and not of an event: nobody has to listen.
+                return Path(path, minion, "return.p").stat().st_mtime
+        return None
 
-    def until_settled(self, hot: bool) -> None:
-        """Wait until each minion listens to all masters, or to one."""
-        number = MASTERS if hot else 1
-        hosts = [*self.ids]
-
-        def settled() -> bool:
-            return all(len(self.of(side)) == number for side in SIDES) and all(
-                len(self.of(host)) == MASTERS for host in hosts
-            )
-
-        until(settled, PATIENCE, "minions to be connected", interval=0.5)
-        for master in self.ids:
-            answers = partial(self._answers, master, ",".join(self.ids))
-            until(answers, PATIENCE, f"{master} to answer", interval=0.5)
-
-    def _answers(self, master: str, target: str) -> bool:
-        answered = self.lab.salt(master, target, "test.ping")
-        return all(answered.get(name) is True for name in target.split(","))
-
-    def of(self, minion: str) -> set[str]:
-        """Return the masters that a minion listens to."""
-        return set(self.lab.driver.subscribed(self.lab.lab, self.lab.host(minion)))
-
-    def control(self, verb: str, master: str) -> float:
-        """Let something happen to a master's daemon; return when (epoch)."""
-        began = time.time()
-        self.lab.driver.control(self.lab.lab, self.lab.host(master), verb, "salt-master")
-        return began
-
-
-def hot(site: Masters, runs: int) -> dict[str, Sides]:
-    """A master is killed and started again: the next command elsewhere, the first one there."""
-    found: dict[str, Sides] = {
-        name: {side: Figures() for side in SIDES} for name in ("before", "next", "back")
-    }
-    for number in range(runs):
-        victim = site.ids[number % MASTERS]
-        others = [master for master in site.ids if master != victim]
-        with load(site.lab, False, RATES["hot"]) as running:
-            start = time.time()
-            for master in site.ids:
-                running.until_answered(start, PATIENCE, master)
-            steady(STEADY)
-            killed = site.control("kill", victim)
-            dead = time.time()
-            steady(STEADY)
-            started = site.control("start", victim)
-            until(partial(running.taken, victim, started), PATIENCE, f"{victim} to take a command")
-            ready = running.taken(victim, started) or 0
-            for side in SIDES:
-                waited(
-                    partial(first_return, running, [victim], side, started),
-                    GIVEN_UP["kill"],
-                    f"{side} to answer to {victim}",
-                )
-            steady(STEADY)
-        account = running.account(RETURNS)
-        for side in SIDES:
-            mine = {
-                master: [a for a in answers(running, master, side) if a.returned]
-                for master in site.ids
-            }
-            for master in others:
-                # The first jobs of a load pay for what its client loads.
-                took = [a for a in mine[master] if killed - STEADY < a.asked < killed - 1]
-                found["before"][side].seconds += [a.returned - a.asked for a in took]
-                after = [a for a in answers(running, master, side) if a.asked >= dead][:1]
-                for a in after:
-                    found["next"][side].add(a.returned and a.returned - a.asked, RETURNS)
-            back = first_return(running, [victim], side, started)
-            found["back"][side].add(back and max(0.0, back - ready), GIVEN_UP["kill"])
-            count(found["next"][side], account, side, *others)
-            count(found["back"][side], account, side, victim, since=ready)
-        sentinel = Path(site.lab.host(victim).master_cache_dir, "health/ready")
-        print(
-            f"  hot {number + 1}: {victim} ready {ready - started:.1f} s after its start"
-            f" (its own word: {sentinel.stat().st_mtime - started:.1f} s); first answer after that:"
-            f" {tell(found['back'])}; next command elsewhere: {tell(found['next'])}; {account}",
-            flush=True,
-        )
-        site.until_settled(True)
-    return found
-
-
-def count(
-    figures: Figures,
-    account: Account,
-    minion: str,
-    *masters: str,
-    since: float = 0,
-    besides: Callable[[Given], bool] = lambda given: False,
-) -> None:
-    """Add the jobs that masters have taken for a minion, and those whose return nobody knows."""
-
-    def mine(given: Given) -> bool:
-        return (
-            given.minion == minion
-            and given.master in masters
-            and given.at >= since
-            and not besides(given)
-        )
-
-    figures.commands += sum(map(mine, account.accepted))
-    figures.lost += [given for given in account.lost + account.silent if mine(given)]
-
-
-def tell(sides: Sides) -> str:
-    """Return the last trial of each side in words."""
-    said = []
-    for side, figures in sides.items():
-        last = "none" if not figures.trials else f"{figures.all[-1]:.2f}"
-        said.append(f"{side} {last} s, {len(figures.lost)} of {figures.commands} lost so far")
-    return ", ".join(said)
-
-
-def steady(seconds: float) -> None:
-    """Let commands be given for a time: it is measured over, and no condition is waited for."""
-    over = time.monotonic() + seconds
-    until(lambda: time.monotonic() > over, 2 * seconds, "commands for a time", interval=0.1)
-
-
-def failover(site: Masters, verb: str, runs: int) -> Sides:
+    def failover(site: Masters, verb: str, runs: int) -> Sides:
     """The master of a minion is killed, or frozen, until that minion answers through another."""
+    client = Client(site.lab)
     found = {side: Figures() for side in SIDES}
     limit = GIVEN_UP[verb]
     wanted = {OURS: runs, ALONE: min(runs, GIVEN_UP_RUNS) if verb == "freeze" else runs}
@@ -308,29 +155,15 @@ def failover(site: Masters, verb: str, runs: int) -> Sides:
             for side in SIDES
             if site.of(side) == {victim} and found[side].trials < wanted[side]
         ]
-        with load(site.lab, True, RATES["failover"]) as running:
-            start = time.time()
-            for side in met:
-                until(
-                    partial(first_return, running, [victim], side, start),
-                    PATIENCE,
-                    f"{side} to answer to {victim}",
-                )
-            began = site.control(verb, victim)
-            try:
-                for side in met:
-                    left = max(1.0, limit - (time.time() - began))
-                    moved = partial(first_return, running, others, side, began)
-                    waited(moved, left, f"{side} to move")
-                steady(1)
-            finally:
-                site.control(UNDO[verb], victim)
-        account = running.account(1.0)
+        client.until_returned([victim], met, PATIENCE)
+        began = site.control(verb, victim)
+        try:
+            _, moved = client.until_returned(others, met, limit)
+        finally:
+            site.control(UNDO[verb], victim)
         for side in met:
-            at = first_return(running, others, side, began)
-            found[side].add(at and at - began, limit)
-            count(found[side], account, side, *site.ids)
-        print(f"  {verb} {victim}: {tell({s: found[s] for s in met})}; {account}", flush=True)
+            found[side].add(moved[side] - began if side in moved else None, limit)
+        print(f"  {verb} {victim}: {tell({s: found[s] for s in met})}", flush=True)
         site.until_settled(False)
     return found
 
@@ -351,7 +184,6 @@ def rolling(site: Masters, commands: int) -> dict[str, Any]:
                 (at, match[1], match[2]) for at, line in lines if (match := TURN.search(line))
             ]
             print(f"  restart {len(restarts)}: {restarts[-1]:.1f} s", flush=True)
-        steady(STEADY)
     account = running.account(RETURNS)
     away: dict[str, list[list[float]]] = defaultdict(list)
     for at, master, what in turns:
@@ -553,7 +385,7 @@ SPREAD: dict[str, Callable[[list[float]], float]] = {
 }
 
 
-def lost(work: str, sides: Sides, bounded: bool = True) -> Iterator[Row]:
+def lost(work: str, sides: Sides) -> Iterator[Row]:
     """Compare the commands that are lost with those that were accepted."""
     for side, name, bound in ((OURS, "", 0.0), (ALONE, ", Salt alone", None)):
         figures = sides[side]
@@ -563,7 +395,7 @@ def lost(work: str, sides: Sides, bounded: bool = True) -> Iterator[Row]:
                 len(figures.lost),
                 "accepted",
                 figures.commands,
-                bound if bounded else None,
+                bound,
             )
 
 
@@ -586,12 +418,11 @@ def rows(data: dict[str, Any]) -> list[Row]:
         found += lost("hot, master killed, through the others", one["next"])
         work = "hot, master started: first answer there after it is ready"
         found += spread(work, one["back"], BACK, f"{BACK:g} s")
-        found += lost("hot, master started, through it since it is ready", one["back"])
+        found += lost("hot, master started, since it is ready", one["back"])
     for verb, bound in (("kill", KILLED), ("freeze", FROZEN)):
         if one := data.get(verb):
             work = f"failover, master {'killed' if verb == 'kill' else 'frozen'}"
             found += spread(work, one, bound, f"{bound:g} s")
-            found += lost(work, one, bounded=False)
     if one := data.get("rolling"):
         found += lost("rolling restart", one["all"])
         found += lost("rolling restart, commands on the others", one["elsewhere"])
