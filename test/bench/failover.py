@@ -140,7 +140,206 @@ class Client:
                 return Path(path, minion, "return.p").stat().st_mtime
         return None
 
-    def failover(site: Masters, verb: str, runs: int) -> Sides:
+    def steady(self, masters: Sequence[str], seconds: float, interval: float) -> list[Command]:
+        """Give commands on some masters in turn, at a steady rate."""
+        given = []
+        due, over = time.monotonic(), time.monotonic() + seconds
+        for master in itertools.cycle(masters):
+            if due >= over:
+                break
+            until(partial(_past, due), 10 * interval, "the next command", interval=0.01)
+            command = self.give(master)
+            if command:
+                given.append(command)
+            due = max(due + interval, time.monotonic())
+        return given
+
+    def until_returned(
+        self, masters: Sequence[str], minions: Iterable[str], limit: float
+    ) -> tuple[list[Command], dict[str, float]]:
+        """Give commands until each minion has answered one; return them, and when that was."""
+        given: list[Command] = []
+        found: dict[str, float] = {}
+        over = time.monotonic() + limit
+        while time.monotonic() < over and set(minions) - set(found):
+            given += self.steady(masters, 2 * INTERVALS["fault"], INTERVALS["fault"])
+            for minion in minions:
+                times = [at for command in given if (at := self.returned(command, minion))]
+                if times:
+                    found[minion] = min(times)
+        return given, found
+
+    def until_all_returned(self, given: Iterable[Command]) -> None:
+        """Wait for the returns of both minions, for a limited time; what is missing is lost."""
+        left = [(command, minion) for command in given for minion in SIDES]
+
+        def complete() -> bool:
+            left[:] = [(one, minion) for one, minion in left if not self.returned(one, minion)]
+            return not left
+
+        waited(complete, RETURNS, "all returns")
+
+    def takes(self, master: str) -> bool:
+        """Tell whether a master's request port gives an answer now."""
+        opts = self.opts[master]
+        uri = f"tcp://{self.lab.host(master).address}:{opts['ret_port']}"
+        try:
+            with salt.channel.client.ReqChannel.factory(
+                opts, crypt="clear", master_uri=uri
+            ) as channel:
+                return bool(channel.send({"cmd": "ping"}, timeout=0.5, tries=1))
+        except salt.exceptions.SaltException:
+            return False
+
+
+def _past(due: float) -> bool:
+    return time.monotonic() >= due
+
+
+def waited(condition: Callable[[], Any], limit: float, what: str) -> bool:
+    """Wait for a condition; tell whether it came true."""
+    try:
+        return bool(until(condition, limit, what, interval=0.1))
+    except LabError:
+        return False
+
+
+class Masters:
+    """Three masters and both minions; the faults, and how all are as before."""
+
+    def __init__(self, lab: Laboratory) -> None:
+        self.lab = lab
+        self.ids = [host.id for host in lab.lab.masters]
+        self.addresses = [host.address for host in lab.lab.masters]
+
+    def by_hand(self, **options: Any) -> None:
+        """Configure the minion beside ours as Salt's documentation says."""
+        host = self.lab.host(ALONE)
+        drop_in = Path(host.config_dir, "minion.d/masters.conf")
+        drop_in.parent.mkdir(exist_ok=True)
+        drop_in.write_text(yaml.safe_dump({"master": self.addresses, **options}))
+        with self.lab.stopped(ALONE, "salt-minion"):
+            pass
+
+    def configure(self, mode: str) -> None:
+        """Bring both minions into a mode."""
+        options: dict[str, Any] = {"mode": mode, "minions": len(self.lab.ids)}
+        if mode == "failover":
+            options["failover"] = {"master_alive_interval": INTERVAL}
+        self.lab.declare(**options)
+        result = self.lab.apply(",".join([*self.ids, OURS]))
+        if failures(result):
+            raise SystemExit(f"the apply failed: {failures(result)}")
+        hot = mode == "hot"
+        self.by_hand(
+            **({} if hot else {"master_type": "failover", "master_alive_interval": INTERVAL})
+        )
+        # What the job has left to be restarted afterwards.
+        journal = Path(self.lab.host(OURS).minion_cache_dir, "multimaster/cutover.json")
+        until(lambda: json.loads(journal.read_text())["step"] == "kept", PATIENCE, "the cut-over")
+        self.until_settled(hot)
+
+    def until_settled(self, hot: bool) -> None:
+        """Wait until each minion listens to all masters, or to one."""
+        number = MASTERS if hot else 1
+        hosts = [*self.ids]
+
+        def settled() -> bool:
+            return all(len(self.of(side)) == number for side in SIDES) and all(
+                len(self.of(host)) == MASTERS for host in hosts
+            )
+
+        until(settled, PATIENCE, "minions to be connected", interval=0.5)
+        for master in self.ids:
+            answers = partial(self._answers, master, ",".join(self.ids))
+            until(answers, PATIENCE, f"{master} to answer", interval=0.5)
+
+    def _answers(self, master: str, target: str) -> bool:
+        answered = self.lab.salt(master, target, "test.ping")
+        return all(answered.get(name) is True for name in target.split(","))
+
+    def of(self, minion: str) -> set[str]:
+        """Return the masters that a minion listens to."""
+        return set(self.lab.driver.subscribed(self.lab.lab, self.lab.host(minion)))
+
+    def control(self, verb: str, master: str) -> float:
+        """Let something happen to a master's daemon; return when (epoch)."""
+        began = time.time()
+        self.lab.driver.control(self.lab.lab, self.lab.host(master), verb, "salt-master")
+        return began
+
+
+def hot(site: Masters, runs: int) -> dict[str, Any]:
+    """A master is killed and started again: the next command elsewhere, the first one there."""
+    client = Client(site.lab)
+    found: dict[str, Any] = {
+        name: {side: Figures() for side in SIDES} for name in ("before", "next", "back")
+    }
+    found["ready"] = []
+    for number in range(runs):
+        victim = site.ids[number % MASTERS]
+        others = [master for master in site.ids if master != victim]
+        # The first commands pay for what has to be loaded.
+        client.steady(site.ids, STEADY / 2, INTERVALS["steady"])
+        before = client.steady(others, STEADY, INTERVALS["steady"])
+        site.control("kill", victim)
+        after = client.steady(others, STEADY, INTERVALS["steady"])
+        started = site.control("start", victim)
+        until(partial(client.takes, victim), PATIENCE, f"{victim} to be ready", interval=0.05)
+        ready = time.time()
+        back, first = client.until_returned([victim], SIDES, GIVEN_UP["kill"])
+        back += client.steady(site.ids, STEADY, INTERVALS["steady"])
+        client.until_all_returned([*before, *after, *back])
+        found["ready"].append(ready - started)
+        for side in SIDES:
+            for name, given, number_ in (("before", before, len(before)), ("next", after, 2)):
+                times = [client.returned(one, side) for one in given]
+                found[name][side].count(given, times)
+                # All of those before; and then the first one on each of the others.
+                for one, at in list(zip(given, times, strict=True))[:number_]:
+                    found[name][side].add(at and at - one.asked, RETURNS)
+            found["back"][side].count(back, [client.returned(one, side) for one in back])
+            took = first[side] - ready if side in first else None
+            found["back"][side].add(took, GIVEN_UP["kill"])
+        print(
+            f"  {victim} ready {found['ready'][-1]:.1f} s after its start;"
+            f" first answer then: {tell(found['back'])};"
+            f" next command elsewhere: {tell(found['next'])}",
+            flush=True,
+        )
+        site.until_settled(True)
+    return found
+
+
+def count(
+    figures: Figures,
+    account: Account,
+    minion: str,
+    *masters: str,
+    besides: Callable[[Given], bool] = lambda given: False,
+) -> None:
+    """Add the jobs that masters have taken for a minion, and those whose return nobody knows."""
+
+    def mine(given: Given) -> bool:
+        return given.minion == minion and given.master in masters and not besides(given)
+
+    figures.commands += sum(map(mine, account.accepted))
+    figures.lost += [given for given in account.lost + account.silent if mine(given)]
+
+
+def tell(sides: Sides) -> str:
+    """Return the last trial of each side in words."""
+    said = []
+    for side, figures in sides.items():
+        last = "none" if not figures.trials else f"{figures.all[-1]:.2f}"
+        lost = (
+            f" ({len(figures.lost)} of {figures.commands} lost so far)" if figures.commands else ""
+        )
+        said.append(f"{side} {last} s{lost}")
+    return ", ".join(said)
+
+
+def failover(site: Masters, verb: str, runs: int) -> Sides:
     """The master of a minion is killed, or frozen, until that minion answers through another."""
     client = Client(site.lab)
     found = {side: Figures() for side in SIDES}
