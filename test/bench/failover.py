@@ -169,9 +169,9 @@ class Client:
                     found[minion] = min(times)
         return given, found
 
-    def until_all_returned(self, given: Iterable[Command]) -> None:
-        """Wait for the returns of both minions, for a limited time; what is missing is lost."""
-        left = [(command, minion) for command in given for minion in SIDES]
+    def until_all_returned(self, given: Iterable[Command], minions: Iterable[str] = SIDES) -> None:
+        """Wait for the returns of minions, for a limited time; what is missing is lost."""
+        left = [(command, minion) for command in given for minion in minions]
 
         def complete() -> bool:
             left[:] = [(one, minion) for one, minion in left if not self.returned(one, minion)]
@@ -339,8 +339,13 @@ def tell(sides: Sides) -> str:
     return ", ".join(said)
 
 
-def failover(site: Masters, verb: str, runs: int) -> Sides:
-    """The master of a minion is killed, or frozen, until that minion answers through another."""
+def failover(site: Masters, verb: str, runs: int, busy: bool = False) -> Sides:
+    """
+    The master of a minion is killed, or frozen, until that minion answers through another.
+
+    busy
+        With the return of a command on its way to that master.
+    """
     client = Client(site.lab)
     found = {side: Figures() for side in SIDES}
     limit = GIVEN_UP[verb]
@@ -354,7 +359,10 @@ def failover(site: Masters, verb: str, runs: int) -> Sides:
             for side in SIDES
             if site.of(side) == {victim} and found[side].trials < wanted[side]
         ]
-        client.until_returned([victim], met, PATIENCE)
+        before, _ = client.until_returned([victim], met, PATIENCE)
+        client.until_all_returned(before, met)
+        if busy:
+            client.give(victim)
         began = site.control(verb, victim)
         try:
             _, moved = client.until_returned(others, met, limit)
@@ -362,7 +370,8 @@ def failover(site: Masters, verb: str, runs: int) -> Sides:
             site.control(UNDO[verb], victim)
         for side in met:
             found[side].add(moved[side] - began if side in moved else None, limit)
-        print(f"  {verb} {victim}: {tell({s: found[s] for s in met})}", flush=True)
+        how = f"{verb}{', a return on its way' if busy else ''}"
+        print(f"  {how}, {victim}: {tell({s: found[s] for s in met})}", flush=True)
         site.until_settled(False)
     return found
 
@@ -618,9 +627,12 @@ def rows(data: dict[str, Any]) -> list[Row]:
         work = "hot, master started: first answer there after it is ready"
         found += spread(work, one["back"], BACK, f"{BACK:g} s")
         found += lost("hot, master started, since it is ready", one["back"])
-    for verb, bound in (("kill", KILLED), ("freeze", FROZEN)):
-        if one := data.get(verb):
-            work = f"failover, master {'killed' if verb == 'kill' else 'frozen'}"
+    for part, work, bound in (
+        ("kill", "failover, master killed", KILLED),
+        ("busy", "failover, master killed, a return on its way to it", KILLED),
+        ("freeze", "failover, master frozen", FROZEN),
+    ):
+        if one := data.get(part):
             found += spread(work, one, bound, f"{bound:g} s")
     if one := data.get("rolling"):
         found += lost("rolling restart", one["all"])
@@ -657,7 +669,9 @@ def rows(data: dict[str, Any]) -> list[Row]:
     return found
 
 
-PARTS = ("hot", "kill", "freeze", "rolling", "cutover", "deploy")
+# Parts in failover mode: what happens to the master, and whether a return is on its way to it.
+FAULTS = {"kill": ("kill", False), "busy": ("kill", True), "freeze": ("freeze", False)}
+PARTS = ("hot", "rolling", *FAULTS, "cutover", "deploy")
 
 
 def main() -> int:
@@ -671,7 +685,7 @@ def main() -> int:
     data: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="multimaster-bench-") as directory:
         scratch = Path(directory)
-        if {"hot", "kill", "freeze", "rolling"} & set(arguments.only):
+        if {"hot", "rolling", *FAULTS} & set(arguments.only):
             with laboratory(
                 scratch / "masters", "process", masters=MASTERS, minions=2, net=NETS["masters"]
             ) as lab:
@@ -697,11 +711,11 @@ def on_masters(site: Masters, arguments: argparse.Namespace, data: dict[str, Any
         data["hot"] = hot(site, arguments.runs)
     if "rolling" in arguments.only:
         data["rolling"] = rolling(site, arguments.commands)
-    if {"kill", "freeze"} & set(arguments.only):
+    if set(FAULTS) & set(arguments.only):
         site.configure("failover")
-        for verb in ("kill", "freeze"):
-            if verb in arguments.only:
-                data[verb] = failover(site, verb, arguments.runs)
+        for part, (verb, busy) in FAULTS.items():
+            if part in arguments.only:
+                data[part] = failover(site, verb, arguments.runs, busy)
 
 
 if __name__ == "__main__":
