@@ -230,13 +230,20 @@ class Masters:
         result = self.lab.apply(",".join([*self.ids, OURS]))
         if failures(result):
             raise SystemExit(f"the apply failed: {failures(result)}")
+        # A key that is not accepted yet would be waited for.
+        keys = [
+            Path(host.master_pki_dir, "minions", minion)
+            for host in self.lab.lab.masters
+            for minion in self.lab.ids
+        ]
+        until(lambda: all(key.exists() for key in keys), PATIENCE, "all keys on all masters")
         hot = mode == "hot"
         self.by_hand(
             **({} if hot else {"master_type": "failover", "master_alive_interval": INTERVAL})
         )
         # What the job has left to be restarted afterwards.
-        journal = Path(self.lab.host(OURS).minion_cache_dir, "multimaster/cutover.json")
-        until(lambda: json.loads(journal.read_text())["step"] == "kept", PATIENCE, "the cut-over")
+        kept = Cutover(self.lab, OURS)
+        until(lambda: kept.step == "kept", PATIENCE, "the cut-over")
         self.until_settled(hot)
 
     def until_settled(self, hot: bool) -> None:
