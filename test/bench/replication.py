@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import math
 import os
 import shutil
 import statistics
@@ -24,7 +23,7 @@ from typing import Any
 
 import psutil
 from cluster import native_cluster
-from measure import Row, report, save, timed
+from measure import Row, percentile, report, save, timed
 
 from lab.decisions import MASTERS
 from lab.keys import make_pair
@@ -217,11 +216,6 @@ def rest(lab: Laboratory) -> dict[str, float]:
     before, asked, over = spent(), questions(), time.monotonic() + REST
     until(lambda: time.monotonic() > over, 2 * REST, "a minute at rest", interval=1)
     return {"processor": spent() - before, "questions": questions() - asked}
-
-
-def percentile(values: list[float], share: float) -> float:
-    """Return the value that a share of the values does not exceed."""
-    return sorted(values)[math.ceil(len(values) * share) - 1]
 
 
 def main() -> int:

@@ -116,12 +116,18 @@ class ProcessDriver:
             self._ask(lab, host, "startProcess", "salt-minion", False)
         # A test.ping that misses one minion takes 20 seconds; to look at connections costs nothing.
         wanted = {host.id for host in lab.hosts}
+        # Each takes seconds of processor time to start.
+        patience = 90 + 3 * len(wanted)
         until(
             lambda: self.connected(lab, first) == wanted,
-            90,
+            patience,
             f"every minion to be connected to {first.id}",
         )
-        until(lambda: self._answering(lab, first) >= wanted, 90, f"an answer of {sorted(wanted)}")
+        until(
+            lambda: self._answering(lab, first) >= wanted,
+            patience,
+            f"an answer of {sorted(wanted)}",
+        )
         yield "every minion answers"
 
     def exec(
