@@ -41,7 +41,10 @@ integration: setup ## test in the laboratory: process driver, and Docker where a
 	$(BIN)/pytest test/integration
 
 chaos: setup ## test what every single fault does, under load
-	$(BIN)/pytest test/chaos
+	$(BIN)/pytest --long test/chaos
+
+test-long: setup ## run the tests that repeat others in another mode or driver
+	$(BIN)/pytest --long -m long
 
 test-matrix: setup-3007 setup-3006 ## run the tests of the other Salt series
 	$(BIN)/pytest --matrix -m matrix
@@ -68,5 +71,5 @@ clean: ## remove the laboratory in .lab, the environments and all caches
 	rm -rf .venv .lab .mypy_cache .pytest_cache .ruff_cache .hypothesis .kitchen
 	find salt pillar test -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup setup-3007 setup-3006 demo test lint unit render integration chaos test-matrix \
+.PHONY: help setup setup-3007 setup-3006 demo test lint unit render integration chaos test-long test-matrix \
         bench kitchen lock clean

@@ -108,13 +108,11 @@ def start(masters=(), act=False, interval=10, service="salt-minion", restart_tim
         for master in [None] if act else masters:
             _in_thread(_Watch(minion, masters, master, interval, doubt).run)
         _in_thread(lambda: _follow_signing(minion, doubt, service, restart_timeout))
-        returns = _Returns(masters) if act else None
+        if act:
+            _in_thread(_Returns(minion, masters).run)
         looked = 0.0
         while minion.runs():
-            if returns:
-                returns.follow(SLICE)
-            else:
-                time.sleep(SLICE)
+            time.sleep(SLICE)
             if time.monotonic() - looked > FINISH:
                 looked = time.monotonic()
                 _finish_cut_over(service, restart_timeout)
@@ -285,12 +283,17 @@ class _Returns:
     Salt drops them: it sends a return only to the master that the job came from.
     """
 
-    def __init__(self, masters):
+    def __init__(self, minion, masters):
         self.masters = masters
-        self.minion = _Minion()
+        self.minion = minion
         # Id of the request -> tag, load, and when: returns that no master has taken yet.
         self.waiting = {}
         self.bus = salt.utils.event.get_event("minion", opts=__opts__, listen=True)
+
+    def run(self):
+        """Follow for as long as there is an engine; Salt may wait for ever for a bus that is gone."""
+        while True:
+            self.follow(SLICE)
 
     def follow(self, wait):
         """Look at one event, or wait for so many seconds; then send what has to be sent."""

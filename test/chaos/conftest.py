@@ -70,6 +70,16 @@ def trial(lab: Laboratory, mode: dict[str, Any]) -> Iterator[Trial]:
         yield Trial(lab, mode, running, current(lab))
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Have each promise looked at in both modes; in both drivers, only when there is time."""
+    if Path(__file__).parent not in item.path.parents:
+        return
+    params = item.callspec.params  # type: ignore[attr-defined]
+    docker_only = hasattr(item.module, "DOCKER")  # type: ignore[attr-defined]
+    if (params["built"] == "docker") == (params["mode"] == "hot") and not docker_only:
+        item.add_marker("long")
+
+
 @pytest.hookimpl(trylast=True)  # after pytest's own order, which knows no order of parameters
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run what one laboratory in one mode can run, then the next."""

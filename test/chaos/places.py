@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-PROCESS = pytest.param("process", "failover", id="process-failover")
-DOCKER = pytest.param("docker", "hot", id="docker-hot", marks=pytest.mark.docker)
+PROCESS = pytest.param("process", "hot", id="process-hot")
+CONTAINERS = pytest.param("docker", "failover", id="docker-failover", marks=pytest.mark.docker)
 # Each driver in one of the modes.
-everywhere = pytest.mark.parametrize(("built", "mode"), [PROCESS, DOCKER], indirect=True)
-in_docker = pytest.mark.parametrize(("built", "mode"), [DOCKER], indirect=True)
+everywhere = pytest.mark.parametrize(("built", "mode"), [PROCESS, CONTAINERS], indirect=True)
+in_docker = pytest.mark.parametrize(("built", "mode"), [CONTAINERS], indirect=True)

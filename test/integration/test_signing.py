@@ -27,7 +27,7 @@ SIGNING = ("master_sign.pem", "master_sign.pub", "master_pubkey_signature")
 REFUSED = "but signature verification failed"
 
 
-@pytest.fixture(scope="module", params=sorted(NETS))
+@pytest.fixture(scope="module", params=["hot", pytest.param("failover", marks=pytest.mark.long)])
 def lab(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Laboratory]:

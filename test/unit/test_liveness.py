@@ -45,7 +45,7 @@ class World:
         self.watch = module._Watch(
             minion, MASTERS, None if act else MASTERS[0], INTERVAL, threading.Event()
         )
-        self.returns = module._Returns(MASTERS)
+        self.returns = module._Returns(minion, MASTERS)
         self.links, self.ways = {MASTERS[0]}, []
         minion.links = lambda master: set(self.links)
 
