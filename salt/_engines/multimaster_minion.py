@@ -291,7 +291,7 @@ class _Returns:
         self.bus = salt.utils.event.get_event("minion", opts=__opts__, listen=True)
 
     def run(self):
-        """Follow for as long as there is an engine; Salt may wait for ever for a bus that is gone."""
+        """Follow while there is an engine; Salt may wait for ever for a bus that is gone."""
         while True:
             self.follow(SLICE)
 
