@@ -268,6 +268,12 @@ def minion_settings(topology: Topology, minion_id: str) -> list[Setting]:
 
 def _failover_settings(topology: Topology, interval: int) -> list[Setting]:
     declared = topology.failover
+
+    def setting(option: str, value: Any, reason: str) -> Setting:
+        if option in declared:
+            return Setting(option, declared[option], "declared")
+        return Setting(option, value, reason)
+
     settings = [
         Setting(
             "retry_dns",
@@ -275,44 +281,23 @@ def _failover_settings(topology: Topology, interval: int) -> list[Setting]:
             "a name that does not resolve must not keep the minion from the next master",
         ),
         Setting("auth_retries", 2, "a pending or rejected key would pin the minion to that master"),
-        Setting(
+        setting(
             "master_alive_interval",
             interval,
-            "declared"
-            if "master_alive_interval" in declared
-            else f"{topology.minions} minions ask at most {QUESTIONS_PER_SECOND} questions a "
-            f"second in all, and each asks every {SHORTEST_INTERVAL} seconds or less often",
+            f"{topology.minions} minions ask at most {QUESTIONS_PER_SECOND} questions a second in "
+            f"all, and each asks every {SHORTEST_INTERVAL} seconds or less often",
         ),
-        Setting(
-            "random_master",
-            declared.get("random_master", False),
-            "declared" if "random_master" in declared else "the declared order is the preference",
-        ),
-        Setting(
-            "master_tries",
-            declared.get("master_tries", -1),
-            "declared"
-            if "master_tries" in declared
-            else "a minion that found no master goes on looking",
-        ),
-        Setting(
+        setting("random_master", False, "the declared order is the preference"),
+        setting("master_tries", -1, "a minion that found no master goes on looking"),
+        setting(
             "master_failback",
-            declared.get("master_failback", False),
-            "declared"
-            if "master_failback" in declared
-            else "each return to the first master interrupts the minion once more",
+            False,
+            "each return to the first master interrupts the minion once more",
         ),
     ]
     if declared.get("master_failback"):
-        settings.append(
-            Setting(
-                "master_failback_interval",
-                declared.get("master_failback_interval", interval),
-                "declared"
-                if "master_failback_interval" in declared
-                else "as often as the present master is asked",
-            )
-        )
+        reason = "as often as the present master is asked"
+        settings.append(setting("master_failback_interval", interval, reason))
     return settings
 
 
