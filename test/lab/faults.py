@@ -106,7 +106,7 @@ def own_disk(lab: Laboratory, master: str, directory: str, size: str) -> Iterato
         with lab.stopped(master, MASTER):
             # What has been written meanwhile is kept, as it would be on a disk.
             script = (
-                'rm -rf "$1.kept" && cp -a "$1" "$1.kept" && umount "$1" && rmdir "$1" &&'
+                'rm -rf "$1.kept" && cp -a "$1" "$1.kept" && umount "$1" && rm -r "$1" &&'
                 ' mv "$1.kept" "$1"'
             )
             _must(lab, master, "sh", "-c", script, "sh", directory)
