@@ -307,9 +307,9 @@ def _comeback_settings(number: int, interval: int) -> list[Setting]:
     return [
         Setting(
             "return_retry_tries",
-            12,
-            "each takes 5 to 10 s: the return of a job waits a minute or more for a master that "
-            "restarts, rather than 15 s",
+            5,
+            "each takes 5 to 10 s: the return of a job waits for a master that restarts; not more, "
+            "since each such job is a process meanwhile",
         ),
         Setting("recon_default", least, "milliseconds; a returning master is found at once"),
         Setting(
