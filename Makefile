@@ -43,7 +43,7 @@ integration: setup ## test in the laboratory: process driver, and Docker where a
 chaos: setup ## test what every single fault does, under load
 	$(BIN)/pytest --long test/chaos
 
-test-long: setup ## run the tests that repeat others in another mode or driver
+test-long: setup ## run the tests that take long
 	$(BIN)/pytest --long -m long
 
 test-matrix: setup-3007 setup-3006 ## run the tests of the other Salt series

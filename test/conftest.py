@@ -11,7 +11,7 @@ LEFT_OUT = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="run what takes long and repeats, too")
+    parser.addoption("--long", action="store_true", help="run what takes long, too")
     parser.addoption("--matrix", action="store_true", help="run the tests of other Salt series too")
 
 
@@ -39,9 +39,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.getoption("--matrix") and any(i.get_closest_marker("matrix") for i in items):
         leave_out("matrix", "of other Salt series; to run them: make test-matrix")
     if not config.getoption("--long") and any(i.get_closest_marker("long") for i in items):
-        leave_out(
-            "long", "that repeat others in another mode or driver; to run them: make test-long"
-        )
+        leave_out("long", "that take long; to run them: make test-long")
     if any(i.get_closest_marker("docker") for i in items) and not _docker_answers():
         if os.environ.get("LAB_REQUIRE_DOCKER") == "1":
             raise pytest.UsageError("LAB_REQUIRE_DOCKER=1, and no Docker engine answers")
