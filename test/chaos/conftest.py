@@ -71,7 +71,7 @@ def trial(lab: Laboratory, mode: dict[str, Any]) -> Iterator[Trial]:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Leave the containers to ``make chaos``: most promises are looked at without, in both modes."""
+    """Leave the containers to ``make chaos``: most promises do without, in both modes."""
     here = Path(__file__).parent in item.path.parents
     if here and item.callspec.params["built"] == "docker":  # type: ignore[attr-defined]
         item.add_marker("long")
