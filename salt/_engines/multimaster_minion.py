@@ -13,17 +13,14 @@ Looks after a minion's masters, from within the minion; see docs/failover.md and
 
 import contextvars
 import fcntl
-import hashlib
 import logging
 import os
 import pathlib
 import random
-import socket
 import sys
 import threading
 import time
 
-import psutil
 import salt.minion
 import salt.utils.event
 
@@ -52,10 +49,14 @@ RESTARTED = 180
 
 # What an engine turns into that has nothing to do: small, and gone when the minion is.
 IDLE = """
-import os, socket, sys, time
-minion, host, port = sys.argv[1:]
-family, address = (2, (host, int(port))) if port else (1, host)
-while os.getppid() == int(minion) and not socket.socket(family).connect_ex(address):
+import os, sys, time
+minion, pidfile = sys.argv[1:]
+def named():
+    try:
+        return open(pidfile).read().strip() == minion
+    except OSError:
+        return False
+while os.getppid() == int(minion) and (not pidfile or named()):
     time.sleep(1)
 """
 
@@ -98,9 +99,7 @@ def start(masters=(), act=False, interval=10, service="salt-minion", restart_tim
         except BlockingIOError:
             # A hot minion starts every engine once for each master; Salt would start again what
             # ends.
-            tcp = minion.family == socket.AF_INET
-            host, port = minion.bus if tcp else (minion.bus, "")
-            code = [IDLE, str(minion.pid), host, str(port)]
+            code = [IDLE, str(minion.pid), minion.pidfile]
             os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", *code])
         # Set when a master is there that does not let this minion in.
         doubt = threading.Event()
@@ -136,29 +135,25 @@ class _Minion:
 
     def __init__(self):
         self.pid = os.getppid()
-        tcp = __opts__["ipc_mode"] == "tcp"
-        self.family = socket.AF_INET if tcp else socket.AF_UNIX
-        # Salt names the socket after the id.
-        digest = hashlib.new(__opts__["hash_type"], __opts__["id"].encode()).hexdigest()[:10]
-        path = os.path.join(__opts__["sock_dir"], f"minion_event_{digest}_pub.ipc")
-        self.bus = ("127.0.0.1", int(__opts__["tcp_pub_port"])) if tcp else path
+        self.pidfile = __opts__["pidfile"]
+        if not self._named():
+            # One that Salt could not write tells nothing.
+            self.pidfile = ""
+
+    def _named(self):
+        try:
+            return pathlib.Path(self.pidfile).read_text().strip() == str(self.pid)
+        except OSError:
+            return False
 
     def runs(self):
         """
         Tell whether the minion is there and not about to end.
 
         Salt does not tell the engines of a minion that no master has let in, and then waits for
-        their end.  But it has left its event bus by then.  Not to be found out by connecting: this
-        process may have inherited the socket.
+        their end.  But it has removed its pid file by then.  (Its event bus may still be there.)
         """
-        if os.getppid() != self.pid:
-            return False
-        tcp = self.family == socket.AF_INET
-        try:
-            found = psutil.Process(self.pid).net_connections("tcp" if tcp else "unix")
-        except psutil.Error:
-            return False
-        return any(self.bus == (tuple(c.laddr) if tcp and c.laddr else c.laddr) for c in found)
+        return os.getppid() == self.pid and (not self.pidfile or self._named())
 
     def master(self, masters):
         """Return the address of the master that the minion is connected to, or None."""

@@ -20,6 +20,9 @@ from typing import Any
 POLL = 0.2
 # How long a master's job may stay without any new return before it counts as over.
 QUIET = 30
+# Seconds between two times that a daemon is started that does not come, and after which it is given
+# up.
+AGAIN, PERSISTENCE = 15, 150
 
 log = logging.getLogger("multimaster.restart")
 
@@ -119,11 +122,13 @@ def _restart(opts: dict[str, Any], service: str, pidfile: str) -> int:
             return err
 
     result = control("service.restart")
-    came = _wait(lambda: _started(pidfile) > before, time.monotonic() + 15)
-    if not came and control("service.status") is not True:
-        # A daemon ends at once if its predecessor was killed and init has not reaped it yet.
-        log.warning("%s ended again; service.start: %s", service, control("service.start"))
-    came = came or _wait(lambda: _started(pidfile) > before, time.monotonic() + 60)
+    deadline = time.monotonic() + PERSISTENCE
+    while not (came := _wait(lambda: _started(pidfile) > before, time.monotonic() + AGAIN)):
+        if time.monotonic() > deadline:
+            break
+        if control("service.status") is not True:
+            # A daemon ends at once if its predecessor was killed and init has not reaped it yet.
+            log.warning("%s does not run; service.start: %s", service, control("service.start"))
     log.info("service.restart: %s; new daemon: %s", result, came)
     return 0 if came else 1
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -32,6 +33,9 @@ from lab.wait import until
 COMMANDS = ("salt", "salt-call", "salt-cp", "salt-key", "salt-run")
 SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP, "thaw": signal.SIGCONT}
 
+# Seconds for a daemon to end.
+STOP = 60
+
 SUPERVISORD = """\
 [unix_http_server]
 file={sockets}/supervisor.sock
@@ -48,7 +52,7 @@ supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
 # As the packages' units do: SIGTERM to the main process, then SIGKILL to what is left; no restart.
 PROGRAM = """\
 [program:{unit}]
-command={prefix}/bin/{unit} -c {config_dir}
+command={root}/bin/daemon {prefix}/bin/{unit} -c {config_dir}
 autostart=false
 autorestart=false
 startsecs=1
@@ -56,6 +60,19 @@ stopwaitsecs=30
 killasgroup=true
 redirect_stderr=true
 stdout_logfile={logs}/{unit}.out
+"""
+
+
+# Salt takes the zombie of a daemon's predecessor for a running instance, and exits; a predecessor
+# that was killed may wait for seconds for this machine's init.
+DAEMON = r"""#!/bin/sh
+ended() { ! grep -qs '^State:.Z' "/proc/$1/status"; }
+for file in ROOT/var/run/process_*.pid; do
+    pid=$(sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' "$file" 2>/dev/null)
+    tries=0
+    until ended "$pid" || [ $((tries += 1)) -gt 300 ]; do sleep 0.1; done
+done
+exec "$@"
 """
 
 
@@ -144,11 +161,22 @@ class ProcessDriver:
         """Start or stop through supervisord; signals go to the daemon and all its children."""
         if unit == "salt-master" and "master" not in host.roles:
             raise LabError(f"{host.id} is not declared a master")
+        stopped = f"the end of {unit} on {host.id}"
+
+        def settled() -> bool:
+            # After stopwaitsecs supervisord kills it.
+            return self._state(lab, host, unit) != "STOPPING"
+
+        if verb == "start":
+            until(settled, STOP, stopped)
         running = self._state(lab, host, unit) in ("RUNNING", "STARTING")
         if verb == "start" and not running:
             self._ask(lab, host, "startProcess", unit)
-        elif verb == "stop" and running:
-            self._ask(lab, host, "stopProcess", unit)
+        elif verb == "stop":
+            if running:
+                # supervisord would poll without a pause until the process is gone.
+                self._ask(lab, host, "stopProcess", unit, False)
+            until(settled, STOP, stopped)
         elif verb in SIGNALS:
             if not running:
                 raise LabError(f"{unit} does not run on {host.id}")
@@ -161,8 +189,8 @@ class ProcessDriver:
                 # for a running instance, and exits.
                 until(
                     lambda: not any(process.is_running() for process in processes),
-                    30,
-                    f"the end of {unit} on {host.id}",
+                    STOP,
+                    stopped,
                 )
 
     def cut(self, lab: Lab, one: Host, other: Host) -> None:
@@ -243,13 +271,20 @@ class ProcessDriver:
                 f'#!/bin/sh\nexec "{self.prefix}/bin/{name}" -c "{host.config_dir}" "$@"\n'
             )
             script.chmod(0o755)
+        daemon = Path(host.root, "bin/daemon")
+        daemon.write_text(DAEMON.replace("ROOT", shlex.quote(host.root)))
+        daemon.chmod(0o755)
 
     def _write_supervisor(self, host: Host, sockets: Path) -> None:
         units = [unit for unit in UNITS if unit == "salt-minion" or "master" in host.roles]
         text = SUPERVISORD.format(root=host.root, logs=host.log_dir, sockets=sockets)
         for unit in units:
             text += PROGRAM.format(
-                unit=unit, prefix=self.prefix, config_dir=host.config_dir, logs=host.log_dir
+                unit=unit,
+                root=host.root,
+                prefix=self.prefix,
+                config_dir=host.config_dir,
+                logs=host.log_dir,
             )
         Path(host.root, "supervisord.conf").write_text(text)
 

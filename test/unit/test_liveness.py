@@ -6,13 +6,9 @@ The masters are made up here, with their delays in parts of an interval; test/ch
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 
@@ -35,8 +31,7 @@ class World:
         self.refusing = set()
         self.module = module
         module.__opts__ = {"id": "web1", "cachedir": str(tmp_path), "master": MASTERS[0]}
-        module.__opts__ |= {"master_port": 4506, "ipc_mode": "ipc", "sock_dir": str(tmp_path)}
-        module.__opts__["hash_type"] = "sha256"
+        module.__opts__ |= {"master_port": 4506, "pidfile": str(tmp_path / "salt-minion.pid")}
         module.__utils__ = {"multimaster_dial.put": self.put}
         module.__utils__["multimaster_dial.connected"] = lambda *_: [self.present]
         module._fire = self.fire
@@ -225,43 +220,48 @@ def test_what_is_no_return_goes_nowhere_else(world):
 
 
 @pytest.fixture
-def minion(world):
-    """The minion's daemon, whose place this process takes, and a short path for its bus."""
+def minion(world, tmp_path, monkeypatch):
+    """The minion's daemon, whose place this process takes, with its pid file."""
     module = world().module
-    module.__opts__["sock_dir"] = tempfile.mkdtemp()
-    found = module._Minion()
-    found.pid = os.getpid()
-    yield found
-    shutil.rmtree(module.__opts__["sock_dir"])
+    monkeypatch.setattr("os.getppid", os.getpid)
+    pidfile = tmp_path / "salt-minion.pid"
+
+    def make(content):
+        pidfile.write_text(content)
+        return module._Minion(), pidfile
+
+    return make
 
 
 def test_the_end_of_the_minion_is_seen_though_its_process_waits(minion, monkeypatch):
-    monkeypatch.setattr("os.getppid", os.getpid)
-    assert not minion.runs()
-    with contextlib.closing(socket.socket(socket.AF_UNIX)) as bus:
-        bus.bind(minion.bus)
-        bus.listen()
-        assert minion.runs()
-        # A child that has inherited the socket would still be answered.
-        inherited = os.dup(bus.fileno())
-        with subprocess.Popen(["sleep", "60"], pass_fds=[inherited]) as child:
-            os.close(inherited)
-            bus.close()
-            assert not minion.runs()
-            child.kill()
+    found, pidfile = minion(str(os.getpid()))
+    assert found.runs()
+    pidfile.unlink()
+    assert not found.runs()
+    # The one that comes next.
+    pidfile.write_text("1")
+    assert not found.runs()
+
+
+def test_the_end_of_the_process_is_the_end_of_the_minion(minion, monkeypatch):
+    found, _ = minion(str(os.getpid()))
     monkeypatch.setattr("os.getppid", lambda: 1)
-    assert not minion.runs()
+    assert not found.runs()
+
+
+def test_a_minion_that_cannot_write_its_pid_file_runs(minion, monkeypatch):
+    found, _ = minion("")
+    assert found.runs()
+    monkeypatch.setattr("os.getppid", lambda: 1)
+    assert not found.runs()
 
 
 def test_an_engine_with_nothing_to_do_is_small_and_ends_with_the_minion(minion, by_path):
     module = by_path("salt/_engines/multimaster_minion.py")
-    with contextlib.closing(socket.socket(socket.AF_UNIX)) as bus:
-        bus.bind(minion.bus)
-        bus.listen()
-        argv = [sys.executable, "-I", "-S", "-c", module.IDLE, str(os.getpid()), minion.bus, ""]
-        with subprocess.Popen(argv) as idle:
-            accepted, _ = bus.accept()
-            accepted.close()
-            assert idle.poll() is None
-            bus.close()
-            assert idle.wait(10) == 0
+    _, pidfile = minion(str(os.getpid()))
+    argv = [sys.executable, "-I", "-S", "-c", module.IDLE, str(os.getpid()), str(pidfile)]
+    with subprocess.Popen(argv) as idle:
+        with pytest.raises(subprocess.TimeoutExpired):
+            idle.wait(2)
+        pidfile.unlink()
+        assert idle.wait(10) == 0

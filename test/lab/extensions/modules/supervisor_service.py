@@ -46,6 +46,7 @@ def start(name):
     """Start the service and wait until it runs; a masked one is refused."""
     if masked(name):
         raise CommandExecutionError(f"{name} is masked")
+    _until_stopped(name)
     if not status(name):
         _server().startProcess(name)
     return status(name)
@@ -54,11 +55,9 @@ def start(name):
 def stop(name):
     """Stop the service and wait until it is gone."""
     if status(name):
-        # supervisord would poll without a pause until the process is gone; after stopwaitsecs it
-        # kills it, so that this ends.
+        # supervisord would poll without a pause until the process is gone.
         _server().stopProcess(name, False)
-        while _server().getProcessInfo(name)["statename"] == "STOPPING":
-            time.sleep(0.1)
+    _until_stopped(name)
     return not status(name)
 
 
@@ -110,6 +109,12 @@ def unmask(name, runtime=False):
 def offline():
     """Never: without this, Salt would ask the machine's own systemd."""
     return False
+
+
+def _until_stopped(name):
+    """Wait for a stop that is under way; supervisord kills after stopwaitsecs, so it ends."""
+    while _server().getProcessInfo(name)["statename"] == "STOPPING":
+        time.sleep(0.1)
 
 
 def _flag(name, what):

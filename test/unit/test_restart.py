@@ -1,0 +1,66 @@
+"""
+A daemon that does not come at the first try.
+
+The init system is made up here, as one that refuses; test/chaos has real ones.
+"""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+import multimaster_restart as restart
+
+
+class Init:
+    """An init system that refuses some calls before it starts a daemon, a real process."""
+
+    def __init__(self, pidfile, refusals):
+        self.pidfile = pidfile
+        self.refusals = refusals
+        self.calls = []
+        self.daemon = None
+
+    def cmd(self, function, service):
+        self.calls.append(function)
+        if function == "service.status":
+            return self.daemon is not None
+        if len([call for call in self.calls if call != "service.status"]) <= self.refusals:
+            raise OSError("it is being stopped")
+        self.daemon = subprocess.Popen(["sleep", "60"])
+        self.pidfile.write_text(str(self.daemon.pid))
+        return True
+
+
+@pytest.fixture
+def init(tmp_path, monkeypatch):
+    import salt.client
+
+    monkeypatch.setattr(restart, "AGAIN", 0.3)
+    monkeypatch.setattr(restart, "PERSISTENCE", 1)
+    made = []
+
+    def make(refusals):
+        made.append(Init(tmp_path / "salt-minion.pid", refusals))
+        monkeypatch.setattr(salt.client, "Caller", lambda mopts: made[-1])
+        return made[-1]
+
+    yield make
+    for one in made:
+        if one.daemon:
+            one.daemon.kill()
+            one.daemon.wait()
+
+
+@pytest.mark.parametrize("refusals", [0, 1, 2])
+def test_a_daemon_is_started_until_it_is_there(init, refusals):
+    system = init(refusals)
+    assert restart._restart({}, "salt-minion", str(system.pidfile)) == 0
+    starts = [call for call in system.calls if call != "service.status"]
+    assert starts == ["service.restart", *["service.start"] * refusals]
+
+
+def test_a_daemon_that_never_comes_is_given_up(init):
+    system = init(99)
+    assert restart._restart({}, "salt-minion", str(system.pidfile)) == 1
