@@ -5,7 +5,8 @@ Looks after a minion's masters, from within the minion; see docs/failover.md and
   network: Salt itself only looks whether the connection is open.  With ``master_type: failover`` a
   master that gave no answer three times in a row is left, by the event that Salt's own check fires,
   but only when another one answers.  Otherwise, and in hot mode, it is reported.
-- Sends the returns of jobs to the new master that the old one has not taken.
+- Sends the returns of jobs again that their master has not taken: to it when it is back, or to the
+  master that the minion has moved to.
 - Has the minion verify the signature over its masters' key as soon as they all sign, and stop as
   soon as none does: Salt lets it sign in to no master that does the other thing.
 - Has a change of the minion's configuration finished that was broken off.
@@ -33,8 +34,11 @@ POLL = 0.1
 SLICE = 1.0
 # Seconds between two times that a change of configuration is taken up again, if it has to be.
 FINISH = 5
-# Seconds that the return of a job is kept for another master.
+# Seconds that the return of a job is kept for its master, or for another one; between two times
+# that it is sent to the same one; and how many are sent at once.
 KEPT = 120
+AGAIN = 5
+AT_ONCE = 10
 # Events on the minion's bus, each with the id of a request: for the master at the end of the tag;
 # its answer.
 PAYLOAD = "__master_req_channel_payload/"
@@ -107,8 +111,7 @@ def start(masters=(), act=False, interval=10, service="salt-minion", restart_tim
         for master in [None] if act else masters:
             _in_thread(_Watch(minion, masters, master, interval, doubt).run)
         _in_thread(lambda: _follow_signing(minion, doubt, service, restart_timeout))
-        if act:
-            _in_thread(_Returns(minion, masters).run)
+        _in_thread(_Returns(minion, masters, act).run)
         looked = 0.0
         while minion.runs():
             time.sleep(SLICE)
@@ -155,10 +158,13 @@ class _Minion:
         """
         return os.getppid() == self.pid and (not self.pidfile or self._named())
 
+    def connected(self, masters):
+        """Return the addresses of the masters that the minion is connected to."""
+        return __utils__["multimaster_dial.connected"](self.pid, masters, __opts__["master_port"])
+
     def master(self, masters):
-        """Return the address of the master that the minion is connected to, or None."""
-        found = __utils__["multimaster_dial.connected"](self.pid, masters, __opts__["master_port"])
-        return found[0] if found else None
+        """Return the address of the first of them, or None."""
+        return next(iter(self.connected(masters)), None)
 
     def links(self, master):
         """Return its connections to a master; a new one has another port of its own."""
@@ -273,16 +279,20 @@ class _Watch:
 
 class _Returns:
     """
-    Sends the returns of jobs to the new master that the minion's old one has not taken.
+    Sends the returns of jobs again that no master has taken.
 
-    Salt drops them: it sends a return only to the master that the job came from.
+    Salt sends a return only to the master that the job came from.  Each try occupies the minion:
+    the job has a process meanwhile, and the daemon looks at each of those for 10 ms five times a
+    second (Salt 3008.3), so that some twenty keep it from all else.  Here a return costs nothing.
     """
 
-    def __init__(self, minion, masters):
+    def __init__(self, minion, masters, act):
         self.masters = masters
         self.minion = minion
-        # Id of the request -> tag, load, and when: returns that no master has taken yet.
-        self.waiting = {}
+        # Whether the minion moves from one master to the next.
+        self.act = act
+        # Id of the request -> _Return, of those that no master has taken yet; when to look at them.
+        self.waiting, self.due = {}, 0.0
         self.bus = salt.utils.event.get_event("minion", opts=__opts__, listen=True)
 
     def run(self):
@@ -294,22 +304,50 @@ class _Returns:
         """Look at one event, or wait for so many seconds; then send what has to be sent."""
         event = self.bus.get_event(wait=wait, full=True)
         tag, data = (event["tag"], event["data"]) if event else ("", {})
+        now = time.monotonic()
         if tag.startswith(PAYLOAD) and data.get("cmd") == "_return":
-            self.waiting[tag.rsplit("/", 2)[1]] = (tag, data, time.monotonic())
+            number, master = tag[len(PAYLOAD) :].split("/")
+            self.waiting.setdefault(number, _Return(data, now)).tried(master, now)
         elif tag.startswith(TAKEN) and not data.get("error"):
-            self.waiting.pop(tag.rpartition("/")[2], None)
-        if not self.waiting:
+            self.waiting.pop(tag[len(TAKEN) :], None)
+        if not self.waiting or now < self.due:
             return
-        master = self.minion.master(self.masters)
-        for number, (tag, data, since) in list(self.waiting.items()):
-            wanted = f"{PAYLOAD}{number}/{master}"
-            if time.monotonic() - since > KEPT:
-                del self.waiting[number]
-            elif master and tag != wanted:
-                log.info("The return of job %s goes to %s", data.get("jid"), master)
-                self.waiting[number] = (wanted, data, since)
-                # That master does not know the job: with its target, jobs.lookup_jid shows it.
-                _fire({"tgt": [__opts__["id"]], "tgt_type": "list", **data}, wanted)
+        # Most are taken before that.
+        self.due = now + SLICE / 2
+        self.waiting = {n: one for n, one in self.waiting.items() if now - one.since <= KEPT}
+        there = self._there()
+        sent = 0
+        for number, one in self.waiting.items():
+            master = next(iter(there), None) if self.act else one.master
+            moved = master != one.master
+            if master in there and (moved or now - one.at > AGAIN) and sent < AT_ONCE:
+                sent += 1
+                log.info("The return of job %s is sent again, to %s", one.data.get("jid"), master)
+                one.tried(master, now)
+                if moved:
+                    # That master does not know the job: with its target, jobs.lookup_jid shows it.
+                    one.data = {"tgt": [__opts__["id"]], "tgt_type": "list", **one.data}
+                _fire(one.data, f"{PAYLOAD}{number}/{master}")
+
+    def _there(self):
+        """Return the masters that the minion is connected to."""
+        if self.act:
+            master = self.minion.master(self.masters)
+            return [master] if master else []
+        return self.minion.connected(self.masters)
+
+
+class _Return:
+    """A return: its content, since when there is one, and to which master it was sent last."""
+
+    def __init__(self, data, since):
+        self.data = data
+        self.since = self.at = since
+        self.master = ""
+
+    def tried(self, master, at):
+        """Note that it was sent, by whomever."""
+        self.master, self.at = master, at
 
 
 def _follow_signing(minion, doubt, service, timeout):

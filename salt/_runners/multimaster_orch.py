@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 __virtualname__ = "multimaster_orch"
 
-# Seconds between two looks at the same thing.
-POLL = 1
+# Seconds between two looks at the same thing, at least and at most.
+POLL, LONGEST_POLL = 1, 5
 # Seconds to wait for the answer of a minion that is there, of one that may not be back yet, and
 # of one that has much to do; whoever says that it still works on it is waited for longer.
 ANSWER = 10
@@ -215,7 +215,7 @@ def restart_masters(plan=None, test=False):
             problems = _restart_master(plan, name, here)
         if not problems:
             changes[name] = "restarted"
-            problems = _until_back(plan, masters, connected, here)
+            problems = _until_back(plan, masters, name, connected, here)
         if problems:
             return _outcome(
                 [f"stopped at {step}", *problems, *_later(masters[number:], "masters")], changes
@@ -289,10 +289,12 @@ def _until(seconds, look, good):
     """Look until what is seen is good, or the time is over; return what was seen last."""
     deadline = time.monotonic() + seconds
     while True:
+        began = time.monotonic()
         seen = look()
         if good(seen) or time.monotonic() > deadline:
             return seen
-        time.sleep(POLL)
+        # A look that took long was work for daemons that are wanted elsewhere.
+        time.sleep(min(LONGEST_POLL, max(POLL, time.monotonic() - began)))
 
 
 def _until_restarted(plan, roles, before):
@@ -353,25 +355,29 @@ def _until_finished(plan, name, ids, here):
     ]
 
 
-def _until_back(plan, masters, connected, here):
-    """Wait until the masters are well again, and every minion is where it was."""
+def _until_back(plan, masters, name, connected, here):
+    """Wait until all masters are well again, and every minion is where it was."""
     problems = _until_well(plan, masters, here)
     if problems:
         return problems
+    hot = plan.mode == "hot"
+    # In failover mode they move to another master meanwhile, and may stay there.
+    left = set(connected[name] if hot else set().union(*connected.values()))
 
     def missing():
-        if plan.mode == "hot":
-            return {
-                f"{minion}: was connected, and does not answer to {name}"
-                for name, ids in connected.items()
-                for minion in ids - set(_asked(plan, name, ids, "test.ping", here, (), GLANCE))
-            }
-        # They move to another master meanwhile, and may stay there.
-        ids = set().union(*connected.values())
-        there = set(_anywhere(plan, ids, "test.ping", (), GLANCE))
-        return {f"{minion}: was connected, and answers to no master" for minion in ids - there}
+        # Whoever was seen is not asked again: each answer is work for a machine that has enough.
+        if hot:
+            left.difference_update(_asked(plan, name, left, "test.ping", here, (), GLANCE))
+        else:
+            left.difference_update(_anywhere(plan, left, "test.ping", (), GLANCE))
+        return sorted(left)
 
-    return sorted(_until(plan.timeout, missing, lambda found: not found))
+    where = name if hot else "no master"
+    does = "does not answer to" if hot else "answers to"
+    return [
+        f"{minion}: was connected, and {does} {where}"
+        for minion in _until(plan.timeout, missing, lambda found: not found)
+    ]
 
 
 # Looks

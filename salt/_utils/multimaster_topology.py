@@ -63,6 +63,8 @@ DERIVED_MINION = (
 # Derived where ``minion:config`` does not say otherwise.
 PREFERRED = (
     "zmq_monitor",
+    "return_retry_timer",
+    "return_retry_timer_max",
     "return_retry_tries",
     "recon_default",
     "recon_max",
@@ -306,11 +308,13 @@ def _comeback_settings(number: int, interval: int) -> list[Setting]:
     least = 100
     return [
         Setting(
-            "return_retry_tries",
-            5,
-            "each takes 5 to 10 s: the return of a job waits for a master that restarts; not more, "
-            "since each such job is a process meanwhile",
+            "return_retry_timer",
+            2,
+            "seconds, at least: a return that waits for a master occupies the minion, and some "
+            "twenty keep it from all else; the engine sends it again",
         ),
+        Setting("return_retry_timer_max", 3, "seconds, at most; see return_retry_timer"),
+        Setting("return_retry_tries", 1, "see return_retry_timer"),
         Setting("recon_default", least, "milliseconds; a returning master is found at once"),
         Setting(
             "recon_max",

@@ -33,14 +33,16 @@ class World:
         module.__opts__ = {"id": "web1", "cachedir": str(tmp_path), "master": MASTERS[0]}
         module.__opts__ |= {"master_port": 4506, "pidfile": str(tmp_path / "salt-minion.pid")}
         module.__utils__ = {"multimaster_dial.put": self.put}
-        module.__utils__["multimaster_dial.connected"] = lambda *_: [self.present]
+        module.__utils__["multimaster_dial.connected"] = lambda *_: [
+            master for master in [self.present] if master
+        ]
         module._fire = self.fire
         minion = module._Minion()
         minion.runs = lambda: True
         self.watch = module._Watch(
             minion, MASTERS, None if act else MASTERS[0], INTERVAL, threading.Event()
         )
-        self.returns = module._Returns(minion, MASTERS)
+        self.returns = module._Returns(minion, MASTERS, act)
         self.links, self.ways = {MASTERS[0]}, []
         minion.links = lambda master: set(self.links)
 
@@ -180,12 +182,22 @@ def payload(master, **load):
 
 
 TAKEN = {"tag": "__master_req_channel_return/7", "data": {"ret": True}}
+TIMED_OUT = {"tag": TAKEN["tag"], "data": {"ret": None, "error": "timeout"}}
+
+
+def later(found, seconds=None):
+    """Have the returns wait for so many seconds, by default until they are due again."""
+    seconds = found.module.AGAIN if seconds is None else seconds
+    for one in found.returns.waiting.values():
+        one.since -= seconds
+        one.at -= seconds
 
 
 def followed(found, *events):
     """Let the engine see events; return the returns that it sends elsewhere."""
     found.returns.bus = Bus(*events)
     for _ in range(len(events) + 1):
+        found.returns.due = 0
         found.returns.follow(0)
     return [(tag, data) for tag, data in found.fired if "payload" in tag]
 
@@ -211,6 +223,41 @@ def test_a_return_waits_while_there_is_no_master(world):
     assert followed(found, payload(MASTERS[0], cmd="_return")) == []
     found.present = MASTERS[2]
     assert len(followed(found)) == 1
+
+
+@pytest.mark.parametrize("act", [True, False])
+def test_a_return_that_was_not_taken_is_sent_again_to_the_master_that_is_back(world, act):
+    found = world(act)
+    assert followed(found, payload(MASTERS[0], cmd="_return"), TIMED_OUT) == []
+    found.present = None
+    later(found)
+    assert followed(found) == []
+    found.present = MASTERS[0]
+    ((tag, data),) = followed(found)
+    assert tag == f"__master_req_channel_payload/7/{MASTERS[0]}"
+    assert data == {"jid": "1", "cmd": "_return"}
+    # And not at once again, but after a while.
+    assert len(followed(found)) == 1
+    later(found)
+    assert len(followed(found)) == 2
+    later(found)
+    assert len(followed(found, TAKEN)) == 2
+
+
+def test_a_return_to_one_master_goes_to_no_other_in_hot_mode(world):
+    found = world(act=False)
+    found.present = MASTERS[1]
+    assert followed(found, payload(MASTERS[0], cmd="_return"), TIMED_OUT) == []
+    later(found)
+    assert followed(found) == []
+
+
+def test_a_return_is_given_up_after_a_while(world):
+    found = world(act=False)
+    assert followed(found, payload(MASTERS[0], cmd="_return"), TIMED_OUT) == []
+    later(found, found.module.KEPT)
+    assert followed(found) == []
+    assert not found.returns.waiting
 
 
 def test_what_is_no_return_goes_nowhere_else(world):
