@@ -291,6 +291,9 @@ class _Returns:
         self.minion = minion
         # Whether the minion moves from one master to the next.
         self.act = act
+        # Not while Salt tries by itself.
+        salts = __opts__["return_retry_tries"] * __opts__["return_retry_timer_max"]
+        self.again = max(AGAIN, salts)
         # Id of the request -> _Return, of those that no master has taken yet; when to look at them.
         self.waiting, self.due = {}, 0.0
         self.bus = salt.utils.event.get_event("minion", opts=__opts__, listen=True)
@@ -320,7 +323,7 @@ class _Returns:
         for number, one in self.waiting.items():
             master = next(iter(there), None) if self.act else one.master
             moved = master != one.master
-            if master in there and (moved or now - one.at > AGAIN) and sent < AT_ONCE:
+            if master in there and (moved or now - one.at > self.again) and sent < AT_ONCE:
                 sent += 1
                 log.info("The return of job %s is sent again, to %s", one.data.get("jid"), master)
                 one.tried(master, now)

@@ -386,10 +386,10 @@ def failover(site: Masters, verb: str, runs: int, busy: bool = False) -> Sides:
 
 
 def rolling(site: Masters, commands: int) -> dict[str, Any]:
-    """All masters are restarted in turn, by the orchestration, while commands are given."""
+    """All masters are restarted by the orchestration, while minions get commands in turn."""
     turns: list[tuple[float, str, str]] = []
     restarts = []
-    with load(site.lab, False, ROLLING_RATE) as running:
+    with load(site.lab, False, ROLLING_RATE, apart=True) as running:
         start = time.time()
         for master in site.ids:
             running.until_answered(start, PATIENCE, master)

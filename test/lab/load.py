@@ -90,11 +90,18 @@ class Load:
     """Jobs for some minions through every master; see :func:`load`."""
 
     def __init__(
-        self, lab: Laboratory, minions: list[str], failover: bool, rate: float, duration: float
+        self,
+        lab: Laboratory,
+        minions: list[str],
+        failover: bool,
+        rate: float,
+        duration: float,
+        apart: bool,
     ) -> None:
         self.lab = lab
         self.failover = failover
         self.minions = minions
+        self.targets = minions if apart else [",".join(minions)]
         self.duration = duration
         self.interval = len(lab.lab.masters) / rate
         self.listening: list[tuple[float, dict[str, set[str]]]] = []
@@ -200,7 +207,7 @@ class Load:
     def _give(self, host: Host) -> None:
         """Run a client until the load is over; it ends with its input."""
         argv = [self.lab.python, "-c", PROGRAM.read_text(), f"{host.config_dir}/master", "give"]
-        argv += [f"{self.interval:g}", f"{self.duration:g}", ",".join(self.minions)]
+        argv += [f"{self.interval:g}", f"{self.duration:g}", *self.targets]
         reading, writing = os.pipe()
         with open(self._said(host), "w") as said:
             client = threading.Thread(
@@ -266,7 +273,7 @@ class Load:
 
 @contextlib.contextmanager
 def load(
-    lab: Laboratory, failover: bool, rate: float = RATE, duration: float = 0
+    lab: Laboratory, failover: bool, rate: float = RATE, duration: float = 0, apart: bool = False
 ) -> Iterator[Load]:
     """
     Give jobs to all plain minions for the duration of the block.
@@ -277,9 +284,11 @@ def load(
         Jobs a second, of all masters together.
     duration
         Seconds that each job takes.
+    apart
+        Whether each job is for one minion, each in its turn, and not for all.
     """
     minions = sorted(host.id for host in lab.lab.hosts if "master" not in host.roles)
-    running = Load(lab, minions, failover, rate, duration)
+    running = Load(lab, minions, failover, rate, duration, apart)
     running.start()
     try:
         yield running

@@ -2,11 +2,11 @@
 
 Takes the path of the master's configuration, what to do, and for that:
 
-``give INTERVAL DURATION MINIONS``
-    Until its input ends: one job each INTERVAL seconds for the minions of that list, which lasts
-    DURATION seconds.  A line of JSON for each: ``asked`` and ``at``, when the master was asked and
-    when its answer was there (epoch), and ``jid`` and ``minions`` of a job that it has taken, else
-    ``refused`` with the reason.
+``give INTERVAL DURATION MINIONS...``
+    Until its input ends: one job each INTERVAL seconds, which lasts DURATION seconds, for the
+    minions of one list after the other.  A line of JSON for each: ``asked`` and ``at``, when the
+    master was asked and when its answer was there (epoch), and ``jid`` and ``minions`` of a job
+    that it has taken, else ``refused`` with the reason.
 ``returned``
     Reads ids of jobs, and prints one line of JSON: each id with the minions whose return is in the
     master's job cache.
@@ -14,6 +14,7 @@ Takes the path of the master's configuration, what to do, and for that:
 One process for all jobs, as a start of ``salt`` costs a second of processor time.
 """
 
+import itertools
 import json
 import select
 import sys
@@ -28,9 +29,9 @@ import salt.exceptions
 PATIENCE = 2
 
 
-def give(opts: dict[str, Any], interval: float, duration: float, minions: str) -> None:
+def give(opts: dict[str, Any], interval: float, duration: float, targets: list[str]) -> None:
     """Give a job now and then, whether the master is there, gone or back."""
-    client, due = None, time.monotonic()
+    client, due, turns = None, time.monotonic(), itertools.cycle(targets)
     while not select.select([sys.stdin], [], [], max(0, due - time.monotonic()))[0]:
         # What was missed while the master did not answer is not made up for.
         due = max(due + interval, time.monotonic())
@@ -38,7 +39,7 @@ def give(opts: dict[str, Any], interval: float, duration: float, minions: str) -
         asked = time.time()
         try:
             client = client or salt.client.LocalClient(mopts=opts)
-            argv = [minions, "lab_evidence.note", [duration]]
+            argv = [next(turns), "lab_evidence.note", [duration]]
             said = client.pub(*argv, tgt_type="list", timeout=PATIENCE) or {"refused": "no answer"}
         except (salt.exceptions.SaltException, OSError) as err:
             said["refused"] = str(err)[:80] or type(err).__name__
@@ -56,7 +57,7 @@ def main() -> None:
     """Do what the arguments say."""
     opts = salt.config.master_config(sys.argv[1])
     if sys.argv[2] == "give":
-        give(opts, float(sys.argv[3]), float(sys.argv[4]), sys.argv[5])
+        give(opts, float(sys.argv[3]), float(sys.argv[4]), sys.argv[5:])
     else:
         returned(opts)
 

@@ -32,6 +32,7 @@ class World:
         self.module = module
         module.__opts__ = {"id": "web1", "cachedir": str(tmp_path), "master": MASTERS[0]}
         module.__opts__ |= {"master_port": 4506, "pidfile": str(tmp_path / "salt-minion.pid")}
+        module.__opts__ |= {"return_retry_tries": 1, "return_retry_timer_max": 3}
         module.__utils__ = {"multimaster_dial.put": self.put}
         module.__utils__["multimaster_dial.connected"] = lambda *_: [
             master for master in [self.present] if master
@@ -187,7 +188,7 @@ TIMED_OUT = {"tag": TAKEN["tag"], "data": {"ret": None, "error": "timeout"}}
 
 def later(found, seconds=None):
     """Have the returns wait for so many seconds, by default until they are due again."""
-    seconds = found.module.AGAIN if seconds is None else seconds
+    seconds = found.returns.again if seconds is None else seconds
     for one in found.returns.waiting.values():
         one.since -= seconds
         one.at -= seconds
