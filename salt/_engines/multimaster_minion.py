@@ -7,6 +7,7 @@ Looks after a minion's masters, from within the minion; see docs/failover.md and
   but only when another one answers.  Otherwise, and in hot mode, it is reported.
 - Sends the returns of jobs again that their master has not taken: to it when it is back, or to the
   master that the minion has moved to.
+- Restarts a minion whose channel to a master hangs, though that master answers.
 - Has the minion verify the signature over its masters' key as soon as they all sign, and stop as
   soon as none does: Salt lets it sign in to no master that does the other thing.
 - Has a change of the minion's configuration finished that was broken off.
@@ -39,6 +40,10 @@ FINISH = 5
 KEPT = 120
 AGAIN = 5
 AT_ONCE = 10
+# Seconds that no return gets through to a master that is there and answers, after which the minion
+# is restarted; and between two such restarts.
+STUCK = 45
+CALM_DOWN = 3600
 # Events on the minion's bus, each with the id of a request: for the master at the end of the tag;
 # its answer.
 PAYLOAD = "__master_req_channel_payload/"
@@ -107,17 +112,21 @@ def start(masters=(), act=False, interval=10, service="salt-minion", restart_tim
             os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", *code])
         # Set when a master is there that does not let this minion in.
         doubt = threading.Event()
+        # When each master has answered last.
+        heard = {}
         # In failover mode there is one master at a time, whichever that is.
         for master in [None] if act else masters:
-            _in_thread(_Watch(minion, masters, master, interval, doubt).run)
+            _in_thread(_Watch(minion, masters, master, interval, doubt, heard).run)
         _in_thread(lambda: _follow_signing(minion, doubt, service, restart_timeout))
-        _in_thread(_Returns(minion, masters, act).run)
+        returns = _Returns(minion, masters, act, heard, interval)
+        _in_thread(returns.run)
         looked = 0.0
         while minion.runs():
             time.sleep(SLICE)
             if time.monotonic() - looked > FINISH:
                 looked = time.monotonic()
                 _finish_cut_over(service, restart_timeout)
+                _get_unstuck(returns.stuck(), directory / "stuck", service, restart_timeout)
 
 
 def _in_thread(function):
@@ -131,6 +140,21 @@ def _finish_cut_over(service, timeout):
     path = __utils__["multimaster_cutover.journal_path"](__opts__["cachedir"])
     if __utils__["multimaster_cutover.pending"](path):
         __salt__["multimaster.finish_cut_over"](service, timeout)
+
+
+def _get_unstuck(masters, mark, service, timeout):
+    """
+    Restart a minion whose channel to a master hangs: nothing else ends that.
+
+    Seen with Salt 3008.3 after a restart of master and minion at the same time: commands come, and
+    no return leaves.  A request waits there for a sign-in without an end, and all others for it.
+    """
+    if not masters or (mark.exists() and time.time() - mark.stat().st_mtime < CALM_DOWN):
+        return
+    log.error("Nothing gets through to %s, which answers; restarting", ", ".join(masters))
+    mark.touch()
+    _tell("stuck", {"masters": masters})
+    __salt__["multimaster.restart"](service, timeout, job=False)
 
 
 class _Minion:
@@ -187,9 +211,10 @@ def _tell(what, data):
 class _Watch:
     """Asks one master, or whichever the minion is connected to, for real answers."""
 
-    def __init__(self, minion, masters, master, interval, doubt):
+    def __init__(self, minion, masters, master, interval, doubt, heard):
         self.minion = minion
         self.doubt = doubt
+        self.heard = heard
         # The connections at the time of the last answer.
         self.links = None
         self.masters = masters
@@ -270,6 +295,7 @@ class _Watch:
             _tell("silent", {"master": master})
 
     def _heard(self, master):
+        self.heard[master] = time.monotonic()
         (self.silent / master).unlink(missing_ok=True)
         if master in self.reported:
             log.warning("%s answers again", master)
@@ -286,9 +312,14 @@ class _Returns:
     second (Salt 3008.3), so that some twenty keep it from all else.  Here a return costs nothing.
     """
 
-    def __init__(self, minion, masters, act):
+    def __init__(self, minion, masters, act, heard, interval):
         self.masters = masters
         self.minion = minion
+        self.heard = heard
+        self.interval = interval
+        # Since when the minion has been connected to each master, without a gap; and when each has
+        # taken a return last.
+        self.since, self.taken = {}, {}
         # Whether the minion moves from one master to the next.
         self.act = act
         # Not while Salt tries by itself.
@@ -301,7 +332,10 @@ class _Returns:
     def run(self):
         """Follow while there is an engine; Salt may wait for ever for a bus that is gone."""
         while True:
-            self.follow(SLICE)
+            try:
+                self.follow(SLICE)
+            except Exception:  # An event may be anybody's, and of any shape.
+                log.exception("Cannot follow the returns of jobs")
 
     def follow(self, wait):
         """Look at one event, or wait for so many seconds; then send what has to be sent."""
@@ -312,13 +346,16 @@ class _Returns:
             number, master = tag[len(PAYLOAD) :].split("/")
             self.waiting.setdefault(number, _Return(data, now)).tried(master, now)
         elif tag.startswith(TAKEN) and not data.get("error"):
-            self.waiting.pop(tag[len(TAKEN) :], None)
+            one = self.waiting.pop(tag[len(TAKEN) :], None)
+            if one:
+                self.taken[one.master] = now
         if not self.waiting or now < self.due:
             return
         # Most are taken before that.
         self.due = now + SLICE / 2
         self.waiting = {n: one for n, one in self.waiting.items() if now - one.since <= KEPT}
         there = self._there()
+        self.since = {master: self.since.get(master, now) for master in there}
         sent = 0
         for number, one in self.waiting.items():
             master = next(iter(there), None) if self.act else one.master
@@ -331,6 +368,18 @@ class _Returns:
                     # That master does not know the job: with its target, jobs.lookup_jid shows it.
                     one.data = {"tgt": [__opts__["id"]], "tgt_type": "list", **one.data}
                 _fire(one.data, f"{PAYLOAD}{number}/{master}")
+
+    def stuck(self):
+        """Return the masters that have been there and answered, and that take nothing."""
+        now = time.monotonic()
+        found = set()
+        for one in list(self.waiting.values()):
+            since = max(one.since, self.since.get(one.master, now))
+            answered = now - self.heard.get(one.master, 0) < 3 * self.interval
+            # Others may have got through since this one.
+            if answered and now - since > STUCK and self.taken.get(one.master, 0) < one.since:
+                found.add(one.master)
+        return sorted(found)
 
     def _there(self):
         """Return the masters that the minion is connected to."""

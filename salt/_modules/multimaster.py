@@ -829,7 +829,7 @@ def finish_cut_over(service="salt-minion", timeout=600):
     return True
 
 
-def restart(service, timeout=600, config_dir=None):
+def restart(service, timeout=600, config_dir=None, job=True):
     """
     Restart a Salt daemon of this host after the job that calls this is over and has been returned.
 
@@ -837,6 +837,8 @@ def restart(service, timeout=600, config_dir=None):
         Name of the service of the minion or of the master.
     timeout
         Seconds after which running jobs are waited for no longer.
+    job
+        False if no job calls this, but the minion's engine, whose end is not waited for.
 
     Returns at once; ``multimaster-restart.log`` beside the minion's log tells the outcome.
 
@@ -846,9 +848,8 @@ def restart(service, timeout=600, config_dir=None):
 
         salt web1 multimaster.restart salt-minion
     """
-    return _launch(
-        service, timeout, config_dir or _config_dir(), f"--pid={os.getpid()}", f"--jid={_jid()}"
-    )
+    caller = [f"--pid={os.getpid()}", f"--jid={_jid()}"] if job else []
+    return _launch(service, timeout, config_dir or _config_dir(), *caller)
 
 
 def daemons(config_dir=None):

@@ -41,9 +41,9 @@ class World:
         minion = module._Minion()
         minion.runs = lambda: True
         self.watch = module._Watch(
-            minion, MASTERS, None if act else MASTERS[0], INTERVAL, threading.Event()
+            minion, MASTERS, None if act else MASTERS[0], INTERVAL, threading.Event(), {}
         )
-        self.returns = module._Returns(minion, MASTERS, act)
+        self.returns = module._Returns(minion, MASTERS, act, self.watch.heard, INTERVAL)
         self.links, self.ways = {MASTERS[0]}, []
         minion.links = lambda master: set(self.links)
 
@@ -259,6 +259,37 @@ def test_a_return_is_given_up_after_a_while(world):
     later(found, found.module.KEPT)
     assert followed(found) == []
     assert not found.returns.waiting
+
+
+@pytest.mark.parametrize("fault", ["channel", "master", "connection", "one return"])
+def test_only_a_channel_that_hangs_is_told_from_what_else_keeps_a_return(world, fault):
+    found = world(act=False)
+    assert followed(found, payload(MASTERS[0], cmd="_return"), TIMED_OUT) == []
+    later(found, found.module.STUCK + 1)
+    found.returns.since[MASTERS[0]] -= found.module.STUCK + 1
+    if fault == "connection":
+        found.present = None
+        followed(found)
+        found.present = MASTERS[0]
+    if fault == "one return":
+        other = payload(MASTERS[0], cmd="_return")
+        other["tag"] = other["tag"].replace("/7/", "/8/")
+        followed(found, other, {**TAKEN, "tag": TAKEN["tag"].replace("/7", "/8")})
+    followed(found)
+    if fault != "master":
+        found.judge()
+    assert found.returns.stuck() == ([MASTERS[0]] if fault == "channel" else [])
+
+
+def test_a_minion_that_hangs_is_restarted_and_not_again_and_again(world, tmp_path):
+    module, calls = world().module, []
+    module.__salt__ = {"multimaster.restart": lambda *args, **kwargs: calls.append((args, kwargs))}
+    mark = tmp_path / "stuck"
+    module._get_unstuck([], mark, "salt-minion", 600)
+    assert calls == []
+    for _ in range(2):
+        module._get_unstuck([MASTERS[0]], mark, "salt-minion", 600)
+    assert calls == [(("salt-minion", 600), {"job": False})]
 
 
 def test_what_is_no_return_goes_nowhere_else(world):
