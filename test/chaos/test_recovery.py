@@ -17,6 +17,7 @@ PAGE = Path(REPOSITORY, "docs/recovery.md")
 # The addresses of the example in the README.
 EXAMPLE = {"192.168.50.10": 0, "192.168.50.100": 1, "192.168.50.101": 2}
 MASTER, MINION = "salt-master", "salt-minion"
+pytestmark = pytest.mark.long
 
 
 def follow(lab: Laboratory, number: int) -> None:
