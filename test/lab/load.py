@@ -112,6 +112,8 @@ class Load:
         """Start a client on every master's host, and look where minions listen."""
         self._spawn(self._look)
         for master in self.lab.lab.masters:
+            # Whoever reads it may be sooner than the client.
+            self._said(master).write_text("")
             self._spawn(self._give, master)
 
     def stop(self) -> None:
