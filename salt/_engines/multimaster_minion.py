@@ -147,7 +147,7 @@ def _get_unstuck(masters, mark, service, timeout):
     Restart a minion whose channel to a master hangs: nothing else ends that.
 
     Seen with Salt 3008.3 after a restart of master and minion at the same time: commands come, and
-    no return leaves.  A request waits there for a sign-in without an end, and all others for it.
+    no return leaves.  Its channel (``_crypted_transfer``) may wait for a sign-in without an end.
     """
     if not masters or (mark.exists() and time.time() - mark.stat().st_mtime < CALM_DOWN):
         return

@@ -38,7 +38,6 @@ def init(tmp_path, monkeypatch):
     import salt.client
 
     monkeypatch.setattr(restart, "AGAIN", 0.3)
-    monkeypatch.setattr(restart, "PERSISTENCE", 1)
     made = []
 
     def make(refusals):
@@ -61,6 +60,7 @@ def test_a_daemon_is_started_until_it_is_there(init, refusals):
     assert starts == ["service.restart", *["service.start"] * refusals]
 
 
-def test_a_daemon_that_never_comes_is_given_up(init):
+def test_a_daemon_that_never_comes_is_given_up(init, monkeypatch):
+    monkeypatch.setattr(restart, "PERSISTENCE", 1)
     system = init(99)
     assert restart._restart({}, "salt-minion", str(system.pidfile)) == 1
