@@ -1,0 +1,149 @@
+"""
+Compares sets of Salt options leaf by leaf, and shows no secret on the way.
+
+A value is shown if nobody would put a secret there.  Of any other there is a keyed hash: equal
+hashes are equal values, and without the masters' shared private key nobody can try out passwords.
+
+Pure: imports nothing of Salt and touches no file.
+"""
+
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# Options whose content is shown, less what is under a name like a secret's.  Of others: numbers
+# and booleans at the top, since Salt's own options of that kind hold no secrets.
+PLAIN = (
+    "auth_mode",
+    "auto_accept",
+    "autoreject_file",
+    "autosign_file",
+    "autosign_grains_dir",
+    "cache",
+    "client_acl_verify",
+    "cluster_peers",
+    "default_include",
+    "default_top",
+    "env_order",
+    "event_return",
+    "ext_job_cache",
+    "external_auth",
+    "file_ignore_glob",
+    "file_ignore_regex",
+    "file_roots",
+    "fileserver_backend",
+    "git_pillar_base",
+    "git_pillar_branch",
+    "git_pillar_provider",
+    "git_pillar_root",
+    "gitfs_base",
+    "gitfs_mountpoint",
+    "gitfs_provider",
+    "gitfs_remotes",
+    "gitfs_root",
+    "gitfs_saltenv_blacklist",
+    "gitfs_saltenv_whitelist",
+    "hash_type",
+    "include",
+    "interface",
+    "job_cache",
+    "keys.cache_driver",
+    "log_level",
+    "log_level_logfile",
+    "master_job_cache",
+    "nodegroups",
+    "peer",
+    "peer_run",
+    "pillar_roots",
+    "pillar_source_merging_strategy",
+    "publish_signing_algorithm",
+    "publisher_acl",
+    "publisher_acl_blacklist",
+    "reactor",
+    "renderer",
+    "saltenv",
+    "state_top",
+    "top_file_merging_strategy",
+    "transport",
+    "user",
+)
+# Compared in lower case with each name on the way to a value.
+_SECRET = re.compile(r"pass|secret|token|credential|privkey|private|api_?key|bindpw|cert\b|pem\b")
+# user:password@ in an address.
+_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+HASHED = "hash:"
+
+
+def leaves(options: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Return path -> value of everything in some options that is not a mapping or a list itself.
+
+    A path has names and places in lists, joined by colons: ``file_roots:base:0``.  An empty mapping
+    or list is a value.
+    """
+    return dict(_leaves("", options))
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and (value or not path):
+        for name, inner in value.items():
+            yield from _leaves(f"{path}:{name}" if path else str(name), inner)
+    elif isinstance(value, (list, tuple)) and value:
+        for place, inner in enumerate(value):
+            yield from _leaves(f"{path}:{place}", inner)
+    else:
+        yield path, value
+
+
+def shown(path: str, value: Any, key: bytes) -> Any:
+    """
+    Return a leaf's value if it may be seen, or else a keyed hash of it.
+
+    path
+        As :func:`leaves` has it.
+    key
+        What the hash is keyed with: :func:`hash_key`.
+    """
+    option, _, rest = path.partition(":")
+    number = isinstance(value, (bool, int, float)) or value is None
+    plain = option in PLAIN or (number and not rest)
+    if not plain or _SECRET.search(rest.lower() if option in PLAIN else path.lower()):
+        return _hashed(json.dumps([path, value], default=str), key)
+    return without_userinfo(value, key) if isinstance(value, str) else value
+
+
+def without_userinfo(text: str, key: bytes) -> str:
+    """Return a text with a keyed hash in place of every ``user:password@`` of an address."""
+    return _USERINFO.sub(lambda found: _hashed(found[0], key) + "@", text)
+
+
+def _hashed(text: str, key: bytes) -> str:
+    return HASHED + hmac.new(key, text.encode(), hashlib.sha256).hexdigest()[:16]
+
+
+def hash_key(pem: str) -> bytes:
+    """Return the key for hashes that are to be equal on all masters: it follows from their pair."""
+    return hmac.new(pem.strip().encode(), b"multimaster options", hashlib.sha256).digest()
+
+
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], key: bytes
+) -> dict[str, dict[str, Any]]:
+    """
+    Return path -> ``old`` and ``new`` of every leaf in which two sets of options differ, as shown.
+
+    What one of them lacks is absent there.
+    """
+    before, after = leaves(old), leaves(new)
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted({*before, *after}):
+        if path in before and path in after and before[path] == after[path]:
+            continue
+        sides = (("old", before), ("new", after))
+        found[without_userinfo(path, key)] = {
+            name: shown(path, side[path], key) for name, side in sides if path in side
+        }
+    return found
