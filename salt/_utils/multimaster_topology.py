@@ -313,7 +313,11 @@ def _comeback_settings(number: int, interval: int) -> list[Setting]:
             "seconds, at least: a return that waits for a master occupies the minion, and some "
             "twenty keep it from all else; the engine sends it again",
         ),
-        Setting("return_retry_timer_max", 3, "seconds, at most; see return_retry_timer"),
+        Setting(
+            "return_retry_timer_max",
+            2,
+            "seconds, at most: after that Salt dials anew, which brings a lost master back sooner",
+        ),
         Setting("return_retry_tries", 1, "see return_retry_timer"),
         Setting("recon_default", least, "milliseconds; a returning master is found at once"),
         Setting(
