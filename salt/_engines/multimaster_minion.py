@@ -44,7 +44,7 @@ AGAIN = 5
 AT_ONCE = 10
 # Seconds between two looks whether a master is lost, and two questions through the channel to one
 # that is; after some time they become fewer, since Salt logs each that gets no answer.
-AWAY = 2.0
+AWAY = 1.0
 SOME_TIME, SELDOM = 120, 60
 # Seconds that no return gets through to a master that is there and answers, after which the minion
 # is restarted; and between two such restarts.
