@@ -11,12 +11,14 @@ finding at once; the options of each node are derived from its result.
 import ipaddress
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 MODES = ("hot", "failover")
 METHODS = ("none", "pkg")
+# What makes Salt work with git remotes.
+GIT_PROVIDERS = ("gitcli", "pygit2", "gitpython")
 
 # Salt's options for failover, each with the test that its value must pass.
 FAILOVER = {
@@ -112,6 +114,7 @@ class Topology:
     minions: int = SOME_MINIONS
     failover: Mapping[str, Any] = field(default_factory=dict)
     cutover: Mapping[str, Any] = field(default_factory=dict)
+    roots: Mapping[str, Any] = field(default_factory=dict)
     master_config: Mapping[str, Any] = field(default_factory=dict)
     minion_config: Mapping[str, Any] = field(default_factory=dict)
     replace_keypair: bool = False
@@ -182,6 +185,7 @@ def parse(declaration: Any) -> Topology:
 
     if declaration.get("signing") is True:
         _check_algorithms(declaration, refuse)
+    _check_roots(declaration, refuse)
 
     if findings:
         raise TopologyError(findings)
@@ -191,6 +195,7 @@ def parse(declaration: Any) -> Topology:
         minions=declaration.get("minions") or SOME_MINIONS,
         failover=dict(failover),
         cutover={"masters": 1, "timeout": 20} | dict(declaration.get("cutover") or {}),
+        roots=dict(declaration.get("roots") or {}),
         master_config=dict(declaration.get("master", {}).get("config") or {}),
         minion_config=dict(declaration.get("minion", {}).get("config") or {}),
         replace_keypair=declaration.get("replace_keypair", False),
@@ -414,6 +419,7 @@ def master_options(
     directories = config.get("module_dirs", existing.get("module_dirs")) or []
     return {
         **config,
+        **roots_options(topology),
         # The live key pair is named after the id; the default depends on the host's name.
         "id": master_id,
         "module_dirs": [*(path for path in directories if path != extensions), extensions],
@@ -425,6 +431,92 @@ def master_options(
             "masters": [{"id": m.id, "address": m.address} for m in topology.masters],
         },
     }
+
+
+def roots_options(topology: Topology) -> dict[str, Any]:
+    """Return the options that make masters serve what ``roots`` declares."""
+    config, roots = topology.master_config, topology.roots
+    shared, git = roots.get("shared", {}), roots.get("git", {})
+    options = {option: shared[option] for option in SHARED_OPTIONS if option in shared}
+    provider = git.get("provider", GIT_PROVIDERS[0])
+    if git.get("remotes"):
+        options |= {
+            "fileserver_backend": config.get("fileserver_backend", ["gitfs"]),
+            "gitfs_provider": provider,
+            "gitfs_remotes": git["remotes"],
+        }
+    if git.get("pillar"):
+        options |= {
+            "git_pillar_provider": provider,
+            "ext_pillar": [*config.get("ext_pillar", []), {"git": git["pillar"]}],
+        }
+    return options
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A git remote: its URL, and what its own options or the masters' say of it."""
+
+    url: str
+    # One that has to be there; None if nothing is known of it.
+    branch: str | None
+    privkey: str | None
+    ssl_verify: bool
+
+
+def git_remotes(topology: Topology) -> list[Remote]:
+    """Return the remotes that ``roots`` declares, each once."""
+    git = topology.roots.get("git", {})
+    found = []
+    for role, entries in (("gitfs", git.get("remotes", [])), ("git_pillar", git.get("pillar", []))):
+        for entry in entries:
+            text, own = next(iter(entry.items())) if isinstance(entry, Mapping) else (entry, [])
+            options = {name: value for one in own for name, value in one.items()}
+
+            def option(name: str, default: Any = None, own: Any = options, of: str = role) -> Any:
+                return own.get(name, topology.master_config.get(f"{of}_{name}", default))
+
+            url, branch = text, None
+            if role == "git_pillar":
+                branch, _, url = text.partition(" ")
+                branch = None if branch == "__env__" else branch
+            found.append(
+                Remote(url.strip(), branch, option("privkey"), bool(option("ssl_verify", True)))
+            )
+    return list(dict.fromkeys(found))
+
+
+def unshareable(mounts: Iterable[str], options: Mapping[str, Any]) -> list[str]:
+    """
+    Return what must not be shared between masters and would be, or is shared without its lock.
+
+    mounts
+        Directories of one host that are on shared storage.
+    options
+        The master's effective options there, with ``pki_dir``, ``cachedir`` and the git locks.
+    """
+    findings = []
+    for mount in mounts:
+        for option, reason in (
+            ("pki_dir", "it holds master.pem"),
+            ("cachedir", "masters would overwrite each other's keys and jobs in it"),
+        ):
+            if _is_below(options[option], mount):
+                findings.append(
+                    f"{option}: got {options[option]!r}, on shared storage ({mount}); supported: "
+                    f"a directory of the master's own, since {reason}"
+                )
+        for role in ("gitfs", "git_pillar"):
+            cache, lock = f"{options['cachedir']}/{role}", f"{role}_global_lock"
+            if _is_below(cache, mount) and not options.get(lock, True):
+                findings.append(
+                    f"{lock}: got False; supported: True, since {cache} is on shared storage"
+                )
+    return findings
+
+
+def _is_below(path: str, directory: str) -> bool:
+    return path.rstrip("/") == directory.rstrip("/") or path.startswith(directory.rstrip("/") + "/")
 
 
 def is_name(address: str) -> bool:
@@ -464,6 +556,96 @@ def _check_algorithms(declaration: Mapping[str, Any], refuse: Refuse) -> None:
             expected,
             f"with signing: true the same as master:config:publish_signing_algorithm, {made!r}",
         )
+
+
+# Derived from ``roots``, and so not for ``master:config``.
+SHARED_OPTIONS = ("file_roots", "pillar_roots")
+_BY_ROOTS = {
+    "git": ("gitfs_provider", "gitfs_remotes", "git_pillar_provider"),
+    "shared": SHARED_OPTIONS,
+}
+
+
+def _check_roots(declaration: Mapping[str, Any], refuse: Refuse) -> None:
+    """Check the one way of keeping roots equal that is declared, if any."""
+    roots = declaration.get("roots")
+    if not isinstance(roots, Mapping) or not roots:
+        return
+    config = _lookup(declaration, "master:config")[1]
+    config = config if isinstance(config, Mapping) else {}
+    for way, options in _BY_ROOTS.items():
+        for option in set(options) & set(config) if way in roots else ():
+            refuse(f"master:config:{option}", config[option], f"nothing here; see roots:{way}")
+    git, shared = roots.get("git"), roots.get("shared")
+    if isinstance(git, Mapping):
+        if not (git.get("remotes") or git.get("pillar")):
+            refuse("roots:git", dict(git), "a list of remotes, of pillar, or both")
+        backends = config.get("fileserver_backend")
+        if git.get("remotes") and backends is not None and not {"git", "gitfs"} & set(backends):
+            refuse(
+                "master:config:fileserver_backend", backends, "a list with gitfs, with roots:git"
+            )
+        for name in ("remotes", "pillar"):
+            for place, entry in enumerate(git.get(name) or [], 1):
+                if not _is_remote(entry, name == "pillar"):
+                    refuse(f"roots:git:{name}: entry {place}", entry, _REMOTE_FORMS[name])
+    if isinstance(shared, Mapping):
+        mounts = shared.get("mounts")
+        paths = []
+        for place, mount in enumerate(mounts if isinstance(mounts, list) else [], 1):
+            where = f"roots:shared:mounts: entry {place}"
+            needed = {"path": _is_path, "device": _is_text, "fstype": _is_word}
+            if not isinstance(mount, Mapping) or not needed.keys() <= mount.keys():
+                refuse(where, mount, "a mapping with path, device and fstype; opts may be added")
+                continue
+            for name in sorted(map(str, set(mount) - {*needed, "opts"})):
+                refuse(f"{where}:{name}", name, "path, device, fstype, opts")
+            for name, valid in needed.items():
+                if mount[name] is None or not valid(mount[name]):
+                    refuse(f"{where}:{name}", mount[name], "an absolute path, or a name for fstype")
+            paths.append(str(mount["path"]))
+        for option in SHARED_OPTIONS:
+            given = shared.get(option)
+            if given is None and git:
+                # The storage is for something else, as for the cache of the remotes.
+                continue
+            if not isinstance(given, Mapping) or not _is_environments(given):
+                refuse(f"roots:shared:{option}", given, "directories on the mounts, by environment")
+                continue
+            for directory in (one for listed in given.values() for one in listed):
+                if not any(_is_below(directory, path) for path in paths):
+                    refuse(f"roots:shared:{option}", directory, f"below one of {', '.join(paths)}")
+
+
+_REMOTE_FORMS = {
+    "remotes": "a URL, or a mapping of one URL to a list of its options (gitfs_remotes)",
+    "pillar": "'branch URL', or a mapping of that to a list of its options (git_pillar)",
+}
+
+
+def _is_remote(entry: Any, with_branch: bool) -> bool:
+    text = entry
+    if isinstance(entry, Mapping):
+        if len(entry) != 1:
+            return False
+        text, own = next(iter(entry.items()))
+        if not isinstance(own, list) or not all(isinstance(one, Mapping) for one in own):
+            return False
+    # A URL that begins like an option would be one for git.
+    form = r"[^\s-]\S*[ ]+[^\s-]\S*" if with_branch else r"[^\s-]\S*"
+    return isinstance(text, str) and bool(re.fullmatch(form, text))
+
+
+def _is_environments(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(
+            isinstance(listed, list)
+            and all(isinstance(one, str) and _is_path(one) for one in listed)
+            for listed in value.values()
+        )
+    )
 
 
 def _parse_masters(value: Any, refuse: Refuse) -> tuple[Master, ...]:
@@ -529,6 +711,10 @@ def _is_path(value: Any) -> bool:
     return value is None or (_is_word(value) and value.startswith("/"))
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
 def _is_mapping(value: Any) -> bool:
     return isinstance(value, Mapping)
 
@@ -557,6 +743,10 @@ _SHAPE: dict[str, Any] = {
     "failover": dict.fromkeys(FAILOVER),
     "cutover": {"masters": None, "timeout": None},
     "replace_keypair": None,
+    "roots": {
+        "git": {"provider": None, "package": None, "remotes": None, "pillar": None},
+        "shared": {"mounts": None, "file_roots": None, "pillar_roots": None},
+    },
     "install": {"method": None, "add_repository": None, "repository": None},
     "master": {"package": None, "service": None, "config": None},
     "minion": {"service": None, "config": None},
@@ -574,6 +764,20 @@ _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "cutover:masters": _KINDS["number"],
     "cutover:timeout": _KINDS["number"],
     "replace_keypair": _KINDS["boolean"],
+    "roots": _KINDS["mapping"],
+    "roots:git": _KINDS["mapping"],
+    "roots:git:provider": (
+        ", ".join(GIT_PROVIDERS),
+        lambda value: isinstance(value, str) and value in GIT_PROVIDERS,
+    ),
+    "roots:git:package": _KINDS["word"],
+    "roots:git:remotes": ("a list, as of gitfs_remotes", lambda value: isinstance(value, list)),
+    "roots:git:pillar": ("a list, as of git_pillar", lambda value: isinstance(value, list)),
+    "roots:shared": _KINDS["mapping"],
+    "roots:shared:mounts": (
+        "a list of mounts",
+        lambda value: bool(isinstance(value, list) and value),
+    ),
     "install": _KINDS["mapping"],
     "install:method": (
         ", ".join(METHODS),

@@ -13,6 +13,7 @@
   'utils/multimaster_keypair.py',
   'utils/multimaster_ledger.py',
   'utils/multimaster_listener.py',
+  'utils/multimaster_options.py',
   'utils/multimaster_restart.py',
   'utils/multimaster_signing.py',
   'utils/multimaster_topology.py',
@@ -21,6 +22,7 @@
 include:
   - multimaster.declared
   - multimaster.install
+  - multimaster.roots
 
 multimaster-keypair:
   multimaster.keypair:
