@@ -984,8 +984,7 @@ def git_problems(declaration, config_dir=None):
         topology = __utils__["multimaster_topology.parse"](declaration)
     opts = _effective("master", config_dir or _config_dir())
     problems = []
-    provider = topology.roots["git"].get("provider", "gitcli")
-    if provider == "gitcli" and not _has_key_cache(opts):
+    if topology.roots["git"].get("provider") == "gitcli" and not _has_key_cache(opts):
         # Both came with that release.
         problems.append(
             f"roots:git:provider: got 'gitcli'; supported by Salt {salt.version.__version__}: "

@@ -438,17 +438,18 @@ def roots_options(topology: Topology) -> dict[str, Any]:
     config, roots = topology.master_config, topology.roots
     shared, git = roots.get("shared", {}), roots.get("git", {})
     options = {option: shared[option] for option in SHARED_OPTIONS if option in shared}
-    provider = git.get("provider", GIT_PROVIDERS[0])
+    # Else Salt takes what there is: pygit2, or GitPython, which comes with it.
+    provider = {"provider": git["provider"]} if "provider" in git else {}
     if git.get("remotes"):
         options |= {
             "fileserver_backend": config.get("fileserver_backend", ["gitfs"]),
-            "gitfs_provider": provider,
             "gitfs_remotes": git["remotes"],
+            **{f"gitfs_{name}": value for name, value in provider.items()},
         }
     if git.get("pillar"):
         options |= {
-            "git_pillar_provider": provider,
             "ext_pillar": [*config.get("ext_pillar", []), {"git": git["pillar"]}],
+            **{f"git_pillar_{name}": value for name, value in provider.items()},
         }
     return options
 
@@ -470,8 +471,8 @@ def git_remotes(topology: Topology) -> list[Remote]:
     found = []
     for role, entries in (("gitfs", git.get("remotes", [])), ("git_pillar", git.get("pillar", []))):
         for entry in entries:
-            text, own = next(iter(entry.items())) if isinstance(entry, Mapping) else (entry, [])
-            options = {name: value for one in own for name, value in one.items()}
+            text = next(iter(entry)) if isinstance(entry, Mapping) else entry
+            options = _own_options(entry)
 
             def option(name: str, default: Any = None, own: Any = options, of: str = role) -> Any:
                 return own.get(name, topology.master_config.get(f"{of}_{name}", default))
@@ -580,6 +581,8 @@ def _check_roots(declaration: Mapping[str, Any], refuse: Refuse) -> None:
     if isinstance(git, Mapping):
         if not (git.get("remotes") or git.get("pillar")):
             refuse("roots:git", dict(git), "a list of remotes, of pillar, or both")
+        if git.get("provider") == "gitcli" and git.get("pillar"):
+            refuse("roots:git:pillar", "gitcli", "pygit2, gitpython; gitcli gives an empty pillar")
         backends = config.get("fileserver_backend")
         if git.get("remotes") and backends is not None and not {"git", "gitfs"} & set(backends):
             refuse(
@@ -587,8 +590,11 @@ def _check_roots(declaration: Mapping[str, Any], refuse: Refuse) -> None:
             )
         for name in ("remotes", "pillar"):
             for place, entry in enumerate(git.get(name) or [], 1):
+                where = f"roots:git:{name}: entry {place}"
                 if not _is_remote(entry, name == "pillar"):
-                    refuse(f"roots:git:{name}: entry {place}", entry, _REMOTE_FORMS[name])
+                    refuse(where, entry, _REMOTE_FORMS[name])
+                elif git.get("provider") == "gitcli" and "root" in _own_options(entry):
+                    refuse(f"{where}:root", "gitcli", "pygit2, gitpython; gitcli finds no states")
     if isinstance(shared, Mapping):
         mounts = shared.get("mounts")
         paths = []
@@ -621,6 +627,12 @@ _REMOTE_FORMS = {
     "remotes": "a URL, or a mapping of one URL to a list of its options (gitfs_remotes)",
     "pillar": "'branch URL', or a mapping of that to a list of its options (git_pillar)",
 }
+
+
+def _own_options(entry: Any) -> dict[str, Any]:
+    """Return the options of one remote, which Salt has as a list of mappings."""
+    own = next(iter(entry.values())) if isinstance(entry, Mapping) else []
+    return {name: value for one in own for name, value in one.items()}
 
 
 def _is_remote(entry: Any, with_branch: bool) -> bool:

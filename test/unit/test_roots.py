@@ -35,6 +35,16 @@ def derived(roots, config=None):
         ({"git": {"remotes": [REMOTE], "provider": "libgit"}}, {}, "gitcli, pygit2, gitpython"),
         ({"git": {"remotes": ["--upload-pack=x"]}}, {}, "roots:git:remotes: entry 1"),
         ({"git": {"remotes": [{REMOTE: "root"}]}}, {}, "roots:git:remotes: entry 1"),
+        (
+            {"git": {"remotes": [{REMOTE: [{"root": "x"}]}], "provider": "gitcli"}},
+            {},
+            "roots:git:remotes: entry 1:root: got 'gitcli'; supported: pygit2, gitpython",
+        ),
+        (
+            {"git": {"pillar": [f"main {REMOTE}"], "provider": "gitcli"}},
+            {},
+            "roots:git:pillar: got 'gitcli'; supported: pygit2, gitpython",
+        ),
         ({"git": {"pillar": [REMOTE]}}, {}, "roots:git:pillar: entry 1"),
         ({"git": {"pillar": ["main --upload-pack=x"]}}, {}, "roots:git:pillar: entry 1"),
         ({"git": {"remotes": [REMOTE]}}, {"gitfs_remotes": []}, "nothing here; see roots:git"),
@@ -72,7 +82,9 @@ def test_masters_serve_the_remotes_and_keep_what_else_is_declared():
     assert options["ext_pillar"] == [{"cmd_json": "x"}, {"git": pillar}]
     assert options["gitfs_provider"] == options["git_pillar_provider"] == "pygit2"
     assert options["fileserver_backend"] == ["roots", "gitfs"]
-    assert derived({"git": {"remotes": [REMOTE]}})["fileserver_backend"] == ["gitfs"]
+    usual = derived({"git": {"remotes": [REMOTE]}})
+    assert usual["fileserver_backend"] == ["gitfs"]
+    assert not [name for name in usual if name.endswith("_provider")]
 
 
 def test_masters_serve_the_shared_directories():
