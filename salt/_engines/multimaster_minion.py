@@ -262,6 +262,7 @@ class _Watch:
         self._put(master, self.interval, self.doubt, "there")
         act = self.master is None
         others = [a for a in self.masters if a != master] if act else []
+        asked = time.monotonic()
         better = {address: self._ask(address) for address in others}
         # A master with too much to do is not left by all at once, but relieved.
         to_spare = random.uniform(0, self.patience) if act else 0
@@ -270,6 +271,15 @@ class _Watch:
             if heard.wait(patience):
                 self._heard(master)
                 return
+        # Where everything is slow the others are, too: not a reason to begin all over.
+        deadline = asked + 2 * self.interval
+        while better and not any(answer.is_set() for answer in better.values()):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(POLL)
+        if heard.is_set():
+            self._heard(master)
+            return
         better = [address for address, answer in better.items() if answer.is_set()]
         if better and self.minion.runs():
             self._leave(master, better)

@@ -112,6 +112,13 @@ def test_it_is_not_left_when_no_other_answers(world):
     assert found.told() == ["silent"]
 
 
+def test_it_is_left_for_one_that_takes_its_time(world):
+    found = world()
+    found.delays = {MASTERS[0]: NEVER, MASTERS[1]: 1.7, MASTERS[2]: NEVER}
+    found.judge()
+    assert found.left == [MASTERS[0]]
+
+
 def test_a_slow_master_is_not_left(world):
     found = world()
     found.delays[MASTERS[0]] = 1.2
