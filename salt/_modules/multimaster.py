@@ -32,6 +32,7 @@ import salt.key
 import salt.minion
 import salt.payload
 import salt.utils.event
+import salt.utils.gitfs
 import salt.utils.systemd
 import salt.utils.yaml
 import salt.version
@@ -990,8 +991,12 @@ def git_problems(declaration, config_dir=None):
             f"roots:git:provider: got 'gitcli'; supported by Salt {salt.version.__version__}: "
             "pygit2, gitpython"
         )
+    # Salt 3008 does not start with a URL that it does not take; older ones look at none.
+    takes = getattr(salt.utils.gitfs.GitBase, "validate_remote", lambda _: True)
     for remote in __utils__["multimaster_topology.git_remotes"](topology):
         problem = _ask_remote(remote, opts["user"])
+        if not takes(remote.url):
+            problem = f"Salt {salt.version.__version__} takes http, https, ssh, ftp, sftp and file"
         if problem:
             # A URL may have a password in it.
             shown = re.sub(r"(?<=://)[^/@]+@", "***@", remote.url)

@@ -1,11 +1,14 @@
-"""States and pillars of three masters from a git remote, which a daemon serves."""
+"""States and pillars of three masters from a git remote, over HTTP."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import http.server
 import os
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,18 +18,18 @@ from lab.laboratory import PATIENCE, Laboratory, applied, changed, failures
 from lab.wait import until
 
 NET = "127.0.64"
-HOST, PORT = f"{NET}.1", 9418
+HOST, PORT = f"{NET}.1", 8418
 BRANCH = "main"
 # Seconds between two fetches of a master; it looks as often as `loop_interval` says.
 UPDATE = 3
 
 
 class Remote:
-    """A bare repository, the daemon that serves it, and a working copy to push from."""
+    """A bare repository, the server in front of it, and a working copy to push from."""
 
     def __init__(self, directory: Path) -> None:
         self.bare, self.work = directory / "site.git", directory / "work"
-        self.url = f"git://{HOST}/{self.bare.name}"
+        self.url = f"http://{HOST}:{PORT}/{self.bare.name}"
         _git("init", "--bare", f"--initial-branch={BRANCH}", str(self.bare))
         _git("clone", str(self.bare), str(self.work))
         self.push("one")
@@ -43,31 +46,34 @@ class Remote:
         _git("-C", str(self.work), "add", "--all")
         _git("-C", str(self.work), "commit", f"--message={word}")
         _git("-C", str(self.work), "push", "origin", f"HEAD:{BRANCH}")
+        # For git's protocol over a plain web server.
+        _git("-C", str(self.bare), "update-server-info")
 
     @contextlib.contextmanager
     def served(self) -> Iterator[None]:
-        """Let the daemon run."""
-        argv = [
-            "git",
-            "daemon",
-            "--export-all",
-            "--reuseaddr",
-            f"--listen={HOST}",
-            f"--port={PORT}",
-        ]
-        argv += [f"--base-path={self.bare.parent}", str(self.bare.parent)]
-        with subprocess.Popen(argv, stderr=subprocess.DEVNULL, start_new_session=True) as daemon:
+        """Let the server run."""
+        handler = functools.partial(Quiet, directory=str(self.bare.parent))
+        with http.server.ThreadingHTTPServer((HOST, PORT), handler) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
             try:
-                until(self.answers, 10, "git daemon to listen")
                 yield
             finally:
-                # The one that listens is a child of the command.
-                os.killpg(daemon.pid, 15)
+                server.shutdown()
+                thread.join()
 
     def answers(self) -> bool:
+        """Tell whether the server runs."""
         with contextlib.suppress(OSError), socket.create_connection((HOST, PORT), 1):
             return True
         return False
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves files and logs nothing."""
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing of a request."""
 
 
 @pytest.fixture(scope="module")

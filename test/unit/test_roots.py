@@ -197,6 +197,11 @@ class TestRemotes:
         assert found.result is False
         assert "hunter2" not in found.comment
 
+    def test_that_salt_would_not_start_with_are_refused(self, host):
+        found = check(host, ["git://127.0.0.1:1/a.git"])
+        assert found.result is False
+        assert "takes http, https, ssh, ftp, sftp and file" in found.comment
+
     def test_need_git_on_the_host(self, host, remote, monkeypatch):
         monkeypatch.setattr("shutil.which", lambda _: None)
         assert "no program git" in check(host, [remote]).comment
