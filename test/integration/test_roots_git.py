@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from lab.laboratory import PATIENCE, Laboratory, applied, changed, failures
+from lab.model import LabError
 from lab.wait import until
 
 NET = "127.0.64"
@@ -107,19 +108,21 @@ def declare(lab: Laboratory, remote: Remote) -> None:
 def served(lab: Laboratory, master: str) -> set[str]:
     """Return the words that a master's states and pillar say."""
     state = lab.salt(master, "web1", "cp.get_file_str", "salt://word.txt")["web1"]
-    # Not from the memory of the minion, which has that of another master.
-    pillar = lab.salt(master, "web1", "pillar.items")["web1"]
+    pillar = lab.json(master, "salt-run", "pillar.show_pillar", "web1")
     return {str(state), str(pillar.get("word"))}
 
 
 def until_served(lab: Laboratory, word: str) -> None:
-    for host in lab.lab.masters:
-        until(
-            lambda name=host.id: served(lab, name) == {word},  # type: ignore[misc]
-            PATIENCE,
-            f"{host.id} to serve {word!r}",
-            interval=1,
-        )
+    seen: dict[str, set[str]] = {}
+
+    def everywhere() -> bool:
+        seen.update({host.id: served(lab, host.id) for host in lab.lab.masters})
+        return all(words == {word} for words in seen.values())
+
+    try:
+        until(everywhere, PATIENCE, f"every master to serve {word!r}", interval=1)
+    except LabError as err:
+        raise AssertionError(f"{err}; they serve {seen}") from err
 
 
 def test_a_remote_that_is_down_is_refused_before_anything_is_changed(
