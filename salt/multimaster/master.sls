@@ -13,6 +13,7 @@
   'utils/multimaster_keypair.py',
   'utils/multimaster_ledger.py',
   'utils/multimaster_listener.py',
+  'utils/multimaster_options.py',
   'utils/multimaster_restart.py',
   'utils/multimaster_signing.py',
   'utils/multimaster_topology.py',
@@ -58,6 +59,15 @@ multimaster-extensions:
     - require:
       - multimaster: multimaster-keypair
 
+# Before the configuration that names them.
+multimaster-autosign:
+  multimaster.autosign:
+    - name: {{ config_dir }}/multimaster
+    - declaration: {{ multimaster | json }}
+    - config_dir: {{ config_dir }}
+    - require:
+      - multimaster: multimaster-keypair
+
 multimaster-master-config:
   multimaster.master_config:
     - name: {{ drop_in }}
@@ -66,6 +76,7 @@ multimaster-master-config:
     - extension_dir: {{ extension_dir }}
     - require:
       - multimaster: multimaster-signing
+      - multimaster: multimaster-autosign
 
 {%- if install.method == 'pkg' %}
 multimaster-master-released:
