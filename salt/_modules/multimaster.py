@@ -826,8 +826,7 @@ def misspelt(role, options):
 
         salt saltm1 multimaster.misspelt master '[worker_thread]'
     """
-    defaults = {"master": "DEFAULT_MASTER_OPTS", "minion": "DEFAULT_MINION_OPTS"}[role]
-    known = {*salt.config.VALID_OPTS, *getattr(salt.config, defaults)}
+    known = {*salt.config.VALID_OPTS, *_defaults(role)}
     likely = {}
     for option in sorted(set(map(str, options)) - known):
         for name in difflib.get_close_matches(option, known, n=1, cutoff=0.9):
@@ -1196,7 +1195,8 @@ def _parsed(role, main):
         if role == "minion":
             return parse(main, cache_minion_id=False, ignore_config_errors=False)
         return parse(main, exit_on_config_errors=True)
-    except (SaltException, SystemExit, TypeError, ValueError) as err:
+    # Salt has no checks of its own where it takes an option apart.
+    except (SaltException, SystemExit, AttributeError, LookupError, TypeError, ValueError) as err:
         raise CommandExecutionError(
             f"Salt cannot parse the {role} configuration with our drop-in: {err}"
         ) from err
@@ -1265,31 +1265,55 @@ def _setting(role, option, config_dir):
 
 def _refuse_types(role, options, config_dir):
     """Fail if Salt would complain about the type of an option, which it then uses all the same."""
-    log_of_salt = logging.getLogger("salt.config")
+    wrong = {
+        option: _expected(role, option)
+        for option, value in options.items()
+        if not _has_type(role, option, value)
+    }
     lines = []
-    # Salt's complaint has the value, which may be a secret.
-    log_of_salt.addFilter(_nothing)
-    try:
-        wrong = {
-            option: value
-            for option, value in options.items()
-            if not salt.config._validate_opts({option: value})
-        }
-    finally:
-        log_of_salt.removeFilter(_nothing)
-    for option, value in wrong.items():
-        expected = salt.config.VALID_OPTS[option]
-        names = [
-            kind.__name__ for kind in (expected if isinstance(expected, tuple) else [expected])
-        ]
+    for option, kinds in wrong.items():
+        value = options[option]
         got = type(value).__name__
         seen = __utils__["multimaster_options.shown"](option, value, _hash_key(role, config_dir))
         lines.append(
             f"{role}:config:{option}: got {seen!r}, {TYPES.get(got, got)}; supported: "
-            + ", ".join(TYPES.get(name, name) for name in names)
+            + ", ".join(TYPES.get(kind.__name__, kind.__name__) for kind in kinds)
         )
     if lines:
         raise CommandExecutionError("\n".join(lines))
+
+
+def _expected(role, option):
+    """Return the types that an option may have, none if Salt has no opinion."""
+    if option in salt.config.VALID_OPTS:
+        kinds = salt.config.VALID_OPTS[option]
+        return kinds if isinstance(kinds, tuple) else (kinds,)
+    default = _defaults(role).get(option)
+    # Salt says nothing of some of its numbers, and fails where it counts with them.
+    if isinstance(default, (int, float)) and not isinstance(default, bool):
+        return (int, float)
+    return ()
+
+
+def _has_type(role, option, value):
+    if option not in salt.config.VALID_OPTS:
+        kinds = _expected(role, option)
+        later = isinstance(value, str) and value.startswith("sdb://")
+        return not kinds or later or (isinstance(value, kinds) and not isinstance(value, bool))
+    log_of_salt = logging.getLogger("salt.config")
+    # Salt's complaint has the value, which may be a secret.
+    log_of_salt.addFilter(_nothing)
+    try:
+        return salt.config._validate_opts({option: value})
+    finally:
+        log_of_salt.removeFilter(_nothing)
+
+
+def _defaults(role):
+    """Return Salt's own defaults for a role."""
+    if role == "master":
+        return salt.config.DEFAULT_MASTER_OPTS
+    return salt.config.DEFAULT_MINION_OPTS
 
 
 def _nothing(record):

@@ -76,6 +76,7 @@ PLAIN = (
     "top_file_merging_strategy",
     "transport",
     "user",
+    "worker_pools",
 )
 # Compared in lower case with each name on the way to a value.
 _SECRET = re.compile(r"pass|secret|token|credential|privkey|private|api_?key|bindpw|cert\b|pem\b")
@@ -187,7 +188,7 @@ def _side(sides: Mapping[str, Any], name: str) -> str:
 
 def with_references(options: Any, declared: Any) -> Any:
     """
-    Return options with ``sdb://`` references in them as declared, and not as Salt has resolved them.
+    Return options with ``sdb://`` references as declared, and not as Salt has resolved them.
 
     declared
         The same options as the files have them, less defaults.
