@@ -197,7 +197,10 @@ class TestChanges:
         ret = state("master_config", declare())
         assert ret.changes["worker_threads"] == {"old": 8, "new": 5}
         # Salt 3008 derives others from it.
-        assert {path.partition(":")[0] for path in ret.changes} <= {"worker_threads", "worker_pools"}
+        assert {path.partition(":")[0] for path in ret.changes} <= {
+            "worker_threads",
+            "worker_pools",
+        }
 
     @both_modes
     @pytest.mark.parametrize("role", ["minion", "master"])
@@ -383,19 +386,20 @@ def test_a_misspelt_option_is_warned_of_and_others_are_not(host, state, option, 
 # Autosign files
 
 
-class TestAutosign:
-    LISTS = {
-        "autosign": ["web*", "db1"],
-        "autoreject": ["*.example.org"],
-        "autosign_grains": {"room": ["b12", 7, True]},
-    }
+LISTS = {
+    "autosign": ["web*", "db1"],
+    "autoreject": ["*.example.org"],
+    "autosign_grains": {"room": ["b12", 7, True]},
+}
 
+
+class TestAutosign:
     @pytest.fixture
     def judge(self, host, state):
         """Have Salt's own judge of new keys look at them, as the master does."""
         from salt.daemons.masterapi import AutoKey
 
-        declaration = declare(master=self.LISTS)
+        declaration = declare(master=LISTS)
         for function in ("autosign", "master_config"):
             assert state(function, declaration).result is True
         return AutoKey(opts_of(host))
@@ -437,7 +441,7 @@ class TestAutosign:
         assert "autosign_grains_dir" not in opts_of(host)
 
     def test_what_is_there_predicts_and_repeats(self, host, state):
-        declaration = declare(master=self.LISTS)
+        declaration = declare(master=LISTS)
         before = host.files()
         would = state("autosign", declaration, test=True)
         assert would.result is None

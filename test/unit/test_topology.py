@@ -371,7 +371,10 @@ def test_autosign_files_have_an_entry_in_each_line():
     settings = {"autosign": ["web*", "db1"], "autosign_grains": {"room": ["b12", 7, False]}}
     files = topology.autosign_files(topology.parse(declare(master=settings)))
     lines = {path: text.splitlines()[1:] for path, text in files.items()}
-    assert lines == {"autosign.conf": ["web*", "db1"], "autosign_grains/room": ["b12", "7", "False"]}
+    assert lines == {
+        "autosign.conf": ["web*", "db1"],
+        "autosign_grains/room": ["b12", "7", "False"],
+    }
 
 
 @pytest.mark.parametrize("mode", topology.MODES)
