@@ -174,8 +174,8 @@ class TestEffects:
 
     def test_of_the_blacklist(self, lab: Laboratory, master: str) -> None:
         done = lab.run(master, "salt", "saltm2", "disk.usage")
-        assert done.returncode != 0
-        assert "saltm2" not in done.stdout
+        assert "Authorization error occurred" in done.stdout
+        assert lab.salt(master, "saltm2", "test.ping") == {"saltm2": True}
 
     def test_of_peer(self, lab: Laboratory, master: str) -> None:
         publish = ["publish.publish", "saltm2", "test.echo", "word"]
@@ -190,10 +190,9 @@ class TestEffects:
     def test_of_file_server_and_pillars(self, lab: Laboratory, master: str) -> None:
         ask = ["cp.get_file_str", "salt://probe.txt"]
         assert lab.salt(master, "saltm2", *ask) == {"saltm2": "from git\n"}
-        items = ["pillar.items", "from_git", "from_command", "unmask=True"]
-        found = lab.salt(master, "saltm2", *items[:3])["saltm2"]
-        assert set(found) == {"from_git", "from_command"}
-        assert "sole" in repr(found) or "***" in repr(found)
+        assert {"from_git", "from_command"} <= set(
+            lab.salt(master, "saltm2", "pillar.items")["saltm2"]
+        )
 
     def test_of_autosign_files(self, lab: Laboratory, master: str) -> None:
         done = lab.run(master, lab.python, "-c", JUDGE, f"{lab.host(master).config_dir}/master")
