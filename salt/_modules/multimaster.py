@@ -1178,7 +1178,9 @@ def _scratch(role, options, config_dir):
         with contextlib.suppress(FileNotFoundError):
             shutil.copy(os.path.join(config_dir, role), main)
         with contextlib.suppress(FileNotFoundError):
-            shutil.copytree(os.path.join(config_dir, f"{role}.d"), drop_ins)
+            shutil.copytree(
+                os.path.join(config_dir, f"{role}.d"), drop_ins, ignore_dangling_symlinks=True
+            )
         os.makedirs(drop_ins, exist_ok=True)
         ours = pathlib.Path(drop_ins, DROP_IN)
         if options is not _PRESENT:

@@ -84,6 +84,8 @@ _SECRET = re.compile(r"pass|secret|token|credential|privkey|private|api_?key|bin
 _OURS = re.compile(r"engines:\d+:multimaster(_minion)?(:|$)")
 # user:password@ in an address.
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+# token=... in its query.
+_QUERY = re.compile(r"(?<=[?&])([^=&\s]*(?:pass|secret|token|key)[^=&\s]*=)[^&\s]+", re.IGNORECASE)
 HASHED = "hash:"
 
 
@@ -128,8 +130,9 @@ def shown(path: str, value: Any, key: bytes) -> Any:
 
 
 def without_userinfo(text: str, key: bytes) -> str:
-    """Return a text with a keyed hash in place of every ``user:password@`` of an address."""
-    return _USERINFO.sub(lambda found: _hashed(found[0], key) + "@", text)
+    """Return a text with keyed hashes in place of an address's ``user:password@`` and tokens."""
+    text = _USERINFO.sub(lambda found: _hashed(found[0], key) + "@", text)
+    return _QUERY.sub(lambda found: found[1] + _hashed(found[0], key), text)
 
 
 def _hashed(text: str, key: bytes) -> str:

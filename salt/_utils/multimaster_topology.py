@@ -185,7 +185,9 @@ def parse(declaration: Any) -> Topology:
     for path, (supported, valid) in _VALUES.items():
         present, value = _lookup(declaration, path)
         if present and not valid(value):
-            refuse(path, value, supported)
+            # What was to be options may hold secrets: only what it is, then.
+            secret = path in ("master", "minion", "master:config", "minion:config") and value
+            refuse(path, type(value).__name__ if secret else value, supported)
 
     masters = _parse_masters(declaration.get("masters"), refuse)
     mode = declaration.get("mode", "hot")
