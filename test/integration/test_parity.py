@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,17 +162,6 @@ class TestEffects:
         answers = lab.json(master, "salt", "--static", "-N", "second", "test.ping")
         assert answers == {"saltm2": True}
 
-    def test_of_external_auth(self, lab: Laboratory, master: str) -> None:
-        right = ["-a", "sharedsecret", "--username=operator"]
-        right.append(f"--password={SECRETS['sharedsecret']}")
-        assert lab.json(master, "salt", "--static", *right, "saltm2", "test.ping") == {
-            "saltm2": True
-        }
-        done = lab.run(master, "salt", *right, "saltm2", "sys.doc")
-        assert "saltm2" not in done.stdout
-        wrong = ["-a", "sharedsecret", "--username=operator", "--password=x"]
-        assert "saltm2" not in lab.run(master, "salt", *wrong, "saltm2", "test.ping").stdout
-
     def test_of_the_blacklist(self, lab: Laboratory, master: str) -> None:
         done = lab.run(master, "salt", "saltm2", "disk.usage")
         assert "Authorization error occurred" in done.stdout
@@ -251,14 +241,30 @@ def test_no_secret_is_anywhere_but_in_configuration_and_pillar(
                 f"{salt}/master",
                 # Salt's copy of each minion's pillar, which has the declaration.
                 f"{host.master_cache_dir}/minions/",
+                # The states with their arguments, for root alone.
+                rendered := f"{host.minion_cache_dir}/highstate.cache.p",
             ],
         }
         done = lab.run(host.id, lab.python, "-c", SCANNER.read_text(), input=json.dumps(job))
-        assert json.loads(done.stdout) == [], done.stderr
+        found = json.loads(done.stdout)
+        assert not found, "\n".join(found)
+        assert stat.S_IMODE(os.stat(rendered).st_mode) == 0o600
         assert not any(needle in lab.events(host.id) for needle in needles)
     for arguments in lab.arguments_seen:
         assert not any(needle in arguments for needle in needles)
     lab.assert_no_key_outside_pki()
+
+
+# After the search for secrets: Salt itself keeps the password of such a command with its job.
+@pytest.mark.parametrize("master", MASTERS)
+def test_external_auth_works_on_every_master(lab: Laboratory, master: str) -> None:
+    right = ["-a", "sharedsecret", "--username=operator"]
+    right.append(f"--password={SECRETS['sharedsecret']}")
+    assert lab.json(master, "salt", "--static", *right, "saltm2", "test.ping") == {"saltm2": True}
+    done = lab.run(master, "salt", *right, "saltm2", "sys.doc")
+    assert "saltm2" not in done.stdout
+    wrong = ["-a", "sharedsecret", "--username=operator", "--password=x"]
+    assert "saltm2" not in lab.run(master, "salt", *wrong, "saltm2", "test.ping").stdout
 
 
 def changes_of(result: dict[str, Any], minion: str) -> dict[str, Any]:
