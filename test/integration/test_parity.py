@@ -240,7 +240,7 @@ def test_no_secret_is_anywhere_but_in_configuration_and_pillar(
                 f"{salt}/master.d/multimaster.conf",
                 f"{salt}/master",
                 # Salt's copy of each minion's pillar, which has the declaration.
-                f"{host.master_cache_dir}/minions/",
+                f"{host.master_cache_dir}/pillar/",
                 # The states with their arguments, for root alone.
                 rendered := f"{host.minion_cache_dir}/highstate.cache.p",
             ],
