@@ -5,8 +5,11 @@ Thin: reads files and options, asks the core in ``salt/_utils`` what follows, an
 here returns a private key.
 """
 
+import collections.abc
 import contextlib
+import difflib
 import fnmatch
+import glob
 import grp
 import logging
 import os
@@ -54,6 +57,7 @@ SYNCED = {
         "multimaster_keypair.py",
         "multimaster_ledger.py",
         "multimaster_listener.py",
+        "multimaster_options.py",
         "multimaster_restart.py",
         "multimaster_signing.py",
         "multimaster_topology.py",
@@ -61,7 +65,7 @@ SYNCED = {
 }
 DROP_IN = "multimaster.conf"
 # Below the directory of the configuration.
-CREDENTIALS = "multimaster"
+CREDENTIALS = "multimaster.credentials"
 # Decisions in one answer: with keys of 4096 bits still less than an event may have.
 CHUNK = 1000
 KEY_MODE = 0o400
@@ -81,6 +85,19 @@ STATES = {
 # What can be decided on a key, and where it is then; nowhere when it is deleted.
 VERBS = {"accept": "minions", "reject": "minions_rejected", "delete": None, "only": None}
 LEAST_DIGITS = 16
+# The drop-in that is there, whatever it says.
+_PRESENT = object()
+# How a value's type is called where a person reads it.
+TYPES = {
+    "NoneType": "nothing",
+    "bool": "true or false",
+    "dict": "a mapping",
+    "float": "a number",
+    "int": "a whole number",
+    "list": "a list",
+    "str": "text",
+    "tuple": "a list",
+}
 ROLES = {
     "master": (salt.config.master_config, "SALT_MASTER_CONFIG"),
     "minion": (salt.config.minion_config, "SALT_MINION_CONFIG"),
@@ -699,7 +716,8 @@ def check_config(role, options, config_dir=None):
         Content of the drop-in ``multimaster.conf``; None for a configuration without it.
 
     Returns the main file and all drop-ins, combined as Salt combines them.  Raises
-    CommandExecutionError if the result does not parse, or if another file overrides the drop-in.
+    CommandExecutionError if the result does not parse, if an option is of a type that Salt
+    complains about, or if another file overrides the drop-in.
 
     CLI Example:
 
@@ -708,41 +726,144 @@ def check_config(role, options, config_dir=None):
         salt web1 multimaster.check_config minion '{master: [192.0.2.1, 192.0.2.2]}'
     """
     config_dir = config_dir or _config_dir()
-    parse, variable = ROLES[role]
-    # Private, since drop-ins may hold secrets, and removed at once.
-    with tempfile.TemporaryDirectory(prefix="multimaster-") as scratch:
-        main = os.path.join(scratch, role)
-        drop_ins = os.path.join(scratch, f"{role}.d")
-        with contextlib.suppress(FileNotFoundError):
-            shutil.copy(os.path.join(config_dir, role), main)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.copytree(os.path.join(config_dir, f"{role}.d"), drop_ins)
-        os.makedirs(drop_ins, exist_ok=True)
-        ours = pathlib.Path(drop_ins, DROP_IN)
-        ours.unlink(missing_ok=True)
-        if options is not None:
-            ours.write_text(salt.utils.yaml.safe_dump(options))
-        try:
-            if role == "minion":
-                parse(main, cache_minion_id=False, ignore_config_errors=False)
-            else:
-                parse(main, exit_on_config_errors=False)
-            loaded = salt.config.load_config(main, variable, main)
-            include = loaded.get("default_include", f"{role}.d/*.conf")
-            # The master itself would log a broken drop-in and start without it.
-            loaded.update(salt.config.include_config(include, main, False, True))
-        except (SaltException, SystemExit, TypeError, ValueError) as err:
-            raise CommandExecutionError(
-                f"Salt cannot parse the {role} configuration with our drop-in: {err}"
-            ) from err
+    options = options or None
+    _refuse_types(role, options or {}, config_dir)
+    with _scratch(role, options, config_dir) as main:
+        _parsed(role, main)
+        loaded = _combined(role, main)
     for option, value in (options or {}).items():
         if loaded.get(option) != value:
-            raise CommandExecutionError(
-                f"{config_dir}/{role}.d: another file also sets {option!r}, so that it would be "
-                f"{loaded.get(option)!r} and not {value!r}; remove it there"
+            there = {option: loaded.get(option)}
+            difference = __utils__["multimaster_options.phrases"](
+                there, {option: value}, _hash_key(role, config_dir), "{path} would be {there}"
             )
-    loaded.pop("conf_file", None)
+            files = _setting(role, option, config_dir)
+            raise CommandExecutionError(
+                f"{files or config_dir}: another file also sets {option!r}, so that {difference}, "
+                "not what the formula sets; remove it there"
+            )
     return loaded
+
+
+def unstated(role, options, override=(), config_dir=None):
+    """
+    List what a drop-in would replace although the declaration does not say so, a line for each.
+
+    role
+        ``master`` or ``minion``.
+    options
+        The part of the drop-in ``multimaster.conf`` that is looked at.
+    override
+        Names of options that may replace what other files say.
+
+    A line names the option, the files that set it, the values, and the remedy.  No secret is in it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm1 multimaster.unstated master '{worker_threads: 8}'
+    """
+    config_dir = config_dir or _config_dir()
+    there = check_config(role, None, config_dir)
+    suspects = [
+        option
+        for option, value in options.items()
+        if option in there and there[option] != value and option not in override
+    ]
+    if not suspects:
+        return []
+    with _scratch(role, options, config_dir) as main:
+        combined = _combined(role, main)
+    key = _hash_key(role, config_dir)
+    lines = []
+    for option in suspects:
+        difference = __utils__["multimaster_options.phrases"](
+            {option: there[option]},
+            {option: options[option]},
+            key,
+            "{path} is {there} there and {here} here",
+        )
+        remedy = "remove it there"
+        # A file that Salt reads later, or merges with ours, would win all the same.
+        if combined.get(option) == options[option]:
+            remedy += f", or list it under multimaster:{role}:override"
+        files = _setting(role, option, config_dir)
+        lines.append(f"{option}: {files} also sets it: {difference}; {remedy}")
+    return lines
+
+
+def config_changes(role, options, config_dir=None):
+    """
+    Tell how a role's effective configuration would change with the given drop-in.
+
+    role
+        ``master`` or ``minion``.
+    options
+        Content of the drop-in ``multimaster.conf``.
+
+    Both configurations are computed with Salt's own loader, with its defaults, before anything is
+    written.  Returns path -> ``old`` and ``new``, without the equal ones; keyed hashes in place of
+    what may be a secret.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm1 multimaster.config_changes master '{worker_threads: 8}'
+    """
+    config_dir = config_dir or _config_dir()
+    try:
+        old = _loaded(role, _PRESENT, config_dir)
+    except CommandExecutionError:
+        # Then it is our own file that does not parse, and is about to be a good one.
+        old = _loaded(role, None, config_dir)
+    new = _loaded(role, options, config_dir)
+    return __utils__["multimaster_options.differences"](old, new, _hash_key(role, config_dir))
+
+
+def misspelt(role, options):
+    """
+    List options that Salt does not know, each with the one that it is probably meant to be.
+
+    An unknown option is no mistake by itself: external pillars and returners have any names.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm1 multimaster.misspelt master '[worker_thread]'
+    """
+    known = {*salt.config.VALID_OPTS, *_defaults(role)}
+    likely = {}
+    for option in sorted(set(map(str, options)) - known):
+        for name in difflib.get_close_matches(option, known, n=1, cutoff=0.9):
+            likely[option] = name
+    return likely
+
+
+def autosign_dir(config_dir=None):
+    """
+    Tell where the autosign files of this host's master are, as its configuration has to name it.
+
+    Salt puts such a path below ``root_dir``, unless that is what it begins with.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm1 multimaster.autosign_dir
+    """
+    config_dir = config_dir or _config_dir()
+    path = os.path.join(config_dir, "multimaster")
+    root = check_config("master", None, config_dir).get("root_dir", "/")
+    inside = os.path.relpath(os.path.realpath(path), os.path.realpath(root))
+    if inside.split(os.sep)[0] == os.pardir:
+        raise CommandExecutionError(
+            f"autosign files: got config_dir {config_dir} and root_dir {root}; supported: a "
+            "configuration below the master's root_dir"
+        )
+    return os.path.join("/", inside)
 
 
 def stale(service, files, config_dir=None):
@@ -1089,7 +1210,7 @@ def install_credentials(config_dir=None, test=False):
     """
     Write the pillar's ``multimaster:credentials`` to files that only this host's master can read.
 
-    Each is a name and a content; the file is ``multimaster/<name>`` beside the configuration.
+    Each is a name and a content; the file is ``multimaster.credentials/<name>`` beside the configuration.
     Returns the names of those that were written, or would be.
 
     CLI Example:
@@ -1210,6 +1331,179 @@ def _jid():
             if job.get("pid") == os.getpid():
                 return job["jid"]
     return ""
+
+
+@contextlib.contextmanager
+def _scratch(role, options, config_dir):
+    """Have a copy of a role's configuration, with this drop-in; yield the path of its main file."""
+    # Private, since drop-ins may hold secrets, and removed at once.
+    with tempfile.TemporaryDirectory(prefix="multimaster-") as scratch:
+        main = os.path.join(scratch, role)
+        drop_ins = os.path.join(scratch, f"{role}.d")
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(config_dir):
+                # The main file may include what lies beside it.
+                if name not in (role, f"{role}.d"):
+                    os.symlink(os.path.join(config_dir, name), os.path.join(scratch, name))
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copy(os.path.join(config_dir, role), main)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copytree(
+                os.path.join(config_dir, f"{role}.d"), drop_ins, ignore_dangling_symlinks=True
+            )
+        os.makedirs(drop_ins, exist_ok=True)
+        ours = pathlib.Path(drop_ins, DROP_IN)
+        if options is not _PRESENT:
+            ours.unlink(missing_ok=True)
+            if options is not None:
+                ours.write_text(salt.utils.yaml.safe_dump(options))
+        yield main
+
+
+def _parsed(role, main):
+    """Return a role's options as its daemon would compute them; fail where that would not start."""
+    parse, _ = ROLES[role]
+    try:
+        if role == "minion":
+            return parse(main, cache_minion_id=False, ignore_config_errors=False)
+        return parse(main, exit_on_config_errors=True)
+    # Salt has no checks of its own where it takes an option apart.
+    except (SaltException, SystemExit, AttributeError, LookupError, TypeError, ValueError) as err:
+        raise CommandExecutionError(
+            f"Salt cannot parse the {role} configuration with our drop-in: {err}"
+        ) from err
+
+
+def _combined(role, main):
+    """Return what the files of a role say together, without Salt's defaults."""
+    loaded = salt.config.load_config(main, ROLES[role][1], main)
+    default = loaded.get("default_include", f"{role}.d/*.conf")
+    include = loaded.get("include", [])
+    loaded.update(salt.config.include_config(default, main, False))
+    loaded.update(salt.config.include_config(include, main, False))
+    loaded.pop("conf_file", None)
+    return loaded
+
+
+def _loaded(role, options, config_dir):
+    """Return a role's effective options with this drop-in, less what follows from the copy."""
+    with _scratch(role, options, config_dir) as main:
+        opts = _plain(_parsed(role, main))
+        opts = __utils__["multimaster_options.with_references"](opts, _combined(role, main))
+    private = ("conf_file", "config_dir", "grains", "pillar")
+    return {
+        name: value
+        for name, value in opts.items()
+        if name not in private and not name.startswith("__")
+    }
+
+
+def _plain(value):
+    """Return options in Python's own types: Salt 3008 wraps them."""
+    if isinstance(value, collections.abc.Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, collections.abc.Sequence) and not isinstance(value, (str, bytes)):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+def _setting(role, option, config_dir):
+    """Return the paths of the files, other than ours, that set an option, as one text."""
+    ours = os.path.join(config_dir, f"{role}.d", DROP_IN)
+
+    def included(include, origin):
+        for pattern in [include] if isinstance(include, str) else include:
+            where = os.path.join(os.path.dirname(origin), os.path.expanduser(pattern))
+            for path in sorted(glob.glob(where)):
+                if path != ours:
+                    content = content_of(path)
+                    yield path, content
+                    yield from included(content.get("include", []), path)
+
+    def content_of(path):
+        try:
+            content = salt.utils.yaml.safe_load(_read(pathlib.Path(path)) or "")
+        except salt.utils.yaml.YAMLError:
+            content = None
+        return content if isinstance(content, dict) else {}
+
+    main = os.path.join(config_dir, role)
+    content = content_of(main)
+    files = [(main, content)]
+    files += included(content.get("default_include", f"{role}.d/*.conf"), main)
+    files += included(content.get("include", []), main)
+    return ", ".join(dict.fromkeys(path for path, content in files if option in content))
+
+
+def _refuse_types(role, options, config_dir):
+    """Fail if Salt would complain about the type of an option, which it then uses all the same."""
+    wrong = {
+        option: _expected(role, option)
+        for option, value in options.items()
+        if not _has_type(role, option, value)
+    }
+    lines = []
+    for option, kinds in wrong.items():
+        value = options[option]
+        got = type(value).__name__
+        seen = __utils__["multimaster_options.shown"](option, value, _hash_key(role, config_dir))
+        lines.append(
+            f"{role}:config:{option}: got {seen!r}, {TYPES.get(got, got)}; supported: "
+            + ", ".join(TYPES.get(kind.__name__, kind.__name__) for kind in kinds)
+        )
+    if lines:
+        raise CommandExecutionError("\n".join(lines))
+
+
+def _expected(role, option):
+    """Return the types that an option may have, none if Salt has no opinion."""
+    if option in salt.config.VALID_OPTS:
+        kinds = salt.config.VALID_OPTS[option]
+        return kinds if isinstance(kinds, tuple) else (kinds,)
+    default = _defaults(role).get(option)
+    # Salt says nothing of some of its numbers, and fails where it counts with them.
+    if isinstance(default, (int, float)) and not isinstance(default, bool):
+        return (int, float)
+    return ()
+
+
+def _has_type(role, option, value):
+    if option not in salt.config.VALID_OPTS:
+        kinds = _expected(role, option)
+        later = isinstance(value, str) and value.startswith("sdb://")
+        return not kinds or later or (isinstance(value, kinds) and not isinstance(value, bool))
+    log_of_salt = logging.getLogger("salt.config")
+    # Salt's complaint has the value, which may be a secret.
+    log_of_salt.addFilter(_nothing)
+    try:
+        return salt.config._validate_opts({option: value})
+    finally:
+        log_of_salt.removeFilter(_nothing)
+
+
+def _defaults(role):
+    """Return Salt's own defaults for a role."""
+    if role == "master":
+        return salt.config.DEFAULT_MASTER_OPTS
+    return salt.config.DEFAULT_MINION_OPTS
+
+
+def _nothing(record):
+    return False
+
+
+def _hash_key(role, config_dir):
+    """Return what hashes of secrets are keyed with: on masters, all have the same."""
+    # The pair that there will be comes first, so that a test run shows the hashes of the real one.
+    with contextlib.suppress(CommandExecutionError, OSError):
+        return __utils__["multimaster_options.hash_key"](_bundle().pem)
+    if role == "master":
+        with contextlib.suppress(CommandExecutionError, OSError, SystemExit):
+            if pem := _read_pair(_effective("master", config_dir))[0]:
+                return __utils__["multimaster_options.hash_key"](pem)
+    if pem := _read(pathlib.Path(__opts__["pki_dir"], "minion.pem")):
+        return __utils__["multimaster_options.hash_key"](pem)
+    return os.urandom(32)
 
 
 def _effective(role, config_dir, drop_in=None):

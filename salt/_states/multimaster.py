@@ -5,6 +5,8 @@ Each reads what is there, returns if that is right, builds ``changes``, honours 
 then acts.  What is right is for the core to say; files are written by ``file.serialize``.
 """
 
+import os
+
 from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "multimaster"
@@ -64,6 +66,10 @@ def minion_config(name, declaration, config_dir):
     options = __utils__["multimaster_topology.minion_options"](
         topology, __opts__["id"], existing, verifies
     )
+    # The derived ones are what the formula is there for.
+    declared = {option: options[option] for option in topology.minion_config}
+    if refused := _unstated("minion", declared, topology.minion_override, config_dir):
+        return _failed(_ret(name), refused)
     return _write_drop_in(
         name,
         "minion",
@@ -94,7 +100,65 @@ def master_config(name, declaration, config_dir, extension_dir):
         options = _master_options(declaration, config_dir, extension_dir)
     except CommandExecutionError as err:
         return _failed(_ret(name), str(err))
-    return _write_drop_in(name, "master", options, config_dir)
+    ret = _write_drop_in(name, "master", options, config_dir)
+    topology = __utils__["multimaster_topology.parse"](declaration)
+    likely = __salt__["multimaster.misspelt"]("master", topology.master_config)
+    if likely:
+        ret["warnings"] = [
+            f"master:config:{option}: Salt has no such option of its own; probably {known}"
+            for option, known in likely.items()
+        ]
+    return ret
+
+
+def autosign(name, declaration, config_dir):
+    """
+    Write the files that say whose keys a master accepts or rejects at once; none if none declared.
+
+    name
+        Directory of the files; whatever else is in it is removed.
+    config_dir
+        Directory of the configuration that will name them.
+
+    The master reads them anew at each sign-in, so that it need not be restarted.
+    """
+    ret = _ret(name)
+    topology = __utils__["multimaster_topology.parse"](declaration)
+    files = __utils__["multimaster_topology.autosign_files"](topology)
+    there = set()
+    for directory, _, names in os.walk(name):
+        there |= {os.path.relpath(os.path.join(directory, one), name) for one in names}
+    try:
+        group = __salt__["multimaster.daemon_group"]("master", config_dir)
+    except CommandExecutionError as err:
+        return _failed(ret, str(err))
+    for path, content in files.items():
+        one = __states__["file.managed"](
+            f"{name}/{path}",
+            contents=content,
+            # Salt ignores one that others can write; the master's user reads it.
+            group=group,
+            mode="0640",
+            makedirs=True,
+            dir_mode="0750",
+            show_changes=False,
+        )
+        if one["result"] is False:
+            return _failed(ret, f"{path}: {one['comment']}")
+        if one["changes"]:
+            ret["changes"][path] = "written"
+    for path in sorted(there - set(files)):
+        one = __states__["file.absent"](f"{name}/{path}")
+        if one["result"] is False:
+            return _failed(ret, f"{path}: {one['comment']}")
+        ret["changes"][path] = "removed"
+    would = __opts__["test"]
+    if ret["changes"]:
+        ret["result"] = None if would else True
+        ret["comment"] = f"{len(ret['changes'])} files {'would be ' if would else ''}changed"
+    else:
+        ret["comment"] = f"All {len(files)} files are in place" if files else "None is declared"
+    return ret
 
 
 def git_remotes(name, declaration, config_dir):
@@ -468,15 +532,30 @@ def _master_options(declaration, config_dir, extension_dir):
     signs = topology.signing and (
         __salt__["multimaster.signing_offered"]() or __salt__["multimaster.signs"](config_dir)
     )
-    return __utils__["multimaster_topology.master_options"](
-        topology, __opts__["id"], extension_dir, existing, signs
+    autosign = {}
+    if topology.autosign:
+        directory = __salt__["multimaster.autosign_dir"](config_dir)
+        autosign = __utils__["multimaster_topology.autosign_options"](topology, directory)
+    options = __utils__["multimaster_topology.master_options"](
+        topology, __opts__["id"], extension_dir, existing, signs, autosign
     )
+    if refused := _unstated("master", options, topology.master_override, config_dir):
+        raise CommandExecutionError(refused)
+    return options
+
+
+def _unstated(role, options, override, config_dir):
+    """Return in words what a drop-in would replace without having been told to."""
+    looked_at = __utils__["multimaster_topology.replacing"](options)
+    lines = __salt__["multimaster.unstated"](role, looked_at, override, config_dir)
+    return "\n".join(["Nothing is replaced without being told to:", *lines]) if lines else ""
 
 
 def _write_drop_in(name, role, options, config_dir, prepare=None):
     """Check the drop-in with Salt's loader, then leave the writing to ``file.serialize``."""
     try:
         __salt__["multimaster.check_config"](role, options, config_dir)
+        changes = __salt__["multimaster.config_changes"](role, options, config_dir)
         if prepare and not __opts__["test"]:
             prepare()
     except CommandExecutionError as err:
@@ -493,6 +572,7 @@ def _write_drop_in(name, role, options, config_dir, prepare=None):
         show_changes=False,
     )
     if ret["changes"]:
-        # Options may be secrets; and the same in test mode, which Salt words otherwise.
-        ret["changes"] = {"drop-in": "written"}
+        # Without secrets; and the same in test mode, which Salt words otherwise. There is none
+        # where the file says in another way what was so before.
+        ret["changes"] = changes or {"drop-in": "written"}
     return ret

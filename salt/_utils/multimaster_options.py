@@ -47,13 +47,20 @@ PLAIN = (
     "gitfs_saltenv_blacklist",
     "gitfs_saltenv_whitelist",
     "hash_type",
+    "id",
     "include",
     "interface",
     "job_cache",
     "keys.cache_driver",
     "log_level",
     "log_level_logfile",
+    "master",
     "master_job_cache",
+    "master_pubkey_signature",
+    "master_sign_key_name",
+    "master_type",
+    "module_dirs",
+    "multimaster",
     "nodegroups",
     "peer",
     "peer_run",
@@ -69,11 +76,16 @@ PLAIN = (
     "top_file_merging_strategy",
     "transport",
     "user",
+    "worker_pools",
 )
 # Compared in lower case with each name on the way to a value.
 _SECRET = re.compile(r"pass|secret|token|credential|privkey|private|api_?key|bindpw|cert\b|pem\b")
+# Settings of the formula's own engines.
+_OURS = re.compile(r"engines:\d+:multimaster(_minion)?(:|$)")
 # user:password@ in an address.
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+# token=... in its query.
+_QUERY = re.compile(r"(?<=[?&])([^=&\s]*(?:pass|secret|token|key)[^=&\s]*=)[^&\s]+", re.IGNORECASE)
 HASHED = "hash:"
 
 
@@ -108,6 +120,8 @@ def shown(path: str, value: Any, key: bytes) -> Any:
         What the hash is keyed with: :func:`hash_key`.
     """
     option, _, rest = path.partition(":")
+    if value in ({}, []) or _OURS.match(path):
+        return value
     number = isinstance(value, (bool, int, float)) or value is None
     plain = option in PLAIN or (number and not rest)
     if not plain or _SECRET.search(rest.lower() if option in PLAIN else path.lower()):
@@ -116,8 +130,9 @@ def shown(path: str, value: Any, key: bytes) -> Any:
 
 
 def without_userinfo(text: str, key: bytes) -> str:
-    """Return a text with a keyed hash in place of every ``user:password@`` of an address."""
-    return _USERINFO.sub(lambda found: _hashed(found[0], key) + "@", text)
+    """Return a text with keyed hashes in place of an address's ``user:password@`` and tokens."""
+    text = _USERINFO.sub(lambda found: _hashed(found[0], key) + "@", text)
+    return _QUERY.sub(lambda found: found[1] + _hashed(found[0], key), text)
 
 
 def _hashed(text: str, key: bytes) -> str:
@@ -147,3 +162,44 @@ def differences(
             name: shown(path, side[path], key) for name, side in sides if path in side
         }
     return found
+
+
+def phrases(
+    there: Mapping[str, Any], here: Mapping[str, Any], key: bytes, words: str, most: int = 3
+) -> str:
+    """
+    Return in words how two sets of options differ, as shown.
+
+    words
+        A phrase with the fields ``path``, ``there`` and ``here``.
+    most
+        Differences that are named; of the rest there is the number.
+    """
+    found = differences(there, here, key)
+    named = [
+        words.format(path=path, there=_side(sides, "old"), here=_side(sides, "new"))
+        for path, sides in list(found.items())[:most]
+    ]
+    if len(found) > most:
+        named.append(f"{len(found) - most} more")
+    return ", ".join(named)
+
+
+def _side(sides: Mapping[str, Any], name: str) -> str:
+    return repr(sides[name]) if name in sides else "not there"
+
+
+def with_references(options: Any, declared: Any) -> Any:
+    """
+    Return options with ``sdb://`` references as declared, and not as Salt has resolved them.
+
+    declared
+        The same options as the files have them, less defaults.
+    """
+    if isinstance(declared, str) and declared.startswith("sdb://"):
+        return declared
+    if isinstance(options, Mapping) and isinstance(declared, Mapping):
+        return {name: with_references(value, declared.get(name)) for name, value in options.items()}
+    if isinstance(options, list) and isinstance(declared, list) and len(options) == len(declared):
+        return [with_references(*pair) for pair in zip(options, declared, strict=True)]
+    return options

@@ -76,6 +76,35 @@ PREFERRED = (
     "tcp_keepalive_cnt",
 )
 
+# Differ between hosts, or already say what the host's other files say: never in their way.
+KEPT = ("id", "engines", "module_dirs", "multimaster")
+# Names of master options that Salt 3008 does not know any more and ignores without a word.
+RENAMED = {
+    "client_acl": "publisher_acl",
+    "client_acl_blacklist": "publisher_acl_blacklist",
+    "event_publisher_pub_hwm": None,
+    "external_nodes": "master_tops, with ext_nodes",
+    "gitfs_env_blacklist": "gitfs_saltenv_blacklist",
+    "gitfs_env_whitelist": "gitfs_saltenv_whitelist",
+    "hgfs_env_blacklist": "hgfs_saltenv_blacklist",
+    "hgfs_env_whitelist": "hgfs_saltenv_whitelist",
+    "keep_jobs": "keep_jobs_seconds, in seconds and not in hours",
+    "pillar_gitfs_ssl_verify": "git_pillar_ssl_verify",
+    "salt_event_pub_hwm": None,
+    "search_index_interval": None,
+    "svnfs_env_blacklist": "svnfs_saltenv_blacklist",
+    "svnfs_env_whitelist": "svnfs_saltenv_whitelist",
+    "win_gitrepos": "winrepo_remotes",
+    "win_repo": "winrepo_dir",
+    "win_repo_mastercachefile": "winrepo_cachefile",
+}
+# Lists under ``master``, the options that name the files with them, and those files.
+AUTOSIGN = {
+    "autosign": ("autosign_file", "autosign.conf"),
+    "autoreject": ("autoreject_file", "autoreject.conf"),
+    "autosign_grains": ("autosign_grains_dir", "autosign_grains"),
+}
+
 # The files of the signing pair, and of its signature over the masters' public key.
 SIGNING_KEY = "master_sign"
 SIGNATURE = "master_pubkey_signature"
@@ -117,6 +146,9 @@ class Topology:
     roots: Mapping[str, Any] = field(default_factory=dict)
     master_config: Mapping[str, Any] = field(default_factory=dict)
     minion_config: Mapping[str, Any] = field(default_factory=dict)
+    master_override: tuple[str, ...] = ()
+    minion_override: tuple[str, ...] = ()
+    autosign: Mapping[str, Any] = field(default_factory=dict)
     replace_keypair: bool = False
     signing: bool = False
     minion_service: str = "salt-minion"
@@ -156,7 +188,9 @@ def parse(declaration: Any) -> Topology:
     for path, (supported, valid) in _VALUES.items():
         present, value = _lookup(declaration, path)
         if present and not valid(value):
-            refuse(path, value, supported)
+            # What was to be options may hold secrets: only what it is, then.
+            secret = path in ("master", "minion", "master:config", "minion:config") and value
+            refuse(path, type(value).__name__ if secret else value, supported)
 
     masters = _parse_masters(declaration.get("masters"), refuse)
     mode = declaration.get("mode", "hot")
@@ -179,10 +213,12 @@ def parse(declaration: Any) -> Topology:
             for option in sorted(set(config) & set(derived)):
                 refuse(
                     f"{role}:config:{option}",
-                    config[option],
+                    # A passphrase is not to be in the message.
+                    option if option == "signing_key_pass" else config[option],
                     "nothing here; the formula derives this option",
                 )
 
+    _check_parity(declaration, refuse)
     if declaration.get("signing") is True:
         _check_algorithms(declaration, refuse)
     _check_roots(declaration, refuse)
@@ -198,6 +234,13 @@ def parse(declaration: Any) -> Topology:
         roots=dict(declaration.get("roots") or {}),
         master_config=dict(declaration.get("master", {}).get("config") or {}),
         minion_config=dict(declaration.get("minion", {}).get("config") or {}),
+        master_override=tuple(_lookup(declaration, "master:override")[1] or ()),
+        minion_override=tuple(_lookup(declaration, "minion:override")[1] or ()),
+        autosign={
+            name: _lookup(declaration, f"master:{name}")[1]
+            for name in AUTOSIGN
+            if _lookup(declaration, f"master:{name}")[1]
+        },
         replace_keypair=declaration.get("replace_keypair", False),
         signing=declaration.get("signing", False),
         minion_service=declaration.get("minion", {}).get("service", "salt-minion"),
@@ -394,6 +437,7 @@ def master_options(
     extensions: str,
     existing: Mapping[str, Any],
     signs: bool = False,
+    autosign: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """
     Derive the content of a master's drop-in.
@@ -405,6 +449,8 @@ def master_options(
         main file's, so the engines and module directories found there are kept by naming them.
     signs
         Whether the signing pair is there to sign with.
+    autosign
+        The options that name the files of :func:`autosign_files`, with their paths.
     """
     config = topology.master_config
     # Written when false, too: the main file may say otherwise.
@@ -425,6 +471,7 @@ def master_options(
         "module_dirs": [*(path for path in directories if path != extensions), extensions],
         "engines": _with_engine(config, existing, "multimaster", {}),
         **signing,
+        **(autosign or {}),
         # For the engine and the runners, which have no pillar.
         "multimaster": {
             "mode": topology.mode,
@@ -520,6 +567,27 @@ def _is_below(path: str, directory: str) -> bool:
     return path.rstrip("/") == directory.rstrip("/") or path.startswith(directory.rstrip("/") + "/")
 
 
+def replacing(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those options of a drop-in that would replace what a host's other files say."""
+    return {option: value for option, value in options.items() if option not in KEPT}
+
+
+def autosign_files(topology: Topology) -> dict[str, str]:
+    """Return path -> content of the files that say whose keys a master accepts, or rejects."""
+    lists = {AUTOSIGN[name][1]: value for name, value in topology.autosign.items()}
+    grains = lists.pop(AUTOSIGN["autosign_grains"][1], {})
+    lists |= {f"{AUTOSIGN['autosign_grains'][1]}/{grain}": grains[grain] for grain in grains}
+    note = "# Written by the formula; the lists are in pillar, under multimaster:master.\n"
+    return {
+        path: note + "".join(f"{entry}\n" for entry in entries) for path, entries in lists.items()
+    }
+
+
+def autosign_options(topology: Topology, directory: str) -> dict[str, str]:
+    """Return the master options that name the files of :func:`autosign_files` in a directory."""
+    return {AUTOSIGN[name][0]: f"{directory}/{AUTOSIGN[name][1]}" for name in topology.autosign}
+
+
 def is_name(address: str) -> bool:
     """Tell whether an address is a name, which has to be resolved, and not an IP address."""
     try:
@@ -565,6 +633,8 @@ _BY_ROOTS = {
     "git": ("gitfs_provider", "gitfs_remotes", "git_pillar_provider"),
     "shared": SHARED_OPTIONS,
 }
+# Derived from ``roots`` as well, after what ``master:config`` says of them.
+_WITH_ROOTS = {"git": ("fileserver_backend", "ext_pillar")}
 
 
 def _check_roots(declaration: Mapping[str, Any], refuse: Refuse) -> None:
@@ -660,6 +730,50 @@ def _is_environments(value: Any) -> bool:
     )
 
 
+def _check_parity(declaration: Mapping[str, Any], refuse: Refuse) -> None:
+    """Refuse options that Salt would ignore, two sources for one, and overrides of nothing."""
+    config = _lookup(declaration, "master:config")[1]
+    config = config if isinstance(config, Mapping) else {}
+    for option in sorted(set(config) & set(RENAMED)):
+        new = RENAMED[option]
+        refuse(
+            f"master:config:{option}",
+            option,
+            f"its new name, {new}" if new else "nothing; Salt has this option no longer",
+        )
+    roots = declaration.get("roots")
+    derived = {"master_sign_pubkey"}
+    for way in roots if isinstance(roots, Mapping) else ():
+        derived |= {*_BY_ROOTS.get(way, ()), *_WITH_ROOTS.get(way, ())}
+    if declaration.get("signing") is True:
+        derived |= {
+            "master_sign_key_name",
+            "master_use_pubkey_signature",
+            "master_pubkey_signature",
+        }
+    for name, (option, _) in AUTOSIGN.items():
+        if not _lookup(declaration, f"master:{name}")[1]:
+            continue
+        derived.add(option)
+        if option in config:
+            refuse(
+                f"master:config:{option}",
+                config[option],
+                f"nothing here beside master:{name}, from which the formula derives it",
+            )
+    for role in ("master", "minion"):
+        override = _lookup(declaration, f"{role}:override")[1]
+        if not _is_names(override):
+            continue
+        options = _lookup(declaration, f"{role}:config")[1]
+        there = {str(option) for option in options} if isinstance(options, Mapping) else set()
+        known = sorted((there | (derived if role == "master" else set())) - set(KEPT))
+        for option in override:
+            if option not in known:
+                supported = ", ".join(known) or f"nothing, as {role}:config is empty"
+                refuse(f"{role}:override", option, f"options that the formula sets: {supported}")
+
+
 def _parse_masters(value: Any, refuse: Refuse) -> tuple[Master, ...]:
     """Check the list of masters entry by entry; duplicates of an id or address are refused."""
     supported = "a non-empty list of {id: MINION-ID, address: ADDRESS}"
@@ -727,6 +841,32 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
+
+
+def _is_entry(value: Any) -> bool:
+    """Tell whether Salt would read a line of an autosign file as what it was meant to be."""
+    text = str(value)
+    if isinstance(value, str):
+        return bool(text) and text == text.strip() and text[0] != "#" and len(text.split("\n")) == 1
+    return isinstance(value, (bool, int, float))
+
+
+def _is_globs(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(e, str) and _is_entry(e) for e in value)
+
+
+def _is_grains(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(grain, str)
+        and _ID.fullmatch(grain)
+        and isinstance(entries, list)
+        and all(map(_is_entry, entries))
+        for grain, entries in value.items()
+    )
+
+
 def _is_mapping(value: Any) -> bool:
     return isinstance(value, Mapping)
 
@@ -744,6 +884,8 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "word": ("a name without spaces and quotes", _is_word),
     "mapping": ("a mapping", _is_mapping),
     "path": ("an absolute path without spaces and quotes", _is_path),
+    "names": ("a list of option names", _is_names),
+    "globs": ("a list of minion ids, globs or regular expressions", _is_globs),
 }
 
 # The keys that a declaration may have, and what each value must be.
@@ -760,8 +902,14 @@ _SHAPE: dict[str, Any] = {
         "shared": {"mounts": None, "file_roots": None, "pillar_roots": None},
     },
     "install": {"method": None, "add_repository": None, "repository": None},
-    "master": {"package": None, "service": None, "config": None},
-    "minion": {"service": None, "config": None},
+    "master": {
+        "package": None,
+        "service": None,
+        "config": None,
+        "override": None,
+        **dict.fromkeys(AUTOSIGN),
+    },
+    "minion": {"service": None, "config": None, "override": None},
     "deploy": {"batch": None, "clocks": None, "disk": None, "timeout": None},
     "restart_timeout": None,
     "config_dir": None,
@@ -801,12 +949,17 @@ _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "master:package": _KINDS["word"],
     "master:service": _KINDS["word"],
     "master:config": _KINDS["mapping"],
+    "master:override": _KINDS["names"],
+    "master:autosign": _KINDS["globs"],
+    "master:autoreject": _KINDS["globs"],
+    "master:autosign_grains": ("a mapping of grain -> list of values", _is_grains),
     # Extended by the formula.
     "master:config:engines": ("a list or a mapping", lambda value: isinstance(value, (list, dict))),
     "master:config:module_dirs": ("a list", lambda value: isinstance(value, list)),
     "minion": _KINDS["mapping"],
     "minion:service": _KINDS["word"],
     "minion:config": _KINDS["mapping"],
+    "minion:override": _KINDS["names"],
     # Extended by the formula, like the master's.
     "minion:config:engines": ("a list or a mapping", lambda value: isinstance(value, (list, dict))),
     "deploy": _KINDS["mapping"],

@@ -48,6 +48,7 @@ multimaster-clean-master-files:
   file.absent:
     - names:
       - {{ master_drop_in }}
+      - {{ config_dir }}/multimaster
       - {{ extension_dir }}
     - require:
       - sls: multimaster.modules

@@ -60,6 +60,15 @@ multimaster-extensions:
     - require:
       - multimaster: multimaster-keypair
 
+# Before the configuration that names them.
+multimaster-autosign:
+  multimaster.autosign:
+    - name: {{ config_dir }}/multimaster
+    - declaration: {{ multimaster | json }}
+    - config_dir: {{ config_dir }}
+    - require:
+      - multimaster: multimaster-keypair
+
 multimaster-master-config:
   multimaster.master_config:
     - name: {{ drop_in }}
@@ -68,6 +77,7 @@ multimaster-master-config:
     - extension_dir: {{ extension_dir }}
     - require:
       - multimaster: multimaster-signing
+      - multimaster: multimaster-autosign
 
 {%- if install.method == 'pkg' %}
 multimaster-master-released:

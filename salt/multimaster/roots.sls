@@ -8,7 +8,7 @@ include:
 
 multimaster-credentials:
   multimaster.credentials:
-    - name: {{ config_dir }}/multimaster
+    - name: {{ config_dir }}/multimaster.credentials
     - config_dir: {{ config_dir }}
     - require:
       - multimaster: multimaster-declaration

@@ -32,6 +32,7 @@ def test_a_difference_is_named_down_to_the_leaf(options):
         {"gitfs_password": WORD},
         {"gitfs_remotes": [{f"https://me:{WORD}@example.com/a.git": []}]},
         {"gitfs_remotes": [f"https://me:{WORD}@example.com/a.git"]},
+        {"gitfs_remotes": [f"https://example.com/a.git?x=1&private_token={WORD}&y=2"]},
         {"gitfs_remotes": [{"https://example.com/a.git": [{"password": WORD}]}]},
         {"schedule": {"job": {"function": "x.y", "kwargs": {"word": WORD}}}},
         {"custom": {"pin": WORD}},
@@ -53,3 +54,38 @@ def test_a_hash_says_nothing_without_the_key_of_the_masters(options):
 
 def test_equal_options_have_no_difference(options):
     assert options.differences({"a": [], "b": {}}, {"a": [], "b": {}}, KEY) == {}
+
+
+def test_what_the_formula_itself_sets_is_shown(options):
+    ours = {
+        "id": "saltm1",
+        "module_dirs": ["/ext"],
+        "engines": ["one", {"multimaster": {}}, {"multimaster_minion": {"masters": ["192.0.2.1"]}}],
+        "multimaster": {"masters": [{"id": "saltm1", "address": "192.0.2.1"}]},
+    }
+    shown = {path: sides["new"] for path, sides in options.differences({}, ours, KEY).items()}
+    # Anybody's engine but ours.
+    assert shown.pop("engines:0").startswith(options.HASHED)
+    assert shown == {path: value for path, value in options.leaves(ours).items() if path in shown}
+    assert not any(str(value).startswith(options.HASHED) for value in shown.values())
+
+
+def test_differences_in_words_are_few(options):
+    here = {"nodegroups": dict.fromkeys("abcde", "x")}
+    words = options.phrases({}, here, KEY, "{path} is {there} there and {here} here")
+    assert words.count("is not there there and 'x' here") == 3
+    assert words.endswith(", 2 more")
+
+
+@pytest.mark.parametrize(
+    ("resolved", "declared", "expected"),
+    [
+        ({"a": WORD}, {"a": "sdb://x/y"}, {"a": "sdb://x/y"}),
+        ({"a": ["b", {"c": WORD}]}, {"a": ["b", {"c": "sdb://x"}]}, {"a": ["b", {"c": "sdb://x"}]}),
+        ({"a": 1, "default": 2}, {"a": 1}, {"a": 1, "default": 2}),
+        # Something that Salt has made of it.
+        ({"a": ["b"]}, {"a": "b"}, {"a": ["b"]}),
+    ],
+)
+def test_a_reference_stays_one(options, resolved, declared, expected):
+    assert options.with_references(resolved, declared) == expected

@@ -215,7 +215,7 @@ class TestCredentials:
         )
 
     def test_are_for_the_master_alone_and_written_once(self, host):
-        path = host.config_dir / "multimaster/deploy"
+        path = host.config_dir / "multimaster.credentials/deploy"
         would = self.write(host, {"deploy": "WORD"}, test=True)
         assert (would.result, path.exists()) == (None, False)
         did = self.write(host, {"deploy": "WORD"})
@@ -226,7 +226,7 @@ class TestCredentials:
 
     def test_that_others_can_read_are_written_again(self, host):
         self.write(host, {"deploy": "WORD"})
-        path = host.config_dir / "multimaster/deploy"
+        path = host.config_dir / "multimaster.credentials/deploy"
         path.chmod(0o644)
         assert self.write(host, {"deploy": "WORD"}).changes == {"deploy": "written"}
         assert path.stat().st_mode & 0o777 == 0o600

@@ -17,6 +17,8 @@ DEFAULTS = Path(__file__).parents[2] / "salt/multimaster/defaults.yaml"
 MASTERS = [{"id": f"saltm{number}", "address": f"192.0.2.{number}"} for number in range(1, 6)]
 TOP_KEYS = ", ".join(topology._SHAPE)
 ONE_MASTER = "a non-empty list of {id: MINION-ID, address: ADDRESS}"
+GLOBS = "a list of minion ids, globs or regular expressions"
+GRAINS = "a mapping of grain -> list of values"
 BATCH = "a number of minions, or a percentage like 25%"
 SECONDS = "a number of seconds, 0 or more"
 INTERVAL = "a whole number of seconds, 1 or more"
@@ -99,14 +101,14 @@ REFUSED = [
         declare(master={"pkg": "x"}),
         "master:pkg",
         "pkg",
-        "package, service, config",
+        "package, service, config, override, autosign, autoreject, autosign_grains",
     ),
     refused(
         "unknown key in minion",
         declare(minion={"package": "x"}),
         "minion:package",
         "package",
-        "service, config",
+        "service, config, override",
     ),
     refused(
         "unknown failover option",
@@ -170,13 +172,25 @@ REFUSED = [
     value("master as a list", "master", [], "a mapping"),
     value("master's package that is nothing", "master:package", None, NAME),
     value("master's service as a list", "master:service", ["salt-master"], NAME),
-    value("master's config as a list", "master:config", [{"a": 1}], "a mapping"),
+    refused(
+        "master's config as a list, which may hold a secret",
+        declare(master={"config": [{"a": 1}]}),
+        "master:config",
+        "list",
+        "a mapping",
+    ),
     value("engines as a string", "master:config:engines", "reactor", "a list or a mapping"),
     value("module_dirs as a string", "master:config:module_dirs", "/srv", "a list"),
     value("minion as nothing", "minion", None, "a mapping"),
     value("minion's service without a name", "minion:service", "", NAME),
     value("minion's service that is YAML", "minion:service", "a: b", NAME),
-    value("minion's config as a string", "minion:config", "x", "a mapping"),
+    refused(
+        "minion's config as a string, which may be a secret",
+        declare(minion={"config": "x"}),
+        "minion:config",
+        "str",
+        "a mapping",
+    ),
     value("negative restart_timeout", "restart_timeout", -1, SECONDS),
     value("boolean where a number belongs", "restart_timeout", True, SECONDS),
     value("restart_timeout as a string", "restart_timeout", "60", SECONDS),
@@ -204,7 +218,81 @@ REFUSED = [
     value("no time for a cut-over", "cutover:timeout", 0, "a whole number, 1 or more"),
     option("number as random_master", "random_master", 1, "true or false"),
     option("string as random_master", "random_master", "on", "true or false"),
+    *(
+        value(f"override {bad!r}", "master:override", bad, "a list of option names")
+        for bad in ("worker_threads", {"worker_threads": True}, [5], [""], None)
+    ),
+    *(
+        value(f"{name} {bad!r}", f"master:{name}", bad, GLOBS)
+        for name in ("autosign", "autoreject")
+        for bad in ("web*", [5], [""], [" web*"], ["a\nb"], ["# all"], {"web*": 1}, None)
+    ),
+    *(
+        value(f"grains {bad!r}", "master:autosign_grains", bad, GRAINS)
+        for bad in (
+            ["room"],
+            {"room": "b12"},
+            {"a/b": ["x"]},
+            {"..": ["x"]},
+            {5: ["x"]},
+            {"room": [["x"]]},
+            {"room": ["#x"]},
+            None,
+        )
+    ),
     # Contradictions
+    *(
+        refused(
+            f"master option {old} of former times",
+            declare(master={"config": {old: {}}}),
+            f"master:config:{old}",
+            old,
+            f"its new name, {new}" if new else "nothing; Salt has this option no longer",
+        )
+        for old, new in topology.RENAMED.items()
+    ),
+    *(
+        refused(
+            f"{option} by hand beside {name}",
+            declare(master={name: lists, "config": {option: "/x"}}),
+            f"master:config:{option}",
+            "/x",
+            f"nothing here beside master:{name}, from which the formula derives it",
+        )
+        for name, option, lists in (
+            ("autosign", "autosign_file", ["web*"]),
+            ("autoreject", "autoreject_file", ["web*"]),
+            ("autosign_grains", "autosign_grains_dir", {"room": ["x"]}),
+        )
+    ),
+    refused(
+        "override of an option that is not set",
+        declare(master={"config": {"timeout": 5}, "override": ["timeout", "peer"]}),
+        "master:override",
+        "peer",
+        "options that the formula sets: master_sign_pubkey, timeout",
+    ),
+    refused(
+        "override of an autosign file without a list",
+        declare(master={"override": ["autosign_file"]}),
+        "master:override",
+        "autosign_file",
+        "options that the formula sets: master_sign_pubkey",
+    ),
+    refused(
+        "override of an option that is never in the way",
+        declare(master={"config": {"engines": ["x"]}, "override": ["engines"]}),
+        "master:override",
+        "engines",
+        "options that the formula sets: master_sign_pubkey",
+    ),
+    refused(
+        "override of a minion's derived option",
+        declare(minion={"override": ["master_type"]}),
+        "minion:override",
+        "master_type",
+        "options that the formula sets: nothing, as minion:config is empty",
+    ),
     refused(
         "failover options with mode hot",
         declare(mode="hot", failover={"random_master": True}),
@@ -255,10 +343,50 @@ def test_one_mistake_is_reported_once(declaration, finding):
 )
 def test_refuses_a_derived_option_set_by_hand(role, name):
     declaration = declare(**{role: {"config": {name: "mine"}}})
+    # A passphrase is a secret.
+    got = name if name == "signing_key_pass" else "mine"
     assert findings(declaration) == [
-        f"{role}:config:{name}: got 'mine'; "
+        f"{role}:config:{name}: got {got!r}; "
         "supported: nothing here; the formula derives this option"
     ]
+
+
+def test_an_override_is_one_of_an_option_that_is_set():
+    settings = {
+        "config": {"timeout": 9},
+        "autosign": ["web*"],
+        "override": ["timeout", "master_sign_pubkey", "autosign_file", "master_sign_key_name"],
+    }
+    parsed = topology.parse(declare(signing=True, master=settings))
+    options = topology.master_options(
+        parsed, "saltm1", "/ext", {}, True, topology.autosign_options(parsed, "/etc/salt/x")
+    )
+    assert set(parsed.master_override) <= set(topology.replacing(options))
+    assert options["autosign_file"] == "/etc/salt/x/autosign.conf"
+
+
+def test_every_option_that_may_be_in_the_way_can_be_overridden():
+    settings = {
+        "config": {"timeout": 9},
+        "autosign": ["web*"],
+        "autoreject": ["db*"],
+        "autosign_grains": {"room": ["b12"]},
+    }
+    parsed = topology.parse(declare(signing=True, master=settings))
+    named = topology.autosign_options(parsed, "/etc/salt/x")
+    options = topology.master_options(parsed, "saltm1", "/ext", {}, True, named)
+    settings["override"] = sorted(topology.replacing(options))
+    assert topology.parse(declare(signing=True, master=settings))
+
+
+def test_autosign_files_have_an_entry_in_each_line():
+    settings = {"autosign": ["web*", "db1"], "autosign_grains": {"room": ["b12", 7, False]}}
+    files = topology.autosign_files(topology.parse(declare(master=settings)))
+    lines = {path: text.splitlines()[1:] for path, text in files.items()}
+    assert lines == {
+        "autosign.conf": ["web*", "db1"],
+        "autosign_grains/room": ["b12", "7", "False"],
+    }
 
 
 @pytest.mark.parametrize("mode", topology.MODES)
@@ -355,7 +483,7 @@ def test_every_setting_has_a_default():
     def keys(shape, prefix=""):
         for key, inner in shape.items():
             yield f"{prefix}{key}"
-            if isinstance(inner, dict) and key != "failover":
+            if isinstance(inner, dict) and key not in ("failover", "roots"):
                 yield from keys(inner, f"{prefix}{key}:")
 
     defaults = yaml.safe_load(DEFAULTS.read_text())
