@@ -43,7 +43,7 @@ __func_alias__ = {"list_masters": "masters"}
 # Custom code that has to be the file server's, or the states would run with an older version's.
 SYNCED = {
     "engines": ("multimaster_minion.py",),
-    "modules": ("multimaster.py", "multimaster_orch.py"),
+    "modules": ("multimaster.py", "multimaster_orch.py", "multimaster_roots.py"),
     "states": ("multimaster.py",),
     "utils": (
         "multimaster_cutover.py",
@@ -52,6 +52,8 @@ SYNCED = {
         "multimaster_ledger.py",
         "multimaster_listener.py",
         "multimaster_restart.py",
+        "multimaster_roots.py",
+        "multimaster_seal.py",
         "multimaster_signing.py",
         "multimaster_topology.py",
     ),

@@ -17,6 +17,8 @@ from typing import Any
 
 MODES = ("hot", "failover")
 METHODS = ("none", "pkg")
+# How file and pillar roots can be kept equal.
+WAYS = ("replicate",)
 
 # Salt's options for failover, each with the test that its value must pass.
 FAILOVER = {
@@ -83,6 +85,10 @@ _NAME = re.compile(
     r"(?=.{1,253}$)(?!.*[^.]{64})[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_-]+)*"
 )
 
+# An environment of file or pillar roots, and a directory of one.
+_ENVIRONMENT = re.compile(r"(?!\.)[\w.-]+")
+_ROOT = re.compile(r"/[^*?\[\]\0\n]*")
+
 # Names and paths that stand in states as they are.
 _WORD = re.compile(r"[\w./@+~-]+")
 
@@ -104,6 +110,15 @@ class Master:
 
 
 @dataclass(frozen=True)
+class Replicate:
+    """Roots that one master has and the others follow: its id, and Salt's options of that name."""
+
+    source: str
+    file_roots: Mapping[str, list[str]] = field(default_factory=dict)
+    pillar_roots: Mapping[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Topology:
     """A checked declaration."""
 
@@ -118,6 +133,7 @@ class Topology:
     signing: bool = False
     minion_service: str = "salt-minion"
     restart_timeout: float = 600
+    roots: Replicate | None = None
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -182,6 +198,7 @@ def parse(declaration: Any) -> Topology:
 
     if declaration.get("signing") is True:
         _check_algorithms(declaration, refuse)
+    roots = _parse_roots(declaration, masters, refuse)
 
     if findings:
         raise TopologyError(findings)
@@ -197,6 +214,7 @@ def parse(declaration: Any) -> Topology:
         signing=declaration.get("signing", False),
         minion_service=declaration.get("minion", {}).get("service", "salt-minion"),
         restart_timeout=declaration.get("restart_timeout", 600),
+        roots=roots,
     )
 
 
@@ -408,7 +426,7 @@ def master_options(
             "master_pubkey_signature": SIGNATURE,
         }
     directories = config.get("module_dirs", existing.get("module_dirs")) or []
-    return {
+    options = {
         **config,
         # The live key pair is named after the id; the default depends on the host's name.
         "id": master_id,
@@ -420,6 +438,41 @@ def master_options(
             "mode": topology.mode,
             "masters": [{"id": m.id, "address": m.address} for m in topology.masters],
         },
+    }
+    if topology.roots:
+        _replicate(options, topology.roots, config, existing)
+    return options
+
+
+def _replicate(
+    options: dict[str, Any],
+    roots: Replicate,
+    config: Mapping[str, Any],
+    existing: Mapping[str, Any],
+) -> None:
+    """Have a master serve replicated roots, and no directories of its own."""
+    others = config.get("fileserver_backend", existing.get("fileserver_backend")) or []
+    if "fileserver_backend" not in config:
+        # Salt's default; the directories that it would serve are this master's alone.
+        others = [backend for backend in others if backend != "roots"]
+    pillars = config.get("ext_pillar", existing.get("ext_pillar")) or []
+    pillars = [entry for entry in pillars if "multimaster_roots" not in entry]
+    ours: list[Any] = [{"multimaster_roots": []}]
+    # As pillar_roots come before or after external pillars.
+    last = config.get("ext_pillar_first", existing.get("ext_pillar_first", False))
+    options |= {
+        "file_roots": {"base": []},
+        "pillar_roots": {"base": []},
+        "fileserver_backend": ["multimaster", *(b for b in others if b != "multimaster")],
+        "ext_pillar": [*pillars, *ours] if last else [*ours, *pillars],
+        "engines": _with_engine({"engines": options["engines"]}, {}, "multimaster_roots", {}),
+    }
+    options["multimaster"]["roots"] = {
+        "replicate": {
+            "source": roots.source,
+            "file_roots": {name: list(paths) for name, paths in roots.file_roots.items()},
+            "pillar_roots": {name: list(paths) for name, paths in roots.pillar_roots.items()},
+        }
     }
 
 
@@ -460,6 +513,54 @@ def _check_algorithms(declaration: Mapping[str, Any], refuse: Refuse) -> None:
             expected,
             f"with signing: true the same as master:config:publish_signing_algorithm, {made!r}",
         )
+
+
+def _parse_roots(
+    declaration: Mapping[str, Any], masters: tuple[Master, ...], refuse: Refuse
+) -> Replicate | None:
+    """Check how the roots are kept equal, if the declaration says so."""
+    declared = declaration.get("roots")
+    if not isinstance(declared, Mapping) or not declared:
+        return None
+    if len(declared) != 1:
+        refuse("roots", sorted(map(str, declared)), f"exactly one of {', '.join(WAYS)}")
+    replicate = declared.get("replicate")
+    if not isinstance(replicate, Mapping):
+        return None
+    source = replicate.get("source")
+    if source not in [master.id for master in masters]:
+        supported = ", ".join(master.id for master in masters) or "the id of a declared master"
+        refuse("roots:replicate:source", source, supported)
+    roots: dict[str, Mapping[str, list[str]]] = {}
+    for kind in ("file_roots", "pillar_roots"):
+        value = replicate.get(kind)
+        if value is not None and not _is_roots(value):
+            refuse(
+                f"roots:replicate:{kind}",
+                value,
+                "a mapping of environments, named with letters, digits and ._-, to lists of "
+                "absolute paths without wildcards",
+            )
+        elif value:
+            roots[kind] = value
+        present, other = _lookup(declaration, f"master:config:{kind}")
+        if present:
+            refuse(f"master:config:{kind}", other, "nothing here with roots: replicate")
+    if not (replicate.get("file_roots") or replicate.get("pillar_roots")):
+        refuse("roots:replicate", sorted(map(str, replicate)), "file_roots, pillar_roots or both")
+    return Replicate(str(source), **roots)
+
+
+def _is_roots(value: Any) -> bool:
+    """Tell whether a value is one that file_roots may have, with directories to be copied."""
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str)
+        and _ENVIRONMENT.fullmatch(name)
+        and name != "__env__"
+        and isinstance(paths, list)
+        and all(isinstance(p, str) and _ROOT.fullmatch(p) and ".." not in p for p in paths)
+        for name, paths in value.items()
+    )
 
 
 def _parse_masters(value: Any, refuse: Refuse) -> tuple[Master, ...]:
@@ -556,6 +657,7 @@ _SHAPE: dict[str, Any] = {
     "install": {"method": None, "add_repository": None, "repository": None},
     "master": {"package": None, "service": None, "config": None},
     "minion": {"service": None, "config": None},
+    "roots": {"replicate": {"source": None, "file_roots": None, "pillar_roots": None}},
     "deploy": {"batch": None, "clocks": None, "disk": None, "timeout": None},
     "restart_timeout": None,
     "config_dir": None,
@@ -589,6 +691,10 @@ _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "minion:config": _KINDS["mapping"],
     # Extended by the formula, like the master's.
     "minion:config:engines": ("a list or a mapping", lambda value: isinstance(value, (list, dict))),
+    "master:config:ext_pillar": ("a list", lambda value: isinstance(value, list)),
+    "master:config:fileserver_backend": ("a list", lambda value: isinstance(value, list)),
+    "roots": _KINDS["mapping"],
+    "roots:replicate": _KINDS["mapping"],
     "deploy": _KINDS["mapping"],
     "deploy:batch": ("a number of minions, or a percentage like 25%", _is_batch),
     "deploy:clocks": _KINDS["seconds"],
