@@ -76,7 +76,7 @@ def pack(head: Mapping[str, Any], pieces: Iterable[Piece]) -> bytes:
     body = zlib.compressobj()
     told: list[tuple[str, int, int]] = []
     packed: list[bytes] = []
-    size = total = 0
+    size, total = len(zlib.compress(json.dumps(head).encode())), 0
     for piece in pieces:
         packed.append(body.compress(piece.data) + body.flush(zlib.Z_SYNC_FLUSH))
         told.append((piece.sha256, piece.offset, len(piece.data)))
