@@ -515,6 +515,7 @@ class _Follower(_Engine):
         manifest = self.manifest
         self._forget()
         self.switched(self.store.build(manifest))
+        self._pause()
 
     def _forget(self):
         self.wanted = self.manifest = None

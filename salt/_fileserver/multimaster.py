@@ -7,7 +7,6 @@ one that was the newest when it began.  See docs/roots-replicate.md.
 
 import logging
 import os
-import threading
 import time
 
 import salt.fileserver
@@ -20,11 +19,12 @@ log = logging.getLogger(__name__)
 
 __virtualname__ = "multimaster"
 
-# Of this process: the store, and the pin of requests that name no minion, as those of a runner.
-MINE = {}
-# The last listing, which a run asks for again and again; a worker has several threads.
+# Stores by directory, and by process the pin of requests that name no minion, as those of a runner:
+# kept when another loader of this process loads this file again.
+STORES = globals().get("STORES", {})
+PINS = globals().get("PINS", {})
+# The last listing, which a run asks for again and again.
 LISTED = {}
-LOCK = threading.Lock()
 
 
 def __virtual__():
@@ -157,8 +157,11 @@ def _listed(load, kind):
     """Return path -> entry of all that an environment has, less what is ignored."""
     saltenv = load["saltenv"]
     name = _pinned(load, kind, saltenv)
-    if LISTED.get("key") != (name, saltenv):
-        manifest, entries = _store().manifest(name), {}
+    store = _store()
+    key = (store.directory, name, saltenv)
+    last, entries = LISTED.get("last", (None, None))
+    if last != key:
+        manifest, entries = store.manifest(name), {}
         for number in range(manifest.environments("file_roots").get(saltenv, 0)):
             # The first directory that has a path wins.
             entries = {**manifest.below(f"file_roots/{saltenv}/{number}").entries, **entries}
@@ -167,13 +170,8 @@ def _listed(load, kind):
             for path, entry in entries.items()
             if not salt.fileserver.is_file_ignored(__opts__, path)
         }
-        with LOCK:
-            LISTED.update(key=(name, saltenv), entries=entries)
-        return entries
-    with LOCK:
-        if LISTED["key"] == (name, saltenv):
-            return LISTED["entries"]
-    return _listed(load, "other")
+        LISTED["last"] = (key, entries)
+    return entries
 
 
 def _listing(load):
@@ -211,14 +209,14 @@ def _pinned(load, kind, saltenv):
     minion_id, now = load.get("id"), time.time()
     known = isinstance(minion_id, str) and salt.utils.verify.valid_id(__opts__, minion_id)
     pins = __utils__["multimaster_roots.pins"](store.directory)
-    pin = pins.get(minion_id) if known else MINE.get("pin")
+    pin = pins.get(minion_id) if known else PINS.get(os.getpid())
     if pin and not os.path.isdir(store.tree(pin.tree)):
         pin = None
     pin = __utils__["multimaster_roots.pinned"](pin, kind, saltenv, current, now)
     if known:
         pins.put(minion_id, pin)
     else:
-        MINE["pin"] = pin
+        PINS[os.getpid()] = pin
     return pin.tree
 
 
@@ -236,7 +234,7 @@ def _roots(store, name, saltenv, index):
 
 
 def _store():
-    if "store" not in MINE:
-        directory = os.path.join(__opts__["cachedir"], "multimaster", "roots")
-        MINE["store"] = __utils__["multimaster_roots.store"](directory)
-    return MINE["store"]
+    directory = os.path.join(__opts__["cachedir"], "multimaster", "roots")
+    if directory not in STORES:
+        STORES[directory] = __utils__["multimaster_roots.store"](directory)
+    return STORES[directory]

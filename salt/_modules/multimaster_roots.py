@@ -45,7 +45,6 @@ def pull(asker, nonce, question):
     """
     opts = _master_opts()
     pem = _master_key(opts)
-    sealed = {"pem": pem, "nonce": str(nonce)}
     try:
         raw = __utils__["multimaster_seal.open_sealed"](
             question, pem, nonce, "question", asker, __opts__["id"]
@@ -58,7 +57,7 @@ def pull(asker, nonce, question):
             head, pieces = _look(store, asked)
         message = __utils__["multimaster_seal.pack"](head, pieces)
         return __utils__["multimaster_seal.seal"](
-            message, sealed["pem"], sealed["nonce"], "answer", __opts__["id"], asker
+            message, pem, nonce, "answer", __opts__["id"], asker
         )
     except ValueError as err:
         raise CommandExecutionError(f"the question of {asker}: {err}") from err
@@ -123,6 +122,7 @@ def _look(store, asked):
         return {"digest": None}, ()
     manifest = store.manifest(name)
     head = {"digest": manifest.digest}
+    contents = __utils__["multimaster_roots.contents"]
     if asked.get("have") == manifest.digest:
         return head, ()
     old = store.find(asked["have"]) if asked.get("have") else None
@@ -131,9 +131,9 @@ def _look(store, asked):
         change = __utils__["multimaster_roots.delta"](known, manifest)
         if len(zlib.compress(json.dumps(change).encode())) <= LARGEST_DELTA:
             wanted = [(s, 0) for s in sorted(set(manifest.contents) - set(known.contents))]
-            return {**head, "delta": change}, _contents(store, name, manifest, wanted)
+            return {**head, "delta": change}, contents(store, name, wanted)
     size = len(manifest.text.encode())
-    return {**head, "size": size}, _contents(store, name, manifest, [(manifest.digest, 0)])
+    return {**head, "size": size}, contents(store, name, [(manifest.digest, 0)])
 
 
 def _pieces(store, asked):
@@ -141,26 +141,7 @@ def _pieces(store, asked):
     name = store.find(asked["digest"])
     if name is None:
         return {"gone": True}, ()
-    manifest = store.manifest(name)
-    return {"gone": False}, _contents(store, name, manifest, asked["wanted"])
-
-
-def _contents(store, name, manifest, wanted):
-    """Yield the pieces of contents; what is no longer what it was is left out."""
-    paths = {entry.sha256: path for path, entry in manifest.entries.items() if entry}
-    index = store.index(name)
-    cut = __utils__["multimaster_seal.cut"]
-    for sha256, offset in wanted:
-        if sha256 == manifest.digest:
-            text = manifest.text.encode()
-            yield from cut(sha256, len(text), offset, lambda at, n, text=text: text[at : at + n])
-        elif sha256 in paths:
-            path = paths[sha256]
-            handle = store.open_file(name, path, index.get(path))
-            if handle is not None:
-                with handle:
-                    read = __utils__["multimaster_roots.reader"](handle)
-                    yield from cut(sha256, manifest.entries[path].size, offset, read)
+    return {"gone": False}, __utils__["multimaster_roots.contents"](store, name, asked["wanted"])
 
 
 def _master_opts():

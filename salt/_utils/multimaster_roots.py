@@ -12,6 +12,7 @@ docs/roots-replicate.md.
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -19,7 +20,7 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, BinaryIO, NamedTuple
@@ -42,6 +43,9 @@ OPENING = 30
 SOON = 3
 AT_ONCE = 0.5
 LISTED = 5
+
+# Bytes of a file that travel together.
+PIECE = 64 * 1024
 
 _CHUNK = 1 << 20
 # Snapshots that are searched for a content, and that are kept in memory.
@@ -900,14 +904,31 @@ def stamp(moment: float) -> str:
     return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(moment))
 
 
-def reader(handle: BinaryIO) -> Callable[[int, int], bytes]:
-    """Return what reads from a place in a file."""
+def contents(
+    store: Store, name: str, wanted: Iterable[tuple[str, int]]
+) -> Iterator[tuple[str, int, bytes]]:
+    """
+    Yield pieces of the contents of a snapshot: hash, place and bytes.
 
-    def read(offset: int, length: int) -> bytes:
-        handle.seek(offset)
-        return handle.read(length)
+    wanted
+        Hashes, each with the place to begin at.  The hash of the manifest's text is one, too.
 
-    return read
+    A content that is no longer what was written there is left out.
+    """
+    manifest, index = store.manifest(name), store.index(name)
+    paths = {entry.sha256: path for path, entry in manifest.entries.items() if entry}
+    for sha256, offset in wanted:
+        handle: BinaryIO | None = None
+        if sha256 == manifest.digest:
+            handle = io.BytesIO(manifest.text.encode())
+        elif sha256 in paths:
+            handle = store.open_file(name, paths[sha256], index.get(paths[sha256]))
+        if handle is not None:
+            with handle:
+                handle.seek(offset)
+                while data := handle.read(PIECE):
+                    yield sha256, offset, data
+                    offset += len(data)
 
 
 def _look(status: os.stat_result) -> list[int]:

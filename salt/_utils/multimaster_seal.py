@@ -14,7 +14,7 @@ import binascii
 import json
 import secrets
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from cryptography.exceptions import InvalidTag
@@ -22,9 +22,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-# Bytes of one piece of a file; of all pieces in a message, compressed and not.  With the largest
-# piece that is still added, and in base64, less than 700 KiB; an event of Salt's holds 1 MiB.
-PIECE = 64 * 1024
+# Bytes of all pieces in a message, compressed and not.  With the largest piece that is still added,
+# and in base64, less than 700 KiB; an event of Salt's holds 1 MiB.
 PACKED = 440 * 1024
 UNPACKED = 16 * 1024 * 1024
 _VERSION = b"multimaster sealed 1\0"
@@ -71,17 +70,21 @@ def open_sealed(sealed: Any, pem: str, nonce: str, *context: str) -> bytes:
         raise SealError("it is not sealed with the masters' key for this question") from err
 
 
-def pack(head: Mapping[str, Any], pieces: Iterable[Piece]) -> bytes:
-    """Return a message of a mapping and of as many of the pieces as one may hold."""
+def pack(head: Mapping[str, Any], pieces: Iterable[tuple[str, int, bytes]]) -> bytes:
+    """
+    Return a message of a mapping and of as many of the pieces as one may hold.
+
+    A piece is what :class:`Piece` says, and of 64 KiB at most.
+    """
     body = zlib.compressobj()
     told: list[tuple[str, int, int]] = []
     packed: list[bytes] = []
     size, total = len(zlib.compress(json.dumps(head).encode())), 0
-    for piece in pieces:
-        packed.append(body.compress(piece.data) + body.flush(zlib.Z_SYNC_FLUSH))
-        told.append((piece.sha256, piece.offset, len(piece.data)))
+    for sha256, offset, data in pieces:
+        packed.append(body.compress(data) + body.flush(zlib.Z_SYNC_FLUSH))
+        told.append((sha256, offset, len(data)))
         size += len(packed[-1])
-        total += len(piece.data)
+        total += len(data)
         if size > PACKED or total > UNPACKED:
             break
     packed.append(body.flush())
@@ -105,16 +108,6 @@ def unpack(message: bytes) -> tuple[dict[str, Any], list[Piece]]:
     if place != len(body):
         raise SealError("its pieces are not all there")
     return head, pieces
-
-
-def cut(sha256: str, size: int, offset: int, read: Callable[[int, int], bytes]) -> Iterable[Piece]:
-    """Yield the pieces of a file from a place on; ``read`` takes a place and a number of bytes."""
-    while offset < size:
-        data = read(offset, PIECE)
-        if not data:
-            return
-        yield Piece(sha256, offset, data)
-        offset += len(data)
 
 
 def _associated(context: tuple[str, ...]) -> bytes:
