@@ -37,10 +37,6 @@ def envs():
     return sorted(_store().manifest(name).environments("file_roots")) if name else []
 
 
-def update():
-    """Do nothing: the engine looks after the snapshots."""
-
-
 def find_file(path, saltenv="base", **kwargs):
     """
     Tell whether there is a file in any tree that is served: whose request it is, is not said here.
@@ -104,6 +100,9 @@ def serve_file(load, fnd):
         return ret
     with _opened(_store(), name, path) as handle:
         if handle is None:
+            if load["loc"]:
+                # To the minion, nothing more would be the end of the file.
+                raise FileserverConfigError(f"{fnd['rel']} was edited while it was served")
             return ret
         ret["dest"] = fnd["rel"]
         handle.seek(load["loc"])
@@ -142,6 +141,12 @@ class _opened:
 
     def __init__(self, store, name, path):
         self.handle = store.open_file(name, path, store.index(name).get(path))
+        current = store.current()
+        if self.handle is None and current:
+            # Where it has been put right, if that is the same file.
+            entries = store.manifest(current).entries
+            if entries.get(path) == store.manifest(name).entries[path]:
+                self.handle = store.open_file(current, path, store.index(current).get(path))
         if self.handle is None:
             log.error("%s was edited in the served tree; it is not served", path)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -22,6 +23,15 @@ NET = "127.0.103"
 MASTERS = ("saltm1", "saltm2", "saltm3")
 SOURCE, FOLLOWERS = MASTERS[0], MASTERS[1:]
 # Of which nothing may be seen outside of the masters' snapshots.
+RUNS = Path(__file__).with_name("steady_runs.py")
+# Has a master look at its roots for each line of input, quicker than a runner.
+NUDGE = """
+import sys, salt.config, salt.utils.event
+opts = salt.config.master_config(sys.argv[1])
+with salt.utils.event.get_event("master", opts=opts, listen=False) as bus:
+    for line in sys.stdin:
+        bus.fire_event({"origin": ""}, "multimaster/roots/publish")
+"""
 SECRET = "a-marker-that-only-pillars-have"
 DIRECTORY = "var/cache/salt/master/multimaster/roots"
 
@@ -266,49 +276,64 @@ def control(lab: Laboratory, verb: str, master: str) -> None:
 def test_no_state_run_sees_two_versions(
     lab: Laboratory, live: Roots, runs: int, changes: int
 ) -> None:
-    over = threading.Event()
-    seen: list[tuple[str, str, frozenset[str]]] = []
-    trouble: list[str] = []
-
-    def run(master: str, minion: str, count: int) -> None:
-        for _ in range(count):
-            result = lab.salt(master, minion, "state.apply", "numbered").get(minion)
-            if not isinstance(result, dict):
-                trouble.append(f"{master}, {minion}: {result}")
-                continue
-            names = [re.fullmatch(r"(\w+)-(\d+)", s["__id__"]) for s in result.values()]
-            numbers = frozenset(found[2] for found in names if found)
-            if len(result) != 3:
-                trouble.append(f"{master}, {minion}: {sorted(result)}")
-            seen.append((master, minion, numbers))
-
-    def change() -> None:
+    seen: list[dict[str, Any]] = []
+    with contextlib.ExitStack() as stack:
+        # One run at a time on each minion, as Salt has it; each from masters in turn.
+        for minion, masters in (("web1", ("saltm2", "saltm3")), ("web2", ("saltm3", SOURCE))):
+            configurations = [config_of(lab, master) for master in masters]
+            argv = [sys.executable, str(RUNS), minion, "numbered", *configurations]
+            stack.enter_context(program(argv, seen))
+        nudge = stack.enter_context(program([sys.executable, "-c", NUDGE, config_of(lab, SOURCE)]))
         for number in range(1, changes + 1):
             version(live, number)
-            text = f"{number}\n"
-            live.until_served("numbered/content", text)
-            if over.is_set():
-                trouble.append(f"only {number} of {changes} changes during the runs")
-                return
+            before, text = len(seen), f"{number}\n"
 
-    changer = threading.Thread(target=change)
-    # One run at a time on each minion, as Salt has it; each from another master.
-    runners = [
-        threading.Thread(target=run, args=(master, minion, runs // 2))
-        for master, minion in zip(FOLLOWERS, ("web1", "web2"), strict=True)
-    ]
-    changer.start()
-    for thread in runners:
-        thread.start()
-    for thread in runners:
-        thread.join()
-    over.set()
-    changer.join()
-    assert trouble == []
-    assert len(seen) == runs
-    assert [entry for entry in seen if len(entry[2]) != 1] == []
+            def published(before: int = before, text: str = text) -> bool:
+                nudge.write("now\n")
+                nudge.flush()
+                try:
+                    found = (live.served(SOURCE) / "numbered/content").read_text()
+                except FileNotFoundError:
+                    return False
+                # Some runs for each change, so that they come in the middle of them.
+                return found == text and len(seen) >= before + runs / changes / 2
+
+            until(published, PATIENCE, f"change {number}", interval=0.2)
+        until(lambda: len(seen) >= runs, 20 * PATIENCE, f"{runs} state runs", interval=0.5)
+    live.until_served("numbered/content", f"{changes}\n")
+    print(f"{len(seen)} runs, {changes} changes", end=", ")
+    assert [run for run in seen if "error" in run] == []
+    numbers = [frozenset(name.partition("-")[2] for name in run["ids"]) for run in seen]
+    assert [run for run in seen if len(run["ids"]) != 3] == []
+    assert [found for found in numbers if len(found) != 1] == []
     # And they did see different ones.
-    assert len({entry[2] for entry in seen}) > min(5, changes)
+    print(f"{len(set(numbers))} versions seen")
+    assert len(set(numbers)) > changes / 4
+
+
+@contextlib.contextmanager
+def program(argv: list[str], told: list[Any] | None = None) -> Iterator[IO[str]]:
+    """Run a program until the end of the block; collect the lines of JSON that it prints."""
+
+    def listen(stream: IO[str]) -> None:
+        for line in stream:
+            (told if told is not None else []).append(json.loads(line))
+
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        listener = threading.Thread(target=listen, args=(process.stdout,))
+        listener.start()
+        try:
+            yield process.stdin
+        finally:
+            process.stdin.close()
+            listener.join()
+
+
+def config_of(lab: Laboratory, master: str) -> str:
+    return f"{lab.host(master).config_dir}/master"
 
 
 def assert_secret_is_nowhere_else(lab: Laboratory) -> None:

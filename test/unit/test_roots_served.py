@@ -88,7 +88,6 @@ def server(opts, store, live):
     publish(store, live)
     made = salt.fileserver.Fileserver(opts)
     made.init()
-    made.update()
     return made
 
 
@@ -219,12 +218,20 @@ def test_an_id_leads_nowhere_else(server, store):
 
 
 def test_what_somebody_has_edited_is_not_served(server, store, live, caplog):
+    from salt.exceptions import FileserverConfigError
+
     path = Path(store.tree(store.current(), "file_roots/base/0/web/files/page"))
     path.write_text("edited")
     web1 = Minion(server, "web1")
     assert web1.read("web/files/page") == ""
     assert web1.read("web/init.sls") == "version: 1"
     assert "was edited in the served tree" in caplog.text
+    # Nor is it cut off for who has begun to read it.
+    with pytest.raises(FileserverConfigError, match="was edited"):
+        web1.ask("serve_file", path="web/files/page", loc=3)
+    # When it has been put right, also to who began before.
+    publish(store, live)
+    assert web1.read("web/files/page") == "page 1"
 
 
 def test_without_a_snapshot_nothing_is_said_rather_than_that_there_is_nothing(opts):
