@@ -452,7 +452,7 @@ class _Follower(_Engine):
             if self.what == "look":
                 self._looked(head)
             self._take(head, pieces)
-        except ValueError as err:
+        except (KeyError, TypeError, ValueError) as err:
             self._forget()
             self._pause()
             self.trouble(f"the answer of {source}: {err}")
