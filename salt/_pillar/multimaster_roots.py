@@ -42,16 +42,12 @@ def ext_pillar(minion_id, pillar):
     opts |= {"pillar_opts": False, "decrypt_pillar": []}
     if opts.get("ext_pillar_first"):
         opts["pillar"] = copy.deepcopy(dict(pillar))
-    _refuse_damaged(store, name)
     compiler = salt.pillar.Pillar(
         opts, __grains__, minion_id, opts.get("saltenv"), pillarenv=opts.get("pillarenv")
     )
     compiled = compiler.compile_pillar(ext=False)
-    _refuse_damaged(store, name)
-    return compiled
-
-
-def _refuse_damaged(store, name):
+    # Afterwards, for somebody may be at work in there just now.
     damage = store.damage(name, "pillar_roots")
     if damage:
         raise SaltRenderError(f"edited in the served tree: {', '.join(damage.paths[:5])}")
+    return compiled

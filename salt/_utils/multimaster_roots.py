@@ -276,8 +276,6 @@ def _begins_anew(pin: Pin, kind: str, mark: str, idle: float) -> bool:
     if idle < AT_ONCE and (pin.run or pin.other):
         # Within a template, say; and no minion gets a new job that far in that time.
         return False
-    if pin.returned:
-        return True
     if pin.run:
         return not (kind == "list" and mark not in pin.marks and idle < LISTED)
     if kind == "list" and _highstate(pin):

@@ -557,6 +557,7 @@ def test_whoever_is_killed_has_the_old_tree_or_the_new_one(
     after.prepare()
     assert content(after) in (old, new)
     assert os.listdir(after.incoming) == ["objects"]
+    assert after.names()[-1] == after.current()
     assert not os.path.lexists(f"{after.directory}/current.new")
     # And the next one is as good as any.
     if who == "follower":

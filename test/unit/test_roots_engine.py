@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import shutil
 import signal
@@ -211,9 +213,6 @@ def test_nothing_new_changes_nothing(equal):
 
 
 def test_what_travels_shows_nothing_of_what_is_in_it(masters):
-    import base64
-    import hashlib
-
     replies = []
     masters.carry = lambda reply: replies.append(reply) or reply
     masters.publish()
@@ -339,7 +338,7 @@ def test_an_answer_that_does_not_add_up_changes_nothing(equal, shared, lie):
     before = equal.served(FOLLOWER)
     store = equal.engines[FOLLOWER].store
     manifest = store.manifest(store.current())
-    sha256 = "1" * 64
+    sha256 = "1" * 64 if lie == "another content" else hashlib.sha256(b"abc").hexdigest()
     path = "file_roots/base/0/x" if lie != "a path that leads out" else "file_roots/base/0/../x"
     entries = {**manifest.entries, path: [sha256, 3, 0o644]}
     digest = type(manifest)(entries).digest if lie == "another content" else "0" * 64
@@ -438,6 +437,18 @@ def test_an_edit_on_a_follower_is_kept_reported_and_put_right(equal, here):
     copy = Path(store.kept, kept, "file_roots/base/0/web/files/page")
     assert copy.read_text() == "edited"
     assert equal.told(FOLLOWER)["problem"] is None
+
+
+def test_an_edit_just_before_the_next_snapshot_is_kept(equal):
+    change(equal)
+    store = equal.engines[FOLLOWER].store
+    old = store.current()
+    Path(store.tree(old, "file_roots/base/0/web/files/page")).write_text("edited")
+    for _ in range(3):
+        equal.turn(FOLLOWER, look=False)
+    assert store.current() != old
+    (copy,) = Path(store.kept).glob("*/file_roots/base/0/web/files/page")
+    assert copy.read_text() == "edited"
 
 
 def test_an_edit_on_the_source_is_kept_and_put_right_from_the_live_directory(equal):

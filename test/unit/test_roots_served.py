@@ -158,7 +158,7 @@ def test_nothing_else_is_served(server, path):
 
 def change(store, live):
     (live / "salt/web/init.sls").write_text("version: 2")
-    (live / "salt/web/files/page").write_text("page 2")
+    (live / "salt/web/files/page").write_text("the second page")
     (live / "salt/web/files/new").write_text("new")
     (live / "salt/web/files/old").unlink()
     publish(store, live)
@@ -176,7 +176,7 @@ def test_a_run_goes_on_with_the_tree_that_it_began_with(server, store, live):
     assert web1.list(prefix="web/files") == ["web/files/old", "web/files/page"]
     # Who begins later gets the new one.
     listed, sls, page = web2.run()
-    assert (sls, page) == ("version: 2", "page 2")
+    assert (sls, page) == ("version: 2", "the second page")
     assert "web/files/new" in listed
     assert not web2.hash("web/files/old")
 
@@ -206,7 +206,7 @@ def test_requests_without_a_minion_have_a_tree_for_each_process(server, store, l
     assert ask("web/files/page") == b"page 1"
     child = os.fork()
     if not child:
-        os._exit(ask("web/files/page") == b"page 2")
+        os._exit(ask("web/files/page") == b"the second page")
     assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 1
     assert not os.path.exists(os.path.join(store.directory, "pins"))
 
