@@ -548,3 +548,18 @@ def test_whoever_is_killed_anywhere_completes_the_work(equal, who, point):
     assert equal.served(SOURCE) == equal.served(FOLLOWER) == new
     for engine in equal.engines.values():
         assert not engine.store.damage(engine.store.current())
+
+
+def test_the_status_says_how_things_are(masters):
+    status = masters.host.modules["multimaster_roots.status"]
+    assert status()["problem"] == "there is no snapshot yet"
+    masters.publish()
+    masters.follow()
+    told = status()
+    assert (told["role"], told["source"], told["problem"]) == ("source", SOURCE, None)
+    assert told["snapshot"] == masters.engines[SOURCE].store.current()
+    assert told["digests"] == masters.told(FOLLOWER)["digests"]
+    assert told["since"] <= told["checked"] <= time.time()
+    assert told["kept"] == []
+    masters.host.write("etc/salt/master", {"root_dir": str(masters.host.root), "id": SOURCE})
+    assert status() == {"role": None}
