@@ -28,8 +28,8 @@ __virtualname__ = "multimaster_roots"
 LOOK = 5.0
 # Seconds that live directories have to stay as they are before they are taken.
 SETTLED = 1.0
-# Seconds between two questions of a follower that nobody wakes; and while it has no snapshot, or a
-# damaged one.
+# Seconds between two questions of a follower that nobody wakes; and while it has no snapshot, a
+# damaged one, or a part of the next.
 INTERVAL = 60.0
 UNREADY = 2.0
 # Seconds that the source has for an answer; and while there is nothing to serve.
@@ -398,7 +398,7 @@ class _Follower(_Engine):
         super().heard(tag, data)
 
     def _pause(self):
-        whole = self.store.current() and not self.damaged
+        whole = self.store.current() and not self.damaged and not self.wanted
         self.ask_due = time.monotonic() + (INTERVAL if whole else UNREADY)
 
     def _ask(self):
