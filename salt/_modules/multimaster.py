@@ -49,7 +49,7 @@ __func_alias__ = {"list_masters": "masters"}
 # Custom code that has to be the file server's, or the states would run with an older version's.
 SYNCED = {
     "engines": ("multimaster_minion.py",),
-    "modules": ("multimaster.py", "multimaster_orch.py"),
+    "modules": ("multimaster.py", "multimaster_orch.py", "multimaster_roots.py"),
     "states": ("multimaster.py",),
     "utils": (
         "multimaster_cutover.py",
@@ -59,6 +59,8 @@ SYNCED = {
         "multimaster_listener.py",
         "multimaster_options.py",
         "multimaster_restart.py",
+        "multimaster_roots.py",
+        "multimaster_seal.py",
         "multimaster_signing.py",
         "multimaster_topology.py",
     ),
@@ -1210,8 +1212,8 @@ def install_credentials(config_dir=None, test=False):
     """
     Write the pillar's ``multimaster:credentials`` to files that only this host's master can read.
 
-    Each is a name and a content; the file is ``multimaster.credentials/<name>`` beside the configuration.
-    Returns the names of those that were written, or would be.
+    Each is a name and a content, for the file ``multimaster.credentials/<name>`` beside the
+    configuration.  Returns the names of those that were written, or would be.
 
     CLI Example:
 

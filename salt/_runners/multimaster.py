@@ -145,6 +145,35 @@ def keys_repair(test=False, timeout=10):
     return {"differing": differing, "repaired": not test}
 
 
+def roots_publish(force=False, test=False, timeout=10):
+    """
+    Have the source of replicated roots look at its directories now, and not within five seconds.
+
+    force
+        Publish though one of the directories has become empty, as an absent mount would be.
+    test
+        Only tell how things are.
+
+    Returns master -> what ``multimaster_roots.status`` said just before.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run multimaster.roots_publish
+    """
+    declared = __opts__.get("multimaster", {}).get("roots", {}).get("replicate")
+    if not declared:
+        raise CommandExecutionError("this master declares no roots: replicate")
+    found = _on_masters("multimaster_roots.status", [], timeout)
+    if test:
+        return found
+    told = _on_masters("multimaster_roots.wake", ["", force], timeout, [declared["source"]])
+    if told[declared["source"]] is not True:
+        raise CommandExecutionError(f"the minion {declared['source']} does not answer")
+    return found
+
+
 def resolve(minion_id, fingerprint, test=False, timeout=10):
     """
     End a conflict: one key of a minion stays what it is, all others are deleted on every master.

@@ -539,7 +539,8 @@ def _master_options(declaration, config_dir, extension_dir):
     options = __utils__["multimaster_topology.master_options"](
         topology, __opts__["id"], extension_dir, existing, signs, autosign
     )
-    if refused := _unstated("master", options, topology.master_override, config_dir):
+    override = __utils__["multimaster_topology.overrides"](topology)
+    if refused := _unstated("master", options, override, config_dir):
         raise CommandExecutionError(refused)
     return options
 

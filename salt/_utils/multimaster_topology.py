@@ -114,6 +114,10 @@ _NAME = re.compile(
     r"(?=.{1,253}$)(?!.*[^.]{64})[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_-]+)*"
 )
 
+# An environment of file or pillar roots, and a directory of one.
+_ENVIRONMENT = re.compile(r"(?!\.)[\w.-]+")
+_ROOT = re.compile(r"/[^*?\[\]\0\n]*")
+
 # Names and paths that stand in states as they are.
 _WORD = re.compile(r"[\w./@+~-]+")
 
@@ -135,6 +139,15 @@ class Master:
 
 
 @dataclass(frozen=True)
+class Replicate:
+    """Roots that one master has and the others follow: its id, and Salt's options of that name."""
+
+    source: str
+    file_roots: Mapping[str, list[str]] = field(default_factory=dict)
+    pillar_roots: Mapping[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Topology:
     """A checked declaration."""
 
@@ -153,6 +166,7 @@ class Topology:
     signing: bool = False
     minion_service: str = "salt-minion"
     restart_timeout: float = 600
+    replicate: Replicate | None = None
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -222,6 +236,7 @@ def parse(declaration: Any) -> Topology:
     if declaration.get("signing") is True:
         _check_algorithms(declaration, refuse)
     _check_roots(declaration, refuse)
+    replicate = _parse_replicate(declaration, masters, refuse)
 
     if findings:
         raise TopologyError(findings)
@@ -245,6 +260,7 @@ def parse(declaration: Any) -> Topology:
         signing=declaration.get("signing", False),
         minion_service=declaration.get("minion", {}).get("service", "salt-minion"),
         restart_timeout=declaration.get("restart_timeout", 600),
+        replicate=replicate,
     )
 
 
@@ -463,7 +479,7 @@ def master_options(
             "master_pubkey_signature": SIGNATURE,
         }
     directories = config.get("module_dirs", existing.get("module_dirs")) or []
-    return {
+    options = {
         **config,
         **roots_options(topology),
         # The live key pair is named after the id; the default depends on the host's name.
@@ -477,6 +493,41 @@ def master_options(
             "mode": topology.mode,
             "masters": [{"id": m.id, "address": m.address} for m in topology.masters],
         },
+    }
+    if topology.replicate:
+        _replicate(options, topology.replicate, config, existing)
+    return options
+
+
+def _replicate(
+    options: dict[str, Any],
+    roots: Replicate,
+    config: Mapping[str, Any],
+    existing: Mapping[str, Any],
+) -> None:
+    """Have a master serve replicated roots, and no directories of its own."""
+    others = config.get("fileserver_backend", existing.get("fileserver_backend")) or []
+    if "fileserver_backend" not in config:
+        # Salt's default; the directories that it would serve are this master's alone.
+        others = [backend for backend in others if backend != "roots"]
+    pillars = config.get("ext_pillar", existing.get("ext_pillar")) or []
+    pillars = [entry for entry in pillars if "multimaster_roots" not in entry]
+    ours: list[Any] = [{"multimaster_roots": []}]
+    # As pillar_roots come before or after external pillars.
+    last = config.get("ext_pillar_first", existing.get("ext_pillar_first", False))
+    options |= {
+        "file_roots": {"base": []},
+        "pillar_roots": {"base": []},
+        "fileserver_backend": ["multimaster", *(b for b in others if b != "multimaster")],
+        "ext_pillar": [*pillars, *ours] if last else [*ours, *pillars],
+        "engines": _with_engine({"engines": options["engines"]}, {}, "multimaster_roots", {}),
+    }
+    options["multimaster"]["roots"] = {
+        "replicate": {
+            "source": roots.source,
+            "file_roots": {name: list(paths) for name, paths in roots.file_roots.items()},
+            "pillar_roots": {name: list(paths) for name, paths in roots.pillar_roots.items()},
+        }
     }
 
 
@@ -633,8 +684,19 @@ _BY_ROOTS = {
     "git": ("gitfs_provider", "gitfs_remotes", "git_pillar_provider"),
     "shared": SHARED_OPTIONS,
 }
-# Derived from ``roots`` as well, after what ``master:config`` says of them.
-_WITH_ROOTS = {"git": ("fileserver_backend", "ext_pillar")}
+# What ``roots`` says takes the place of what a host's other files say: that it does is declared.
+# Not so with pillars from elsewhere, which may be somebody's.
+_STATED = {
+    "git": ("fileserver_backend", *_BY_ROOTS["git"]),
+    "shared": SHARED_OPTIONS,
+    "replicate": (*SHARED_OPTIONS, "fileserver_backend", "ext_pillar"),
+}
+
+
+def overrides(topology: Topology) -> list[str]:
+    """Return the master options that may take the place of what a host's other files say."""
+    stated = (option for way in topology.roots for option in _STATED[way])
+    return [*topology.master_override, *stated]
 
 
 def _check_roots(declaration: Mapping[str, Any], refuse: Refuse) -> None:
@@ -744,7 +806,7 @@ def _check_parity(declaration: Mapping[str, Any], refuse: Refuse) -> None:
     roots = declaration.get("roots")
     derived = {"master_sign_pubkey"}
     for way in roots if isinstance(roots, Mapping) else ():
-        derived |= {*_BY_ROOTS.get(way, ()), *_WITH_ROOTS.get(way, ())}
+        derived |= {*_STATED.get(way, ()), "ext_pillar"}
     if declaration.get("signing") is True:
         derived |= {
             "master_sign_key_name",
@@ -772,6 +834,54 @@ def _check_parity(declaration: Mapping[str, Any], refuse: Refuse) -> None:
             if option not in known:
                 supported = ", ".join(known) or f"nothing, as {role}:config is empty"
                 refuse(f"{role}:override", option, f"options that the formula sets: {supported}")
+
+
+def _parse_replicate(
+    declaration: Mapping[str, Any], masters: tuple[Master, ...], refuse: Refuse
+) -> Replicate | None:
+    """Check which master's roots the others follow, if the declaration says so."""
+    declared = declaration.get("roots")
+    if not isinstance(declared, Mapping) or not declared:
+        return None
+    replicate = declared.get("replicate")
+    if not isinstance(replicate, Mapping):
+        return None
+    if len(declared) != 1:
+        refuse("roots", sorted(map(str, declared)), "replicate alone, or git, or shared")
+    source = replicate.get("source")
+    if source not in [master.id for master in masters]:
+        supported = ", ".join(master.id for master in masters) or "the id of a declared master"
+        refuse("roots:replicate:source", source, supported)
+    roots: dict[str, Mapping[str, list[str]]] = {}
+    for kind in ("file_roots", "pillar_roots"):
+        value = replicate.get(kind)
+        if value is not None and not _is_roots(value):
+            refuse(
+                f"roots:replicate:{kind}",
+                value,
+                "a mapping of environments, named with letters, digits and ._-, to lists of "
+                "absolute paths without wildcards",
+            )
+        elif value:
+            roots[kind] = value
+        present, other = _lookup(declaration, f"master:config:{kind}")
+        if present:
+            refuse(f"master:config:{kind}", other, "nothing here with roots: replicate")
+    if not (replicate.get("file_roots") or replicate.get("pillar_roots")):
+        refuse("roots:replicate", sorted(map(str, replicate)), "file_roots, pillar_roots or both")
+    return Replicate(str(source), **roots)
+
+
+def _is_roots(value: Any) -> bool:
+    """Tell whether a value is one that file_roots may have, with directories to be copied."""
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str)
+        and _ENVIRONMENT.fullmatch(name)
+        and name != "__env__"
+        and isinstance(paths, list)
+        and all(isinstance(p, str) and _ROOT.fullmatch(p) and ".." not in p for p in paths)
+        for name, paths in value.items()
+    )
 
 
 def _parse_masters(value: Any, refuse: Refuse) -> tuple[Master, ...]:
@@ -900,6 +1010,7 @@ _SHAPE: dict[str, Any] = {
     "roots": {
         "git": {"provider": None, "package": None, "remotes": None, "pillar": None},
         "shared": {"mounts": None, "file_roots": None, "pillar_roots": None},
+        "replicate": {"source": None, "file_roots": None, "pillar_roots": None},
     },
     "install": {"method": None, "add_repository": None, "repository": None},
     "master": {
@@ -962,6 +1073,9 @@ _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "minion:override": _KINDS["names"],
     # Extended by the formula, like the master's.
     "minion:config:engines": ("a list or a mapping", lambda value: isinstance(value, (list, dict))),
+    "master:config:ext_pillar": ("a list", lambda value: isinstance(value, list)),
+    "master:config:fileserver_backend": ("a list", lambda value: isinstance(value, list)),
+    "roots:replicate": _KINDS["mapping"],
     "deploy": _KINDS["mapping"],
     "deploy:batch": ("a number of minions, or a percentage like 25%", _is_batch),
     "deploy:clocks": _KINDS["seconds"],

@@ -3,8 +3,11 @@
 {%- set drop_in = config_dir ~ '/master.d/multimaster.conf' %}
 {%- set extensions = [
   'engines/multimaster.py',
+  'engines/multimaster_roots.py',
+  'fileserver/multimaster.py',
   'modules/multimaster.py',
   'output/multimaster.py',
+  'pillar/multimaster_roots.py',
   'runners/multimaster.py',
   'runners/multimaster_orch.py',
   'utils/multimaster_cutover.py',
@@ -15,6 +18,8 @@
   'utils/multimaster_listener.py',
   'utils/multimaster_options.py',
   'utils/multimaster_restart.py',
+  'utils/multimaster_roots.py',
+  'utils/multimaster_seal.py',
   'utils/multimaster_signing.py',
   'utils/multimaster_topology.py',
 ] %}

@@ -92,13 +92,11 @@ def declare(lab: Lab, trees: Trees, pillar: Mapping[str, Any]) -> None:
     declaration: dict[str, Any] = {
         "masters": [{"id": host.id, "address": host.address} for host in lab.masters],
         "install": {"method": "pkg" if lab.driver == "docker" else "none"},
-        "master": {
-            "config": {
-                "file_roots": {"base": file_roots},
-                "pillar_roots": {"base": pillar_roots},
-            }
-        },
     }
+    if not pillar.get("multimaster", {}).get("roots"):
+        # The same directories serve all masters, as long as nothing else is declared.
+        own = {"file_roots": {"base": file_roots}, "pillar_roots": {"base": pillar_roots}}
+        declaration["master"] = {"config": own}
     files, pillars = trees.file_roots[-1], trees.pillar_roots[-1]
     for directory in (files, pillars / "multimaster"):
         directory.mkdir(parents=True, exist_ok=True)

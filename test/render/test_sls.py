@@ -211,7 +211,7 @@ class TestOrderOnAMaster:
     def test_the_master_gets_every_file_that_runs_in_it(self, states):
         files = set(states.get("multimaster-extensions")["files"])
         tree = Path(__file__).parents[2] / "salt"
-        for kind in ("engines", "output", "runners", "utils"):
+        for kind in ("engines", "fileserver", "output", "pillar", "runners", "utils"):
             there = {f"{kind}/{path.name}" for path in tree.glob(f"_{kind}/*.py")}
             assert there - {MINIONS_ENGINE} <= files
         assert MINIONS_ENGINE not in files

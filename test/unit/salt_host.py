@@ -161,5 +161,6 @@ class Host:
 def link_extensions(directory: Path) -> None:
     """Make a directory of the formula's modules as a minion and a master have it, with links."""
     directory.mkdir()
-    for kind in ("engines", "modules", "output", "runners", "states", "utils"):
+    kinds = ("engines", "fileserver", "modules", "output", "pillar", "runners", "states", "utils")
+    for kind in kinds:
         (directory / kind).symlink_to(CHECKOUT / "salt" / f"_{kind}")

@@ -819,3 +819,77 @@ def test_the_liveness_engine_acts_in_failover_mode_only_and_keeps_others_engines
         ((name, settings),) = engines(mode, minion)[0].items()
         assert (name, settings["act"]) == ("multimaster_minion", False)
         assert settings["masters"] == [master["address"] for master in MASTERS[:3]]
+
+
+# Replicated roots
+
+ROOTS = {"base": ["/srv/salt"], "dev": ["/srv/dev/salt", "/srv/salt"]}
+
+
+def replicate(config=None, **changes):
+    """A declaration of three masters with replicated roots."""
+    declared = {"source": "saltm2", "file_roots": ROOTS, "pillar_roots": {"base": ["/srv/pillar"]}}
+    declared = {"replicate": declared | changes}
+    return {**declare(), "roots": declared, "master": {"config": config or {}}}
+
+
+@pytest.mark.parametrize(
+    ("declaration", "received"),
+    [
+        (replicate(source="saltm9"), "roots:replicate:source: got 'saltm9'"),
+        (replicate(source=["saltm1"]), "roots:replicate:source: got ['saltm1']"),
+        (replicate(file_roots={"base": ["srv/salt"]}), "roots:replicate:file_roots: got"),
+        (replicate(file_roots={"base": ["/srv/*"]}), "roots:replicate:file_roots: got"),
+        (replicate(file_roots={"base": ["/srv/../x"]}), "roots:replicate:file_roots: got"),
+        (replicate(file_roots={"base": "/srv/salt"}), "roots:replicate:file_roots: got"),
+        (replicate(file_roots={"__env__": ["/srv"]}), "roots:replicate:file_roots: got"),
+        (replicate(file_roots={"a/b": ["/srv"]}), "roots:replicate:file_roots: got"),
+        (replicate(pillar_roots=["/srv/pillar"]), "roots:replicate:pillar_roots: got"),
+        (replicate(file_roots={}, pillar_roots={}), "roots:replicate: got"),
+        (replicate(other=1), "roots:replicate:other: got"),
+        (replicate(config={"file_roots": ROOTS}), "master:config:file_roots: got"),
+        (replicate(config={"pillar_roots": ROOTS}), "master:config:pillar_roots: got"),
+        (replicate(config={"ext_pillar": {"git": []}}), "master:config:ext_pillar: got"),
+        ({**declare(), "roots": {"nfs": {}}}, "roots:nfs: got"),
+        ({**declare(), "roots": {"replicate": None}}, "roots:replicate: got None"),
+        ({**declare(), "roots": ["replicate"]}, "roots: got ['replicate']"),
+    ],
+)
+def test_replicated_roots_are_refused_with_what_was_received(declaration, received):
+    assert any(finding.startswith(received) for finding in findings(declaration))
+
+
+def test_without_roots_nothing_about_them_is_in_a_masters_drop_in():
+    options = topology.master_options(topology.parse(declare()), "saltm1", "/ext", {})
+    assert "roots" not in options["multimaster"]
+    assert not {"file_roots", "pillar_roots", "ext_pillar", "fileserver_backend"} & set(options)
+
+
+def replicated_options(existing=None, config=None):
+    parsed = topology.parse(replicate(config))
+    return topology.master_options(parsed, "saltm1", "/ext", existing or {})
+
+
+def test_replicated_roots_take_the_place_of_a_masters_own():
+    options = replicated_options({"file_roots": ROOTS, "fileserver_backend": ["roots"]})
+    assert options["file_roots"] == options["pillar_roots"] == {"base": []}
+    assert options["fileserver_backend"] == ["multimaster"]
+    assert options["ext_pillar"] == [{"multimaster_roots": []}]
+    assert options["engines"] == [{"multimaster": {}}, {"multimaster_roots": {}}]
+    assert options["multimaster"]["roots"]["replicate"] == {
+        "source": "saltm2",
+        "file_roots": ROOTS,
+        "pillar_roots": {"base": ["/srv/pillar"]},
+    }
+
+
+def test_other_file_servers_and_external_pillars_stay():
+    pillars = [{"cmd_yaml": "x"}]
+    existing = {"fileserver_backend": ["roots", "git"], "ext_pillar": pillars}
+    options = replicated_options(existing)
+    assert options["fileserver_backend"] == ["multimaster", "git"]
+    assert options["ext_pillar"] == [{"multimaster_roots": []}, *pillars]
+    options = replicated_options(config=existing | {"ext_pillar_first": True})
+    # Whoever names it wants it.
+    assert options["fileserver_backend"] == ["multimaster", "roots", "git"]
+    assert options["ext_pillar"] == [*pillars, {"multimaster_roots": []}]

@@ -1,0 +1,565 @@
+"""The engines that keep roots equal: a source, a follower, and the minion between them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+import multimaster_seal as seal
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+SOURCE, FOLLOWER = "saltm2", "saltm1"
+
+
+class Bus:
+    """A master's event bus, with the events that a test puts there."""
+
+    def __init__(self):
+        self.events = []
+
+    def put(self, tag, **data):
+        self.events.append({"tag": tag, "data": data})
+
+    def get_event(self, wait, full):
+        assert full
+        assert wait > 0
+        return self.events.pop(0) if self.events else None
+
+
+@pytest.fixture(scope="module")
+def loaders(loaded_host, tmp_path_factory):
+    """Salt's loader of engines, as each of the two masters has it."""
+    import salt.config
+    import salt.loader
+
+    made = {}
+    for name in (SOURCE, FOLLOWER):
+        loaded_host.reset()
+        root = loaded_host.root if name == SOURCE else tmp_path_factory.mktemp(name)
+        modules = [str(loaded_host.extension_modules)]
+        settings = {"root_dir": str(root), "id": name, "module_dirs": modules}
+        loaded_host.write("etc/salt/master", settings)
+        opts = dict(salt.config.master_config(str(loaded_host.config_dir / "master")))
+        opts |= {"__role": "master", "grains": loaded_host.runtime.opts["grains"]}
+        opts["multimaster"] = {"masters": [{"id": SOURCE}, {"id": FOLLOWER}]}
+        made[name] = (salt.loader.engines(opts, {}, {}, salt.loader.utils(opts)), opts)
+    return made
+
+
+class Masters:
+    """Two masters that share a key pair; their jobs are carried without Salt's daemons."""
+
+    def __init__(self, host, loaded, pair, live):
+        self.host, self.live = host, live
+        self.loaders = {name: loader for name, (loader, _) in loaded.items()}
+        self.opts = {name: opts for name, (_, opts) in loaded.items()}
+        self.declared = {
+            "source": SOURCE,
+            "file_roots": {"base": [str(live / "salt")]},
+            "pillar_roots": {"base": [str(live / "pillar")]},
+        }
+        (self.settings, *_) = [
+            loader["multimaster_roots.start"].func.__globals__ for loader in self.loaders.values()
+        ]
+        for name in (SOURCE, FOLLOWER):
+            shutil.rmtree(self.opts[name]["cachedir"], ignore_errors=True)
+            pki = Path(self.opts[name]["pki_dir"])
+            pki.mkdir(parents=True, exist_ok=True)
+            (pki / f"{name}.pem").write_text(pair.pem)
+        settings = {"root_dir": str(host.root), "id": SOURCE}
+        declared = {"masters": [], "roots": {"replicate": self.declared}}
+        host.write("etc/salt/master", {**settings, "multimaster": declared})
+        self.buses, self.engines, self.jobs = {}, {}, []
+        # What becomes of the source's answer on its way; None if it does not come.
+        self.carry = lambda reply: reply
+        for name in (SOURCE, FOLLOWER):
+            self.start(name)
+
+    def start(self, name):
+        """Make an engine, as after a start of its master."""
+        import multimaster_roots
+
+        directory = os.path.join(self.opts[name]["cachedir"], "multimaster/roots")
+        kind = "_Source" if name == SOURCE else "_Follower"
+        self.buses[name] = Bus()
+        store = multimaster_roots.Store(directory)
+        engine = self.run(name, self.settings[kind], store, self.buses[name], self.declared)
+        engine.publish = lambda *job: self._publish(name, *job)
+        self.engines[name] = engine
+
+    def run(self, name, function, *arguments):
+        """Call a function as the engine of a master does."""
+        # All loaders of a process share a module and its options; each master is a process.
+        self.settings["__opts__"] = self.opts[name]
+        return self.loaders[name].run(function, *arguments)
+
+    def _publish(self, name, targets, function, arguments):
+        self.jobs.append((name, function, arguments))
+        jid = f"2024{len(self.jobs):016d}"
+        if function == "pull":
+            assert targets == [SOURCE]
+            reply = self.carry(self.host.modules["multimaster_roots.pull"](*arguments))
+            if reply is not None:
+                tag = f"salt/job/{jid}/ret/{SOURCE}"
+                self.buses[name].put(tag, **{"return": reply, "fun": "multimaster_roots.pull"})
+        elif function == "wake":
+            for target in targets:
+                self.buses[target].put("multimaster/roots/wake", origin=arguments[0])
+        return jid
+
+    def turn(self, name, look=True):
+        """One turn of an engine, with all that is due by the clock."""
+        engine = self.engines[name]
+        if look:
+            engine.look_due = 0.0
+        if name == SOURCE:
+            # A test does not wait for directories to settle.
+            engine.seen_at -= 10
+        elif engine.jid is None and engine.ask_due < time.monotonic() + 1:
+            engine.asked -= 10
+        self.run(name, engine.turn)
+
+    def publish(self):
+        for _ in range(2):
+            self.turn(SOURCE)
+
+    def follow(self, turns=30):
+        """Let the follower go on until it has nothing under way; return the number of turns."""
+        engine = self.engines[FOLLOWER]
+        for number in range(turns):
+            self.turn(FOLLOWER, look=number == 0)
+            under_way = engine.jid or engine.wanted or self.buses[FOLLOWER].events
+            if not under_way and engine.ask_due > time.monotonic() + 1:
+                return number + 1
+        return turns
+
+    def served(self, name):
+        store = self.engines[name].store
+        if store.current() is None:
+            return None
+        top = Path(store.tree(store.current()))
+        return {
+            str(path.relative_to(top)): path.read_text()
+            for path in top.rglob("*")
+            if path.is_file()
+        }
+
+    def told(self, name):
+        return self.engines[name].store.read_status()
+
+
+@pytest.fixture
+def live(tmp_path):
+    made = tmp_path / "live"
+    for path, text in {
+        "salt/top.sls": "{}",
+        "salt/web/init.sls": "one",
+        "salt/web/files/page": "page",
+        "pillar/top.sls": "a pillar's secret",
+    }.items():
+        (made / path).parent.mkdir(parents=True, exist_ok=True)
+        (made / path).write_text(text)
+    return made
+
+
+@pytest.fixture
+def masters(host, loaders, shared, live):
+    return Masters(host, loaders, shared, live)
+
+
+@pytest.fixture
+def equal(masters):
+    """Two masters that serve the same."""
+    masters.publish()
+    masters.follow()
+    assert masters.served(FOLLOWER) == masters.served(SOURCE) is not None
+    masters.jobs.clear()
+    return masters
+
+
+def change(masters, path="salt/web/init.sls", text="two"):
+    (masters.live / path).write_text(text)
+    masters.publish()
+
+
+def test_a_change_takes_one_wake_and_one_question(equal):
+    change(equal)
+    assert [job[:2] for job in equal.jobs] == [(SOURCE, "wake")]
+    equal.follow()
+    assert [job[:2] for job in equal.jobs] == [(SOURCE, "wake"), (FOLLOWER, "pull")]
+    assert equal.served(FOLLOWER) == equal.served(SOURCE)
+    assert equal.served(FOLLOWER)["file_roots/base/0/web/init.sls"] == "two"
+    assert equal.told(FOLLOWER)["digests"] == equal.told(SOURCE)["digests"]
+    assert equal.told(FOLLOWER)["problem"] is None
+
+
+def test_nothing_new_changes_nothing(equal):
+    names = equal.engines[FOLLOWER].store.names()
+    equal.publish()
+    assert equal.jobs == []
+    equal.buses[FOLLOWER].put("multimaster/roots/wake", origin=SOURCE)
+    equal.follow()
+    equal.follow()
+    assert [job[:2] for job in equal.jobs] == [(FOLLOWER, "pull")]
+    assert equal.engines[FOLLOWER].store.names() == names
+
+
+def test_what_travels_shows_nothing_of_what_is_in_it(masters):
+    replies = []
+    masters.carry = lambda reply: replies.append(reply) or reply
+    masters.publish()
+    masters.follow()
+    assert replies
+    digest = hashlib.sha256(b"a pillar's secret").hexdigest()
+    for text in [*replies, *(job[2][-1] for job in masters.jobs)]:
+        raw = base64.b64decode(text) if len(text) > 20 else text.encode()
+        for needle in ("secret", "top.sls", digest):
+            assert needle not in text
+            assert needle.encode() not in raw
+
+
+def test_a_restless_directory_is_not_taken(masters):
+    engine = masters.engines[SOURCE]
+    masters.turn(SOURCE)
+    assert engine.store.current() is None
+    assert engine.look_due - time.monotonic() <= 1
+    (masters.live / "salt/top.sls").write_text("half")
+    masters.turn(SOURCE)
+    assert engine.store.current() is None
+    masters.turn(SOURCE)
+    assert masters.served(SOURCE)["file_roots/base/0/top.sls"] == "half"
+
+
+def test_a_directory_that_is_restless_for_long_is_a_problem(masters):
+    masters.turn(SOURCE)
+    masters.engines[SOURCE].restless -= 100
+    (masters.live / "salt/top.sls").write_text("half")
+    masters.turn(SOURCE)
+    assert "file_roots/base/0/top.sls" in masters.told(SOURCE)["problem"]
+    masters.publish()
+    assert masters.told(SOURCE)["problem"] is None
+
+
+def test_a_directory_that_has_become_empty_is_published_on_demand_only(equal):
+    before = equal.served(SOURCE)
+    (equal.live / "pillar/top.sls").unlink()
+    equal.publish()
+    assert equal.served(SOURCE) == before
+    assert "has become empty" in equal.told(SOURCE)["problem"]
+    equal.buses[SOURCE].put("multimaster/roots/publish", origin="", force=True)
+    equal.turn(SOURCE, look=False)
+    equal.publish()
+    equal.follow()
+    assert equal.told(SOURCE)["problem"] is None
+    assert "pillar_roots/base/0/top.sls" not in equal.served(FOLLOWER)
+
+
+def test_an_absent_directory_is_a_problem_and_no_deletion(equal):
+    before = equal.served(SOURCE)
+    (equal.live / "pillar").rename(equal.live / "elsewhere")
+    equal.publish()
+    assert equal.served(SOURCE) == before
+    assert "pillar: No such file or directory" in equal.told(SOURCE)["problem"]
+    (equal.live / "elsewhere").rename(equal.live / "pillar")
+    equal.publish()
+    assert equal.told(SOURCE)["problem"] is None
+
+
+def test_a_source_that_has_nothing_yet_is_asked_again_soon(masters):
+    masters.follow()
+    assert masters.served(FOLLOWER) is None
+    assert "has no snapshot yet" in masters.told(FOLLOWER)["problem"]
+    assert masters.engines[FOLLOWER].ask_due - time.monotonic() < 3
+
+
+def test_a_source_that_does_not_answer_is_named_once_and_the_last_content_stays(equal, caplog):
+    before = equal.served(FOLLOWER)
+    equal.carry = lambda reply: None
+    engine = equal.engines[FOLLOWER]
+    for _ in range(3):
+        engine.ask_due = 0.0
+        equal.turn(FOLLOWER)
+        engine.asked -= 100
+        equal.turn(FOLLOWER)
+    assert equal.served(FOLLOWER) == before
+    assert caplog.text.count(f"the source {SOURCE} does not answer") == 1
+    told = equal.told(FOLLOWER)
+    assert told["problem"] == f"the source {SOURCE} does not answer"
+    assert abs(told["problem_since"] - time.time()) < 60
+    equal.carry = lambda reply: reply
+    engine.ask_due = 0.0
+    equal.follow()
+    assert equal.told(FOLLOWER)["problem"] is None
+
+
+def reply_of(masters, pair, head=None, pieces=(), **changed):
+    """An answer to the follower's last question, made by whoever has a key."""
+    asker, nonce, _ = masters.jobs[-1][2]
+    context = {"purpose": "answer", "origin": SOURCE, "asker": asker} | changed
+    nonce = context.pop("nonce", nonce)
+    return seal.seal(seal.pack(head or {}, pieces), pair.pem, nonce, *context.values())
+
+
+@pytest.mark.parametrize(
+    "lie",
+    ["another key", "old nonce", "another origin", "another asker", "a question", "not sealed"],
+)
+def test_an_answer_is_refused_that_no_holder_of_the_key_has_made_for_this_question(
+    equal, other, shared, lie, caplog
+):
+    before = equal.served(FOLLOWER)
+    change(equal)
+    head = {"digest": "0" * 64, "size": 3}
+    equal.carry = lambda reply: {
+        "another key": lambda: reply_of(equal, other, head),
+        "old nonce": lambda: reply_of(equal, shared, head, nonce="0" * 32),
+        "another origin": lambda: reply_of(equal, shared, head, origin="saltm3"),
+        "another asker": lambda: reply_of(equal, shared, head, asker="saltm3"),
+        "a question": lambda: reply_of(equal, shared, head, purpose="question"),
+        "not sealed": lambda: "cnViYmlzaA==",
+    }[lie]()
+    equal.follow()
+    assert equal.served(FOLLOWER) == before
+    assert f"Refused the answer of {SOURCE}" in caplog.text
+    # The source's own answer may still come.
+    assert equal.engines[FOLLOWER].jid
+
+
+@pytest.mark.parametrize("lie", ["another digest", "another content", "a path that leads out"])
+def test_an_answer_that_does_not_add_up_changes_nothing(equal, shared, lie):
+    before = equal.served(FOLLOWER)
+    store = equal.engines[FOLLOWER].store
+    manifest = store.manifest(store.current())
+    sha256 = "1" * 64 if lie == "another content" else hashlib.sha256(b"abc").hexdigest()
+    path = "file_roots/base/0/x" if lie != "a path that leads out" else "file_roots/base/0/../x"
+    entries = {**manifest.entries, path: [sha256, 3, 0o644]}
+    digest = type(manifest)(entries).digest if lie == "another content" else "0" * 64
+    head = {"digest": digest, "delta": {"gone": [], "set": {path: [sha256, 3, 0o644]}}}
+    equal.carry = lambda reply: reply_of(equal, shared, head, [seal.Piece(sha256, 0, b"abc")])
+    equal.buses[FOLLOWER].put("multimaster/roots/wake", origin=SOURCE)
+    equal.follow()
+    equal.follow()
+    assert equal.served(FOLLOWER) == before
+    assert f"the answer of {SOURCE}" in equal.told(FOLLOWER)["problem"]
+
+
+def test_a_question_is_answered_only_to_a_holder_of_the_key(equal, other):
+    import salt.exceptions
+
+    pull = equal.host.modules["multimaster_roots.pull"]
+    question = seal.pack({"what": "look", "have": ""}, ())
+    sealed = seal.seal(question, other.pem, "nonce", "question", FOLLOWER, SOURCE)
+    with pytest.raises(salt.exceptions.CommandExecutionError, match="not sealed"):
+        pull(FOLLOWER, "nonce", sealed)
+
+
+def test_many_files_and_a_large_one_come_in_parts(masters):
+    import random
+
+    for number in range(300):
+        (masters.live / f"salt/{number}").write_text(f"{number}" * 50)
+    (masters.live / "salt/large").write_bytes(random.Random(1).randbytes(2_000_000))
+    (masters.live / "salt/large").write_text((masters.live / "salt/large").read_bytes().hex())
+    replies = []
+    masters.carry = lambda reply: replies.append(len(reply)) or reply
+    masters.publish()
+    masters.follow()
+    assert masters.served(FOLLOWER) == masters.served(SOURCE)
+    assert max(replies) < 700 * 1024
+    assert 5 <= len(replies) < 12
+
+
+def test_a_transfer_goes_on_where_it_was_when_the_source_is_back(masters):
+    import random
+
+    (masters.live / "salt/large").write_text(random.Random(1).randbytes(1_000_000).hex())
+    masters.publish()
+    answered = []
+    masters.carry = lambda reply: answered.append(1) or (reply if len(answered) < 3 else None)
+    engine = masters.engines[FOLLOWER]
+    for _ in range(6):
+        masters.turn(FOLLOWER, look=False)
+    assert engine.wanted
+    part = sum(engine.store.received().values())
+    assert part > 300_000
+    assert masters.served(FOLLOWER) is None
+    masters.carry = lambda reply: reply
+    engine.asked -= 100
+    masters.turn(FOLLOWER, look=False)
+    engine.ask_due = 0.0
+    masters.jobs.clear()
+    masters.follow()
+    assert masters.served(FOLLOWER) == masters.served(SOURCE)
+    assert masters.jobs
+
+
+def test_a_source_that_has_gone_on_meanwhile_is_followed(masters):
+    import random
+
+    (masters.live / "salt/large").write_text(random.Random(1).randbytes(1_000_000).hex())
+    masters.publish()
+    for _ in range(2):
+        masters.turn(FOLLOWER, look=False)
+    assert masters.engines[FOLLOWER].wanted
+    change(masters)
+    store = masters.engines[SOURCE].store
+    store.remove(store.names()[0])
+    masters.follow()
+    assert masters.served(FOLLOWER) == masters.served(SOURCE)
+
+
+@pytest.mark.parametrize("here", [True, False], ids=["in another tree", "at the source only"])
+def test_an_edit_on_a_follower_is_kept_reported_and_put_right(equal, here):
+    change(equal)
+    equal.follow()
+    expected = equal.served(FOLLOWER)
+    store = equal.engines[FOLLOWER].store
+    path = Path(store.tree(store.current(), "file_roots/base/0/web/files/page"))
+    if here:
+        path.unlink()
+    # Otherwise the older tree has the very same file.
+    path.write_text("edited")
+    if here:
+        equal.turn(FOLLOWER)
+    else:
+        equal.follow()
+        equal.follow()
+    assert equal.served(FOLLOWER) == expected
+    (kept,) = equal.told(FOLLOWER)["kept"]
+    copy = Path(store.kept, kept, "file_roots/base/0/web/files/page")
+    assert copy.read_text() == "edited"
+    assert equal.told(FOLLOWER)["problem"] is None
+
+
+def test_an_edit_just_before_the_next_snapshot_is_kept(equal):
+    change(equal)
+    store = equal.engines[FOLLOWER].store
+    old = store.current()
+    Path(store.tree(old, "file_roots/base/0/web/files/page")).write_text("edited")
+    for _ in range(3):
+        equal.turn(FOLLOWER, look=False)
+    assert store.current() != old
+    (copy,) = Path(store.kept).glob("*/file_roots/base/0/web/files/page")
+    assert copy.read_text() == "edited"
+
+
+def test_an_edit_on_the_source_is_kept_and_put_right_from_the_live_directory(equal):
+    expected = equal.served(SOURCE)
+    store = equal.engines[SOURCE].store
+    Path(store.tree(store.current(), "file_roots/base/0/web/files/page")).write_text("edited")
+    equal.publish()
+    assert equal.served(SOURCE) == expected
+    assert len(equal.told(SOURCE)["kept"]) == 1
+
+
+def test_a_pin_is_released_when_a_state_run_returns(equal):
+    import multimaster_roots
+
+    pins = multimaster_roots.Pins(equal.engines[SOURCE].store.directory)
+    pin = multimaster_roots.Pin("x", time.time(), time.time(), run=True)
+    for name in ("web1", "web2"):
+        pins.put(name, pin)
+    bus = equal.buses[SOURCE]
+    bus.put("salt/job/20240101000000000000/ret/web1", fun="state.apply")
+    bus.put("salt/job/20240101000000000000/ret/web2", fun="test.ping")
+    equal.turn(SOURCE)
+    assert pins.get("web1").returned
+    assert pins.get("web2").run
+
+
+def test_events_that_somebody_made_up_do_nothing_bad(equal):
+    for bus in equal.buses.values():
+        bus.events.append({"tag": "multimaster/roots/wake", "data": "no mapping"})
+        for origin in (None, 5, "", "saltm9", ["x"]):
+            bus.put("multimaster/roots/wake", origin=origin)
+        bus.put("multimaster/roots/publish", force="yes")
+        bus.put("salt/job/1/ret/../../etc", fun="state.apply")
+        bus.put("salt/job/1/ret/web1", fun=["state.apply"])
+    before = equal.served(FOLLOWER)
+    equal.publish()
+    equal.follow()
+    assert equal.served(FOLLOWER) == before
+    assert equal.jobs == []
+
+
+# Where an engine may be killed: an object, a function of it, and whether that is done by then.
+POINTS = {
+    "before the answer": ("engine", "_learn", False),
+    "before a piece": ("store", "receive", False),
+    "after a piece": ("store", "receive", True),
+    "before the tree is made": ("store", "build", False),
+    "after the tree is made": ("store", "build", True),
+    "before the switch": ("store", "switch", False),
+    "after the switch": ("store", "switch", True),
+    "before its status": ("store", "write_status", False),
+    "before the capture": ("store", "capture", False),
+    "after the capture": ("store", "capture", True),
+}
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("who", [SOURCE, FOLLOWER])
+def test_whoever_is_killed_anywhere_completes_the_work(equal, who, point):
+    place, function, done = POINTS[point]
+    old = equal.served(FOLLOWER)
+    (equal.live / "salt/web/init.sls").write_text("two")
+    (equal.live / "salt/web/files/page").unlink()
+    if who == FOLLOWER:
+        equal.publish()
+    child = os.fork()
+    if not child:
+        try:
+            engine = equal.engines[who]
+            target = engine if place == "engine" else engine.store
+            real = getattr(target, function, None)
+
+            def killed(*args, **kwargs):
+                if done:
+                    real(*args, **kwargs)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            setattr(target, function, killed)
+            if who == SOURCE:
+                equal.publish()
+            else:
+                equal.follow()
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    follows = "answer" in point or "piece" in point or "tree is" in point
+    if follows or "capture" in point:
+        assert os.WIFSIGNALED(status) == ((who == FOLLOWER) == follows)
+    new = {path: text for path, text in old.items() if not path.endswith("page")}
+    new["file_roots/base/0/web/init.sls"] = "two"
+    assert equal.served(who) in (old, new)
+    equal.start(who)
+    assert equal.served(who) in (old, new)
+    equal.publish()
+    equal.engines[FOLLOWER].ask_due = 0.0
+    equal.follow()
+    assert equal.served(SOURCE) == equal.served(FOLLOWER) == new
+    for engine in equal.engines.values():
+        assert not engine.store.damage(engine.store.current())
+
+
+def test_the_status_says_how_things_are(masters):
+    status = masters.host.modules["multimaster_roots.status"]
+    assert status()["problem"] == "there is no snapshot yet"
+    masters.publish()
+    masters.follow()
+    told = status()
+    assert (told["role"], told["source"], told["problem"]) == ("source", SOURCE, None)
+    assert told["snapshot"] == masters.engines[SOURCE].store.current()
+    assert told["digests"] == masters.told(FOLLOWER)["digests"]
+    assert told["since"] <= told["checked"] <= time.time()
+    assert told["kept"] == []
+    masters.host.write("etc/salt/master", {"root_dir": str(masters.host.root), "id": SOURCE})
+    assert status() == {"role": None}
