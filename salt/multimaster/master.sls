@@ -3,6 +3,7 @@
 {%- set drop_in = config_dir ~ '/master.d/multimaster.conf' %}
 {%- set extensions = [
   'engines/multimaster.py',
+  'engines/multimaster_drift.py',
   'modules/multimaster.py',
   'output/multimaster.py',
   'runners/multimaster.py',
@@ -10,6 +11,8 @@
   'utils/multimaster_cutover.py',
   'utils/multimaster_deploy.py',
   'utils/multimaster_dial.py',
+  'utils/multimaster_drift.py',
+  'utils/multimaster_gather.py',
   'utils/multimaster_keypair.py',
   'utils/multimaster_ledger.py',
   'utils/multimaster_listener.py',
