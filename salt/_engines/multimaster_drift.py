@@ -20,6 +20,13 @@ log = logging.getLogger(__name__)
 __virtualname__ = "multimaster_drift"
 
 TAG = "multimaster/drift"
+# What a utility module cannot get from Salt's loader by itself.
+TOOLS = (
+    "multimaster_drift.differing",
+    "multimaster_drift.sample_of",
+    "multimaster_ledger.unsqueeze",
+    "multimaster_trees.subscribed",
+)
 # Seconds after the master's start: its minions are to be back.
 GRACE = 15
 # Seconds until a second look that has to find the same: a change that is on its way to all masters
@@ -109,7 +116,7 @@ class _Watcher:
         """Return the differences, and whether all masters took part; leave a note everywhere."""
         look = __utils__["multimaster_gather.look"](
             __opts__,
-            __utils__,
+            {name: __utils__[name] for name in TOOLS},
             PATIENCE,
             detail=True,
             watch={"by": __opts__["id"], "at": time.time(), "known": known},

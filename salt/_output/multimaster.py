@@ -51,7 +51,9 @@ def output(data, **kwargs):
     subjects = _subjects(data) if data.get("subjects") else []
     problems = [f"! {problem}" for problem in data["problems"]]
     if not problems:
-        problems = ["Everything is connected, and the masters agree."[: None if subjects else 24]]
+        problems = ["Everything is connected."]
+        if subjects:
+            problems = ["Everything is connected, and the masters agree."]
     return "\n".join([*_table(masters), "", *subjects, *_table(minions), *rest, "", *problems])
 
 

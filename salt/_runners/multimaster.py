@@ -15,6 +15,13 @@ __virtualname__ = "multimaster"
 PAGE = 8_000
 # Minions in trouble that are named, of many.
 SHOWN = 20
+# What a utility module cannot get from Salt's loader by itself.
+TOOLS = (
+    "multimaster_drift.differing",
+    "multimaster_drift.sample_of",
+    "multimaster_ledger.unsqueeze",
+    "multimaster_trees.subscribed",
+)
 
 
 def __virtual__():
@@ -376,7 +383,7 @@ def _look(timeout, **flags):
     # What the engine had compiled the last time, or the time before, is as good.
     max_age = 2.5 * settings.get("interval", 0)
     return __utils__["multimaster_gather.look"](
-        __opts__, __utils__, timeout, max_age=max_age, **flags
+        __opts__, {name: __utils__[name] for name in TOOLS}, timeout, max_age=max_age, **flags
     )
 
 

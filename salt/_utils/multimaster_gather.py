@@ -48,8 +48,8 @@ def gather(
     timeout
         Seconds after which nobody is waited for any more.
     connections
-        Tells how many minions are connected to this master: when so many have answered, the rest is
-        not there, and not waited for.
+        Tells how many minions are connected to this master, 0 if that is not known: when so many
+        have answered, the rest is not there, and not waited for.
     more
         Returns a question for those who are connected and were not asked, if there are any.
     """
@@ -88,7 +88,7 @@ def _listen(
         deadline, once = time.monotonic() + timeout, True
         while time.monotonic() < deadline:
             there = connections() if connections else None
-            if there is not None and len(heard) >= there:
+            if there and len(heard) >= there:
                 break
             if not left:
                 # Is somebody connected who was not asked?
@@ -221,7 +221,7 @@ def look(
     Have every master report, and see to it that the reports can be compared.
 
     utils
-        Salt's loader of utility modules.
+        Functions of the other utility modules, by name: see ``TOOLS`` of those who call this.
     minions
         Whether all minions are asked for their masters.
     detail
@@ -247,21 +247,25 @@ def look(
         "watch": watch,
     }
     questions = [Question(hosts, "multimaster_drift.report", [_named(arguments)])]
-    rest = sorted((known if seen is None else known & seen) - set(hosts)) if minions and hot else []
-    if rest:
-        questions.append(Question(rest, "multimaster.masters"))
+    asks = minions and hot
+
+    def count() -> int:
+        return int(utils["multimaster_trees.subscribed"](opts, tables()))
+
+    if asks:
+        # Whoever was never here is asked only if more are connected than these.
+        likely = known & seen if seen is not None and count() else known
+        if rest := sorted(likely - set(hosts)):
+            questions.append(Question(rest, "multimaster.masters"))
 
     def more(asked: set[str]) -> Question | None:
         left = sorted(known - asked)
         return Question(left, "multimaster.masters") if left else None
 
-    count = (
-        (lambda: utils["multimaster_trees.subscribed"](opts, tables())) if minions and hot else None
-    )
     reports: dict[str, dict[str, Any] | None] = dict.fromkeys(hosts)
     told: dict[str, dict[str, Any]] = {}
     heard: dict[str, set[str]] = {}
-    for answer in gather(opts, questions, timeout + SLACK, count, more):
+    for answer in gather(opts, questions, timeout + SLACK, count if asks else None, more):
         if answer.question.function == "multimaster.masters":
             if isinstance(answer.value, dict):
                 told[answer.id] = answer.value
@@ -309,7 +313,7 @@ def _named(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def _offset(answer: Answer) -> float:
     """Return how far a clock is off, at least; the answer was made after it was asked for."""
     now = answer.value.get("now", answer.asked)
-    return float(now - min(max(now, answer.asked), answer.arrived))
+    return round(float(now - min(max(now, answer.asked), answer.arrived)), 2)
 
 
 def _unpacked(utils: Mapping[str, Callable[..., Any]], text: Any) -> dict[str, Any]:

@@ -161,8 +161,8 @@ def commits(directory: str) -> dict[str, str]:
 def subscribed(opts: Mapping[str, Any], tables: Mapping[str, str]) -> int:
     """Return how many connections the publisher of this host's master has; ``opts`` are its."""
     address = opts["interface"]
-    whole = address == "0.0.0.0" or ":" in address
-    return established(tables, opts["publish_port"], None if whole else address)
+    own = re.fullmatch(r"\d+(\.\d+){3}", address) and address != "0.0.0.0"
+    return established(tables, opts["publish_port"], address if own else None)
 
 
 def established(tables: Mapping[str, str], port: int, address: str | None) -> int:

@@ -16,9 +16,11 @@
   'utils/multimaster_keypair.py',
   'utils/multimaster_ledger.py',
   'utils/multimaster_listener.py',
+  'utils/multimaster_options.py',
   'utils/multimaster_restart.py',
   'utils/multimaster_signing.py',
   'utils/multimaster_topology.py',
+  'utils/multimaster_trees.py',
 ] %}
 
 include:
