@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import multimaster_drift as drift
 import multimaster_options
 
 IDS = ("saltm1", "saltm2", "saltm3")
+ALERTS = Path(__file__).parents[2] / "docs/alerts.yml"
 ALL: dict[str, dict[str, Any]] = {
     "config": {"worker_threads": 5, "file_roots:base:0": "/srv/salt"},
     "access": {"external_auth:pam:bob:0": "test.*", "autosign_file:content:web*": True},
@@ -300,3 +305,32 @@ def test_metrics_say_what_the_status_says():
 def test_labels_are_escaped():
     text = drift.metrics(status(**{'a"b\\c\nd': row()}), 0.0)
     assert r'{master="a\"b\\c\nd"} 1' in text
+
+
+@pytest.mark.promtool
+def test_promtool_accepts_the_metrics():
+    text = drift.metrics(status(saltm1=row(), saltm2=dict.fromkeys(row())), 1700000000.5)
+    done = promtool("metrics", input=text)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@pytest.mark.promtool
+def test_promtool_accepts_the_alert_rules():
+    done = promtool("rules", str(ALERTS))
+    assert done.returncode == 0, done.stderr
+    assert "SUCCESS: 7 rules found" in done.stdout
+
+
+def test_the_alert_rules_are_over_metrics_that_there_are():
+    text = drift.metrics(status(saltm1=row()), 0.0)
+    told = set(re.findall(r"^(multimaster_\w+)", text, re.MULTILINE))
+    for rule in yaml.safe_load(ALERTS.read_text())["groups"][0]["rules"]:
+        used = set(re.findall(r"multimaster_\w+", rule["expr"]))
+        assert used, rule
+        assert used <= told
+
+
+def promtool(what: str, *argv: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["promtool", "check", what, *argv], capture_output=True, text=True, check=False, **kwargs
+    )
