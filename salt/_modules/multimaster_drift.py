@@ -181,7 +181,7 @@ class _Look:
             if refs := self.fetched(kind):
                 found[kind] = refs
         # Trees that the formula itself brings to each master, where they are.
-        if "multimaster_roots.status" in __salt__:
+        if _is_synced("multimaster_roots"):
             found["roots"] = __salt__["multimaster_roots.status"]()
         conflicts = {f"conflict:{name}": True for name in self.ledger["conflicts"]}
         found["keys"] = {"ledger": self.ledger["digest"], **conflicts}
@@ -352,6 +352,12 @@ class _Look:
             return json.loads(done.stdout)
         except (OSError, ValueError, subprocess.TimeoutExpired) as err:
             return {"problem": type(err).__name__}
+
+
+def _is_synced(module):
+    """Tell whether this minion has a module; to ask Salt for one that it lacks takes seconds."""
+    directories = [__opts__["extension_modules"], *(__opts__.get("module_dirs") or ())]
+    return any(os.path.exists(f"{path}/modules/{module}.py") for path in directories)
 
 
 def _daemon(pidfile):

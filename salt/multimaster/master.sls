@@ -18,6 +18,7 @@
   'utils/multimaster_listener.py',
   'utils/multimaster_options.py',
   'utils/multimaster_restart.py',
+  'utils/multimaster_sample.py',
   'utils/multimaster_signing.py',
   'utils/multimaster_topology.py',
   'utils/multimaster_trees.py',
