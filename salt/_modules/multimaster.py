@@ -290,39 +290,27 @@ def ledger_wake(origin):
         return bus.fire_event({"origin": origin}, "multimaster/wake")
 
 
-def ledger_digest():
+def key_digest():
     """
-    Tell the digest of the ledger of this host's master, and the ids that have several keys.
+    Tell the digest of the ledger of this host's master, and how many keys it has.
 
-    Returns ``digest``, None while there is no ledger, and ``conflicts``.
+    Returns ``digest``, None while there is no ledger, ``conflicts``, the ids that have several
+    keys, and ``counts``, the number of keys in each state.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt saltm1 multimaster.ledger_digest
+        salt saltm1 multimaster.key_digest
     """
     opts = _effective("master", _config_dir())
     digest, conflicts = None, []
     with contextlib.suppress(CommandExecutionError), _ledger(opts) as book:
         digest, conflicts = book.digest, book.conflicts()
-    return {"digest": digest, "conflicts": conflicts}
-
-
-def key_counts():
-    """
-    Tell how many keys this host's master has in each state.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt saltm1 multimaster.key_counts
-    """
     counts = dict.fromkeys(STATES.values(), 0)
-    for state in _key_states(_effective("master", _config_dir())).values():
+    for state in _key_states(opts).values():
         counts[STATES[state]] += 1
-    return counts
+    return {"digest": digest, "conflicts": conflicts, "counts": counts}
 
 
 def key_states(like="*"):

@@ -36,7 +36,9 @@ def __virtual__():
     return __virtualname__
 
 
-def report(detail=(), minions=False, timeout=5, sample=None, max_age=120, watch=None, ask=True):
+def report(
+    detail=(), minions=False, timeout=5, sample=None, max_age=120, watch=None, ask=True, asker=None
+):
     """
     Report on the master of this host: what it is, what it has, and who answers to it.
 
@@ -55,6 +57,8 @@ def report(detail=(), minions=False, timeout=5, sample=None, max_age=120, watch=
         What the engine that looks at all masters has told so far; kept for its successor.
     ask
         False if the master is not to ask anybody.
+    asker
+        The master that wants to know.  That it answers it knows by itself.
 
     CLI Example:
 
@@ -64,10 +68,11 @@ def report(detail=(), minions=False, timeout=5, sample=None, max_age=120, watch=
         salt saltm2 multimaster_drift.report '[config, files:base]'
     """
     look = _Look()
+    ask = ask and look.daemon and (minions or asker != __opts__["id"])
+    answers = _Asked(look.opts, minions, timeout) if ask else None
     told = {"master": look.master(), "host": __salt__["multimaster.masters"]()}
     if watch is not None:
         look.note(watch)
-    answers = _Asked(look.opts, minions, timeout) if ask and look.daemon else None
     leaves, places = look.subjects()
     digest = __utils__["multimaster_drift.digest"]
     subjects = {name: digest(found) for name, found in leaves.items()}
@@ -150,9 +155,9 @@ class _Look:
             "signs": self.opts["master_sign_pubkey"],
             "signing_fingerprint": fingerprint(signing) if signing else None,
             "connections": _connections(self.opts),
-            **__salt__["multimaster.key_counts"](),
         }
-        self.ledger = __salt__["multimaster.ledger_digest"]()
+        self.ledger = __salt__["multimaster.key_digest"]()
+        found |= self.ledger.pop("counts")
         return found | self.ledger | {"conflicts": len(self.ledger["conflicts"])}
 
     def subjects(self):

@@ -245,6 +245,7 @@ def look(
         "sample": sample and [sample, given],
         "max_age": max_age,
         "watch": watch,
+        "asker": opts["id"],
     }
     questions = [Question(hosts, "multimaster_drift.report", [_named(arguments)])]
     asks = minions and hot
@@ -275,6 +276,9 @@ def look(
     there = {name: report for name, report in reports.items() if report is not None}
     for name, report in there.items():
         told[name] = report["host"]
+        if name == opts["id"]:
+            # This very report came through it.
+            report["master"]["answers"] = report["master"]["running"]
         if report["master"]["answers"]:
             heard.setdefault(name, set()).add(name)
         for minion, row in _unpacked(utils, report.get("minions")).items():
