@@ -73,8 +73,9 @@ class _Watcher:
         last = self.started if self.place else 0
         with contextlib.suppress(FileNotFoundError):
             last = os.path.getmtime(self.path)
-        # In the future: the clock was set.
-        last = min(last, now)
+        if last > now + self.interval:
+            # In the future: the clock was set.
+            last = self.looked
         return now >= max(last + self.interval * (1 + self.place / 2), self.looked + CONFIRM)
 
     def turn(self):

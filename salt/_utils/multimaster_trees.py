@@ -102,15 +102,11 @@ def tree(
 
 
 def _files(root: str, follow: bool) -> Iterator[str]:
-    seen = set()
     for directory, names, files in os.walk(root, followlinks=follow):
-        if follow:
-            # A link to a directory above would lead round and round.
-            here = os.path.realpath(directory)
-            if here in seen:
-                names.clear()
-                continue
-            seen.add(here)
+        if os.path.islink(directory) and directory != root and _is_above(directory):
+            # It would lead round and round.
+            names.clear()
+            continue
         if _MADE in names:
             names.remove(_MADE)
         names.sort()
@@ -118,6 +114,12 @@ def _files(root: str, follow: bool) -> Iterator[str]:
             path = os.path.join(directory, name)
             if os.path.isfile(path):
                 yield path
+
+
+def _is_above(link: str) -> bool:
+    """Tell whether a link leads to one of the directories that it is in."""
+    target = pathlib.Path(os.path.realpath(link))
+    return target in pathlib.Path(os.path.realpath(os.path.dirname(link)), "x").parents
 
 
 def repositories(root: str) -> Iterator[tuple[str, str]]:

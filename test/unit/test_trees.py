@@ -27,12 +27,6 @@ def look(tmp_path: Path, *roots: Path, **flags: object) -> dict[str, str]:
     return found
 
 
-def old(path: Path, seconds: float = 60) -> None:
-    """Make a file look as if it had not changed for a while."""
-    moment = path.stat().st_mtime - seconds
-    os.utime(path, (moment, moment))
-
-
 def test_a_tree_is_its_paths_and_their_content(tmp_path, root):
     found = look(tmp_path, root)
     assert set(found) == {"top.sls", "web/init.sls", "_modules/x.py"}
@@ -64,7 +58,10 @@ def test_links_are_followed_if_the_file_server_does_and_never_in_a_circle(tmp_pa
     elsewhere.mkdir()
     (elsewhere / "far.sls").write_text("far")
     (root / "linked").symlink_to(elsewhere)
-    assert {"linked/far.sls", "top.sls"} <= set(look(tmp_path, root))
+    (root / "again").symlink_to(elsewhere)
+    found = set(look(tmp_path, root))
+    assert {"linked/far.sls", "again/far.sls", "top.sls"} <= found
+    assert not any(name.startswith("web/up/") for name in found)
     assert "linked/far.sls" not in look(tmp_path, root, follow=False)
 
 
@@ -83,11 +80,21 @@ def _no_reading(root, real):
     return opened
 
 
-def test_a_file_that_has_just_changed_is_read_again(tmp_path, root):
+def test_a_file_that_has_just_changed_is_read_again(tmp_path, root, monkeypatch):
     # It might change once more within one tick of the clock, and keep size and times.
+    look(tmp_path, root)
+    cache = tmp_path / "cache/hashes.json"
+    assert not cache.exists()
+    monkeypatch.setattr(trees, "_FRESH", -1)
+    look(tmp_path, root)
+    assert str(root / "top.sls") in cache.read_text()
+
+
+def test_a_file_that_was_replaced_under_its_old_time_is_read_again(tmp_path, root, monkeypatch):
+    monkeypatch.setattr(trees, "_FRESH", -1)
     path = root / "top.sls"
-    first = look(tmp_path, root)
-    status = path.stat()
+    first, status = look(tmp_path, root), path.stat()
+    path.unlink()
     path.write_text("A")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert look(tmp_path, root)["top.sls"] != first["top.sls"]
