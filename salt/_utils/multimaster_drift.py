@@ -384,11 +384,13 @@ def _option_remedy(
         )
     if foreign:
         return Remedy(
-            f"remove {option} from {' and '.join(foreign)} on {master}, or declare it for all "
-            "under multimaster:master:config; then restart the master",
+            f"remove {option} from {' and '.join(merged or foreign)} on {master}, or declare it "
+            "for all under multimaster:master:config; then restart the master",
             _restart(master),
         )
     there = (reports[other].get("sources") or {}).get(option, [])
+    if not there and any(report.get("sources") for report in reports.values()):
+        return Remedy(f"no file sets {option}: Salt makes it from other options that differ")
     where = f" in {' and '.join(there)}" if there else ""
     return Remedy(
         f"{option} is set on {other}{where} and not on {master}: declare it for all under "

@@ -172,6 +172,15 @@ def test_an_option_that_one_master_lacks_names_the_file_that_others_have_it_in()
     )
 
 
+def test_an_option_that_salt_makes_from_another_is_told_apart():
+    third = report(config={"worker_threads": 9, "worker_pools:default:worker_count": "hash:1"})
+    third["sources"] = {"worker_threads": ["/etc/salt/master", "/etc/salt/master.d/x.conf"]}
+    made, set_there = found_on(third)
+    assert made.remedies["saltm3"].text.startswith("no file sets worker_pools")
+    # What is in the main file, too, comes into effect when the drop-in has it no more.
+    assert "from /etc/salt/master.d/x.conf on" in set_there.remedies["saltm3"].text
+
+
 def test_a_number_is_not_a_boolean():
     (one,) = found_on(report(config={"worker_threads": True}), report(config={"worker_threads": 1}))
     assert one.values["saltm3"] is True
