@@ -65,7 +65,7 @@ def equal(lab: Laboratory, count: int) -> None:
     """Give every master that many accepted keys, and wait until their ledgers say so."""
     keys = Keys(lab)
     have = keys.count("saltm1")
-    keys.put("minions", (f"many-{number}" for number in range(max(0, count - have))), "saltm1")
+    keys.put("minions", (f"many-{number}" for number in range(have, count)), "saltm1")
     keys.until_equal(max(count, have))
 
     def agreed() -> bool:
@@ -124,11 +124,11 @@ def rows(data: dict[str, Any]) -> list[Row]:
         work = f"{name}, 3 masters, {most} keys"
         found.append(Row(work, one[name], "two seconds", BOUND, 1.0))
         found.append(Row(work, one[name], "salt-run that does nothing", one["nothing"]))
-        found.append(Row(work, one[name], "7 keys", few[name], 1.5))
-        # As three times the work on one machine, whose hosts share its processors.
-        single = data["masters"][1]
-        own, other = few[name] - few["nothing"], single[name] - single["nothing"]
-        found.append(Row(f"{name}, 3 masters, less the start", own, "1 master", other, 3.3))
+        found.append(Row(work, one[name], "4 keys", few[name], 1.5))
+        # The first master asks itself in a shorter way: what counts is what each further one adds.
+        single, double = (data["masters"][number][name] for number in (1, 2))
+        more, twice = few[name] - single, 2 * (double - single)
+        found.append(Row(f"{name}, 2nd and 3rd master", more, "twice the 2nd", twice, 1.5))
     work = f"status, 3 masters, {most} keys, the runner alone"
     found.append(Row(work, data["keys"][most]["own"], "the command", data["keys"][most]["status"]))
     found.append(Row(f"drift that names one, {most} keys", data["differing"], "two seconds", BOUND))
