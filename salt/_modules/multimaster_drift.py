@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import pwd
+import secrets
 import subprocess
 import sys
 import time
@@ -76,7 +77,9 @@ def report(
     leaves, places = look.subjects()
     digest = __utils__["multimaster_drift.digest"]
     subjects = {name: digest(found) for name, found in leaves.items()}
-    proof = look.proof(sample, max_age, digest([subjects, look.opts.get("multimaster")]))
+    # What the compiled pillar of a minion may follow from on this host.
+    inputs = {name: found for name, found in subjects.items() if name != "keys"}
+    proof = look.proof(sample, max_age, digest(inputs))
     if "leaves" in proof:
         leaves["content"] = proof.pop("leaves")
         subjects["content"] = digest([proof["sample"], proof["grains"], leaves["content"]])
@@ -135,7 +138,8 @@ class _Look:
         self.cache = os.path.join(__opts__["cachedir"], "multimaster")
         self.daemon = _daemon(self.opts["pidfile"])
         pem, self.pub = _pair(self.opts)
-        self.key = __utils__["multimaster_options.hash_key"](pem or "")
+        # Without a key of the masters anybody could make such hashes: then they are equal to none.
+        self.key = __utils__["multimaster_options.hash_key"](pem or secrets.token_hex(32))
         roots = dict.fromkeys((self.opts["root_dir"], os.path.realpath(self.opts["root_dir"])))
         caches = dict.fromkeys((self.opts["cachedir"], os.path.realpath(self.opts["cachedir"])))
         self.prefixes = [

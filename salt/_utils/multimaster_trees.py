@@ -97,7 +97,7 @@ def tree(
         for path in _files(root, follow):
             name = os.path.relpath(path, root)
             if name not in found and not ignored(name):
-                found[name] = (known.of(path) or "unreadable")[:32]
+                found[name] = (known.of(path) or "unreadable")[:16]
     return found
 
 

@@ -61,6 +61,27 @@ def test_a_report_has_digests_and_no_lists(report, host):
     assert len(json.dumps(report())) < 4000
 
 
+def test_without_a_key_pair_of_the_masters_no_hash_can_be_tried_out(report, host):
+    host.write("etc/salt/master.d/x.conf", {"mysql.pass": WORD})
+    for name in ("pem", "pub"):
+        (host.pki / f"saltm2.{name}").unlink()
+    first, second = (report(detail=ALL)["details"]["config"]["mysql.pass"] for _ in range(2))
+    assert first != second
+
+
+def test_a_key_decision_changes_nothing_that_was_compiled(report, host):
+    import multimaster_ledger
+
+    first = report(sample=["web1", {"id": "web1"}])
+    path = host.root / "var/cache/salt/master/multimaster/ledger.db"
+    path.parent.mkdir(parents=True)
+    with multimaster_ledger.open_ledger(str(path)) as book, book.transaction():
+        book.decide("web2", "f" * 64, "accepted", "saltm2", "a key", "here")
+    second = report(sample=["web1", None])
+    assert second["subjects"]["keys"] != first["subjects"]["keys"]
+    assert second["proof"]["at"] == first["proof"]["at"]
+
+
 def test_a_second_report_is_the_same(report):
     assert report()["subjects"] == report()["subjects"]
 

@@ -387,6 +387,18 @@ def test_a_master_with_a_newer_configuration_than_it_runs_with_is_a_problem(stat
     assert data["problems"] == ["running differs on saltm2; see salt-run multimaster.drift"]
 
 
+def test_the_job_cache_is_told_whom_the_run_is_about(status, loaders, monkeypatch):
+    import salt.loader
+
+    function = loaders.runner["multimaster.status"].func
+    jid = "20260101000000000001"
+    monkeypatch.setitem(function.__globals__, "__jid__", jid)
+    status({name: report() for name in IDS}, CONFIGURED)
+    # Salt looks for it, and else through all keys.
+    load = salt.loader.returners(loaders.opts, {})["local_cache.get_load"](jid)
+    assert (load["fun"], load["Minions"]) == ("runner.multimaster.status", ["saltm1"])
+
+
 # Drift
 
 
