@@ -50,7 +50,7 @@ test-matrix: setup-3007 setup-3006 ## run the tests of the other Salt series
 	$(BIN)/pytest --matrix -m matrix
 
 bench: setup ## measure the costs as ratios, side by side
-	status=0; for part in formula replication roots failover; do \
+	status=0; for part in formula replication roots status failover; do \
 	    $(BIN)/python test/bench/$$part.py || status=1; \
 	done; exit $$status
 

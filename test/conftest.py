@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 
 import pytest
@@ -40,6 +41,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         leave_out("matrix", "of other Salt series; to run them: make test-matrix")
     if not config.getoption("--long") and any(i.get_closest_marker("long") for i in items):
         leave_out("long", "that take long; to run them: make test-long")
+    if any(i.get_closest_marker("promtool") for i in items) and not shutil.which("promtool"):
+        if os.environ.get("LAB_REQUIRE_PROMTOOL") == "1":
+            raise pytest.UsageError("LAB_REQUIRE_PROMTOOL=1, and there is no promtool")
+        leave_out("promtool", "that need promtool; install Debian's prometheus, then: make test")
     if any(i.get_closest_marker("docker") for i in items) and not _docker_answers():
         if os.environ.get("LAB_REQUIRE_DOCKER") == "1":
             raise pytest.UsageError("LAB_REQUIRE_DOCKER=1, and no Docker engine answers")

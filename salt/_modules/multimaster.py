@@ -49,20 +49,29 @@ __func_alias__ = {"list_masters": "masters"}
 # Custom code that has to be the file server's, or the states would run with an older version's.
 SYNCED = {
     "engines": ("multimaster_minion.py",),
-    "modules": ("multimaster.py", "multimaster_orch.py", "multimaster_roots.py"),
+    "modules": (
+        "multimaster.py",
+        "multimaster_drift.py",
+        "multimaster_orch.py",
+        "multimaster_roots.py",
+    ),
     "states": ("multimaster.py",),
     "utils": (
         "multimaster_cutover.py",
         "multimaster_dial.py",
+        "multimaster_drift.py",
+        "multimaster_gather.py",
         "multimaster_keypair.py",
         "multimaster_ledger.py",
         "multimaster_listener.py",
         "multimaster_options.py",
         "multimaster_restart.py",
         "multimaster_roots.py",
+        "multimaster_sample.py",
         "multimaster_seal.py",
         "multimaster_signing.py",
         "multimaster_topology.py",
+        "multimaster_trees.py",
     ),
 }
 DROP_IN = "multimaster.conf"
@@ -310,6 +319,29 @@ def ledger_wake(origin):
     opts = _effective("master", _config_dir())
     with salt.utils.event.get_event("master", opts=opts, listen=False) as bus:
         return bus.fire_event({"origin": origin}, "multimaster/wake")
+
+
+def key_digest():
+    """
+    Tell the digest of the ledger of this host's master, and how many keys it has.
+
+    Returns ``digest``, None while there is no ledger, ``conflicts``, the ids that have several
+    keys, and ``counts``, the number of keys in each state.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm1 multimaster.key_digest
+    """
+    opts = _effective("master", _config_dir())
+    digest, conflicts = None, []
+    with contextlib.suppress(CommandExecutionError), _ledger(opts) as book:
+        digest, conflicts = book.digest, book.conflicts()
+    counts = dict.fromkeys(STATES.values(), 0)
+    for state in _key_states(opts).values():
+        counts[STATES[state]] += 1
+    return {"digest": digest, "conflicts": conflicts, "counts": counts}
 
 
 def key_states(like="*"):

@@ -1,10 +1,12 @@
 """
-Shows the results of ``salt-run multimaster.status`` and ``multimaster.keys`` as tables.
+Shows the results of ``salt-run multimaster.status``, ``drift``, ``metrics`` and ``keys``.
 """
 
 __virtualname__ = "multimaster"
 
 KEYS = ("accepted", "pending", "denied", "rejected")
+# Of more minions only those in trouble are listed, and only so many; and so many differences.
+SHOWN = 20
 
 
 def __virtual__():
@@ -21,6 +23,10 @@ def output(data, **kwargs):
 
         salt-run multimaster.status --out multimaster
     """
+    if "metrics" in data:
+        return data["metrics"].rstrip("\n")
+    if "drift" in data:
+        return _drift(data)
     if "keys" in data:
         return _matrix(data)
     masters = [
@@ -39,10 +45,82 @@ def output(data, **kwargs):
             ]
         )
     minions = [["MINION", *data["masters"]]]
-    for name, row in data["minions"].items():
+    rows, rest = _picked(data["minions"])
+    for name, row in rows.items():
         minions.append([name, *(_mark(value) for value in row["connected"].values())])
-    problems = [f"! {problem}" for problem in data["problems"]] or ["Everything is connected."]
-    return "\n".join([*_table(masters), "", *_table(minions), "", *problems])
+    subjects = _subjects(data) if data.get("subjects") else []
+    problems = [f"! {problem}" for problem in data["problems"]]
+    if not problems:
+        problems = ["Everything is connected."]
+        if subjects:
+            problems = ["Everything is connected, and the masters agree."]
+    return "\n".join([*_table(masters), "", *subjects, *_table(minions), *rest, "", *problems])
+
+
+def _picked(minions):
+    """Return the rows to show, and a line about the others."""
+    if len(minions) <= SHOWN:
+        return minions, []
+    bad = {name: row for name, row in minions.items() if _in_trouble(row)}
+    shown = dict(list((bad or minions).items())[:SHOWN])
+    left = len(minions) - len(shown)
+    more = f"{len(bad) - len(shown)} of them in trouble" if len(bad) > len(shown) else "all well"
+    return shown, [f"and {left} more, {more}; --out json has all"]
+
+
+def _in_trouble(row):
+    cutover = row["cutover"].get("step", "kept")
+    return not all(row["connected"].values()) or bool(row["silent"]) or cutover != "kept"
+
+
+def _subjects(data):
+    """Return the table of digests; what differs is marked, and who has something else than most."""
+    rows = [["SUBJECT", *data["masters"]]]
+    for subject, row in data["subjects"].items():
+        digests = row["digests"]
+        told = [value for value in digests.values() if value]
+        most = max(told, key=told.count, default=None)
+        cells = []
+        for name, master in data["masters"].items():
+            text = (digests.get(name) or "-")[:8]
+            if subject in ("formula", "salt"):
+                text = master.get({"salt": "version"}.get(subject, subject)) or "-"
+            cells.append(text + " !" * bool(row["differs"] and digests.get(name) != most))
+        rows.append(["! " * row["differs"] + subject, *cells])
+    offsets = [row.get("offset") for row in data["masters"].values()]
+    rows.append(["clock", *("-" if value is None else f"{value:+.1f} s" for value in offsets)])
+    return [*_table(rows), ""]
+
+
+def _drift(data):
+    """Return each difference with its values and remedies."""
+    lines, shown = [], {}
+    for one in data["drift"]:
+        shown[one["subject"]] = shown.get(one["subject"], 0) + 1
+        if shown[one["subject"]] > SHOWN:
+            continue
+        lines.append(f"{one['subject']}: {one['path'] or 'differs'}")
+        values = [[f"    {name}", _value(value)] for name, value in one["values"].items()]
+        for row, name in zip(values, one["values"], strict=True):
+            row[1] += "  !" if name in one["remedies"] else ""
+        lines += _table(values)
+        lines.append(f"    (measured by {one['side']})")
+        for name, remedy in one["remedies"].items():
+            where = f"on {remedy['where']}: " if remedy["where"] else ""
+            command = f": {where}{remedy['command']}" if remedy["command"] else ""
+            lines.append(f"  {name}: {remedy['text']}{command}")
+        lines.append("")
+    for subject, count in shown.items():
+        if count > SHOWN:
+            lines.append(f"{subject}: {count - SHOWN} more differences; --out json has all")
+    lines += [f"! {problem}" for problem in data["problems"]]
+    if not data["drift"] and not data["problems"]:
+        lines.append(f"The masters agree on {', '.join(data['subjects'])}.")
+    return "\n".join(lines).rstrip()
+
+
+def _value(value):
+    return "(absent)" if value is None else str(value)
 
 
 def _matrix(data):

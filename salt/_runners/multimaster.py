@@ -2,32 +2,50 @@
 Look at a multi-master topology as a whole, from any of its masters, and decide on minions' keys.
 """
 
+import contextlib
+import os
+import tempfile
 import time
 
 import salt.client
-from salt.exceptions import CommandExecutionError
+import salt.loader
+from salt.exceptions import CommandExecutionError, SaltException
 
 __virtualname__ = "multimaster"
 
 # Keys in one answer: an event may hold (max_event_size, 1 MiB) twice as many.
 PAGE = 8_000
+# Minions in trouble that are named, of many.
+SHOWN = 20
+# What a utility module cannot get from Salt's loader by itself.
+TOOLS = (
+    "multimaster_drift.differing",
+    "multimaster_drift.sample_of",
+    "multimaster_ledger.unsqueeze",
+    "multimaster_trees.subscribed",
+)
 
 
 def __virtual__():
     return __virtualname__
 
 
-def status(timeout=5):
+def status(timeout=5, sample=None):
     """
-    Show every master, and for every minion the masters that it is connected to.
+    Show every master, subject by subject where they differ, and the masters of every minion.
 
     timeout
-        Seconds to wait for answers.
+        Seconds to wait for answers of those who are connected.
+    sample
+        The minion whose pillar and top file are compared; the first that is no master's unless
+        given.
 
     Per master: address, reachable (the minion on its host answers to it), Salt version,
     fingerprint of its key, digest of its ledger, whether it is configured to sign its key and the
-    fingerprint of the pair that it signs with, and the numbers of accepted, pending, denied and
-    rejected keys and of conflicts.  Per minion: whether it is connected to each master, which it
+    fingerprint of the pair that it signs with, the numbers of accepted, pending, denied and
+    rejected keys and of conflicts, how many minions are connected to it, the formula's version
+    and the offset of its clock in seconds.  Per subject: each master's digest, and whether they
+    differ.  Per minion: whether it is connected to each master, which it
     is only after that master has let it in, the master list it is configured with, the masters
     that are silent to it, and how the last change of its configuration went.
     ``problems`` says in words what is wrong.  Exit status 0 only if that is nothing.
@@ -39,49 +57,97 @@ def status(timeout=5):
         salt-run multimaster.status
         salt-run multimaster.status --out json
     """
-    declared = __opts__.get("multimaster", {}).get("masters", [])
-    ids = [master["id"] for master in declared]
-    addresses = [master["address"] for master in declared]
-    mode = __opts__.get("multimaster", {}).get("mode", "hot")
-    # Whoever still works on its answer after that time is waited for; whoever is not there is not.
-    patience = {"timeout": timeout, "gather_job_timeout": timeout}
-    with salt.client.get_local_client(mopts=__opts__) as client:
-        # In hot mode every minion can be asked from here; else only each by its own master.
-        arguments = [timeout] if mode == "hot" else [timeout, "*"]
-        reports = client.cmd(ids, "multimaster.report", arguments, tgt_type="list", **patience)
-        told = client.cmd("*", "multimaster.masters", **patience) if reports else {}
-    reports = {name: value for name, value in reports.items() if isinstance(value, dict)}
-    masters = {master["id"]: _master_row(master, reports.get(master["id"])) for master in declared}
-    minions = sorted({name for report in reports.values() for name in report["accepted"]})
-    rows = {}
-    for minion in minions:
-        lists = told.get(minion)
-        lists = lists if isinstance(lists, dict) else {"configured": None, "connected": []}
-        rows[minion] = {
-            "connected": {
-                master["id"]: master["address"] in lists["connected"]
-                or minion in reports.get(master["id"], {}).get("answering", [])
-                for master in declared
-            },
-            "configured": lists["configured"],
-            # Not told by an older version of the minion's module.
-            "silent": lists.get("silent", []),
-            "cutover": lists.get("cutover", {}),
-        }
-    problems = _problems(masters, rows, addresses, mode)
-    if not declared:
-        problems = ["this master declares no topology; apply the formula first"]
+    _save_job("status")
+    data = _status(timeout, sample)
+    return {"outputter": "multimaster", "data": data}
+
+
+def drift(subject=None, timeout=5, sample=None):
+    """
+    Name everything in which the masters differ, with what each has, and what to do about it.
+
+    subject
+        Only that: config, access, files, files:base, pillar, gitfs, git_pillar, roots, keys,
+        modules, formula, salt, content, running or clock.
+    timeout, sample
+        As for ``status``.
+
+    A value that may be a secret is shown as a keyed hash.  ``side`` says what the masters are
+    measured by: the declaration, most masters, or the first of them.  Exit status 0 only if nothing
+    differs and every master has told.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run multimaster.drift
+        salt-run multimaster.drift subject=files:base --out json
+    """
+    if not _masters():
+        raise CommandExecutionError("this master declares no topology; apply the formula first")
+    _save_job("drift")
+    look = _look(timeout, sample=sample, detail=True)
+    found = [one.plain() for one in _differences(look)]
+    known = [*__utils__["multimaster_drift.table"](look.reports), "running", "clock"]
+    if subject is not None:
+        kinds = {name.partition(":")[0] for name in known}
+        if subject not in known and subject not in kinds:
+            raise CommandExecutionError(
+                f"subject: got {subject!r}; supported: {', '.join(sorted({*known, *kinds}))}"
+            )
+        found = [one for one in found if subject in (one["subject"], _kind(one["subject"]))]
+    silent = [name for name, report in look.reports.items() if report is None]
+    problems = [f"the host of master {name} does not report" for name in silent]
+    problems += _unproved(look)
     return {
         "outputter": "multimaster",
         "data": {
-            "mode": mode,
-            "masters": masters,
-            "minions": rows,
+            "drift": found,
+            "masters": list(look.reports),
+            "subjects": known,
+            "sample": look.sample,
             "problems": problems,
-            # salt-run's exit status
-            "retcode": 1 if problems else 0,
+            "retcode": 1 if found or problems else 0,
         },
     }
+
+
+def metrics(path=None, timeout=5, sample=None):
+    """
+    Tell the state of the masters as text for Prometheus.
+
+    path
+        Write it there, at once and readable for all, for node_exporter's textfile collector.
+    timeout, sample
+        As for ``status``.
+
+    Returns the text, or where it was written.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run multimaster.metrics
+        salt-run multimaster.metrics path=/var/lib/node_exporter/textfile/multimaster.prom
+    """
+    _save_job("metrics")
+    data = _status(timeout, sample, detail=True)
+    text = __utils__["multimaster_drift.metrics"](data, time.time())
+    if path is None:
+        return {"outputter": "multimaster", "data": {"metrics": text, "retcode": 0}}
+    try:
+        handle, scratch = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".multimaster-")
+        try:
+            with os.fdopen(handle, "w") as stream:
+                stream.write(text)
+            os.chmod(scratch, 0o644)
+            os.replace(scratch, path)
+        except BaseException:
+            os.unlink(scratch)
+            raise
+    except OSError as err:
+        raise CommandExecutionError(f"path: got {path!r}: {err.strerror}") from err
+    return f"written to {path}"
 
 
 def keys(like="*", timeout=10):
@@ -313,13 +379,121 @@ def _masters():
     return [master["id"] for master in __opts__.get("multimaster", {}).get("masters", [])]
 
 
+def _status(timeout, sample, detail=False):
+    """Return the data of ``status``, and how long it took to gather."""
+    started = time.monotonic()
+    declared = __opts__.get("multimaster", {}).get("masters", [])
+    mode = __opts__.get("multimaster", {}).get("mode", "hot")
+    data = {"mode": mode, "masters": {}, "minions": {}, "subjects": {}, "differences": []}
+    if not declared:
+        problems = ["this master declares no topology; apply the formula first"]
+        return {**data, "sample": None, "troubled": 0, "problems": problems, "retcode": 1}
+    look = _look(timeout, sample=sample, minions=True, detail=detail)
+    found = _differences(look)
+    masters = {m["id"]: _master_row(m, look.reports[m["id"]]) for m in declared}
+    rows = _minion_rows(declared, look)
+    addresses = [master["address"] for master in declared]
+    problems = _problems(masters, rows, addresses, mode)
+    # The ledgers have a line of their own.
+    others = [one for one in found if one.subject != "keys"]
+    problems += __utils__["multimaster_drift.problems"](others) + _unproved(look)
+    troubled = [name for name, row in rows.items() if _trouble(name, row, masters, addresses, mode)]
+    return data | {
+        "masters": masters,
+        "minions": rows,
+        "subjects": __utils__["multimaster_drift.table"](look.reports),
+        "differences": [one.plain() for one in found],
+        "sample": look.sample,
+        "troubled": len(troubled),
+        "seconds": round(time.monotonic() - started, 2),
+        "problems": problems,
+        # salt-run's exit status
+        "retcode": 1 if problems else 0,
+    }
+
+
+def _save_job(function):
+    """
+    Tell Salt's job cache of this run, and that it is about this master alone.
+
+    Salt would do that at the end, and look through the keys of all minions for the one with this
+    master's id: more than a second for ten thousand of them.
+    """
+    jid, cache = globals().get("__jid__"), __opts__.get("master_job_cache")
+    if not jid or cache != "local_cache" or not __opts__.get("job_cache"):
+        return
+    load = {
+        "jid": jid,
+        "fun": f"runner.multimaster.{function}",
+        "id": __opts__["id"],
+        "tgt": __opts__["id"],
+        "tgt_type": "list",
+        "user": globals().get("__user__", "UNKNOWN"),
+    }
+    # It is for the list of jobs only.
+    with contextlib.suppress(KeyError, OSError, SaltException):
+        save = salt.loader.returners(__opts__, {})[f"{cache}.save_load"]
+        save(jid, load, minions=[__opts__["id"]])
+
+
+def _look(timeout, **flags):
+    settings = __opts__["multimaster"].get("drift") or {}
+    # What the engine had compiled the last time, or the time before, is as good.
+    max_age = 2.5 * settings.get("interval", 0)
+    return __utils__["multimaster_gather.look"](
+        __opts__, {name: __utils__[name] for name in TOOLS}, timeout, max_age=max_age, **flags
+    )
+
+
+def _differences(look):
+    settings = __opts__["multimaster"].get("drift") or {}
+    arguments = [settings["clocks"]] if "clocks" in settings else []
+    return __utils__["multimaster_drift.differences"](look.reports, *arguments)
+
+
+def _unproved(look):
+    """Say of which master it is not known what it would give the sample."""
+    return [
+        f"master {name} could not compile pillar and top file of {look.sample}: "
+        f"{report['proof']['problem']}"
+        for name, report in look.reports.items()
+        if report and "problem" in report["proof"]
+    ]
+
+
+def _kind(subject):
+    return subject.partition(":")[0]
+
+
+def _minion_rows(declared, look):
+    """Return what is known of every minion that this master has accepted."""
+    rows = {}
+    nobody = {"configured": None, "connected": []}
+    for minion in sorted(__utils__["multimaster_gather.accepted"](__opts__)):
+        lists, heard = look.told.get(minion, nobody), look.heard.get(minion, ())
+        rows[minion] = {
+            "connected": {
+                master["id"]: master["address"] in lists["connected"] or master["id"] in heard
+                for master in declared
+            },
+            "configured": lists["configured"],
+            # Not told by an older version of the minion's module.
+            "silent": lists.get("silent", []),
+            "cutover": lists.get("cutover", {}),
+        }
+    return rows
+
+
 def _master_row(master, report):
-    answers = report and report["running"] and master["id"] in report["answering"]
-    row = {"address": master["address"], "reachable": bool(answers)}
+    told = report and report["master"]
+    row = {"address": master["address"], "reachable": bool(told and told["answers"])}
     for field in ("version", "fingerprint", "digest", "signs", "signing_fingerprint"):
-        row[field] = report[field] if report else None
-    for field in ("accepted", "pending", "denied", "rejected", "conflicts"):
-        row[field] = len(report[field]) if report else None
+        row[field] = told[field] if told else None
+    for field in ("accepted", "pending", "denied", "rejected", "conflicts", "connections"):
+        row[field] = told[field] if told else None
+    row["formula"] = told["formula"] if told else None
+    row["offset"] = report["offset"] if report else None
+    row["reported"] = bool(report)
     return row
 
 
@@ -345,20 +519,34 @@ def _problems(masters, minions, addresses, mode):
     for name, row in masters.items():
         if row["conflicts"]:
             problems.append(f"master {name} knows {row['conflicts']} ids with two keys")
-    for name, row in minions.items():
-        missing = [master for master, connected in row["connected"].items() if not connected]
-        if mode == "failover" and name not in masters:
-            # Connected to one master at a time, whichever that is.
-            missing = missing if len(missing) == len(row["connected"]) else []
-        if missing:
-            problems.append(f"minion {name} is not connected to {', '.join(missing)}")
-        if row["silent"]:
-            problems.append(f"minion {name} gets no answer from {', '.join(row['silent'])}")
-        if row["cutover"].get("step") == "restored":
-            wanted = ", ".join(row["cutover"]["wanted"])
-            problems.append(f"minion {name} went back from {wanted}: too few masters answered")
-        elif row["cutover"].get("step", "kept") != "kept":
-            problems.append(f"minion {name} is on its way to a new configuration")
-        if row["configured"] is not None and row["configured"] != addresses:
-            problems.append(f"minion {name} is configured for {', '.join(row['configured'])}")
+    lines = [
+        (name, line)
+        for name, row in minions.items()
+        for line in _trouble(name, row, masters, addresses, mode)
+    ]
+    # All of them are in the rows.
+    problems += [line for _, line in lines[:SHOWN]]
+    if more := {name for name, _ in lines[SHOWN:]} - {name for name, _ in lines[:SHOWN]}:
+        problems.append(f"{len(more)} more minions have such problems")
     return problems
+
+
+def _trouble(name, row, masters, addresses, mode):
+    """Return in words what is wrong with a minion."""
+    found = []
+    missing = [master for master, connected in row["connected"].items() if not connected]
+    if mode == "failover" and name not in masters:
+        # Connected to one master at a time, whichever that is.
+        missing = missing if len(missing) == len(row["connected"]) else []
+    if missing:
+        found.append(f"minion {name} is not connected to {', '.join(missing)}")
+    if row["silent"]:
+        found.append(f"minion {name} gets no answer from {', '.join(row['silent'])}")
+    if row["cutover"].get("step") == "restored":
+        wanted = ", ".join(row["cutover"]["wanted"])
+        found.append(f"minion {name} went back from {wanted}: too few masters answered")
+    elif row["cutover"].get("step", "kept") != "kept":
+        found.append(f"minion {name} is on its way to a new configuration")
+    if row["configured"] is not None and row["configured"] != addresses:
+        found.append(f"minion {name} is configured for {', '.join(row['configured'])}")
+    return found

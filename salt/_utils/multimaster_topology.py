@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+# Of the formula: the one in FORMULA.
+VERSION = "0.1.0"
 MODES = ("hot", "failover")
 METHODS = ("none", "pkg")
 # What makes Salt work with git remotes.
@@ -167,6 +169,9 @@ class Topology:
     minion_service: str = "salt-minion"
     restart_timeout: float = 600
     replicate: Replicate | None = None
+    # Seconds between two looks for differences, and seconds that clocks may differ.
+    drift_interval: float = 60
+    clocks: float = 5
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -261,6 +266,8 @@ def parse(declaration: Any) -> Topology:
         minion_service=declaration.get("minion", {}).get("service", "salt-minion"),
         restart_timeout=declaration.get("restart_timeout", 600),
         replicate=replicate,
+        drift_interval=(declaration.get("drift") or {}).get("interval", 60),
+        clocks=(declaration.get("deploy") or {}).get("clocks", 5),
     )
 
 
@@ -478,6 +485,9 @@ def master_options(
             "master_use_pubkey_signature": True,
             "master_pubkey_signature": SIGNATURE,
         }
+    engines = _with_engine(config, existing, "multimaster", {})
+    if topology.drift_interval:
+        engines = _with_engine({"engines": engines}, {}, "multimaster_drift", {})
     directories = config.get("module_dirs", existing.get("module_dirs")) or []
     options = {
         **config,
@@ -485,13 +495,14 @@ def master_options(
         # The live key pair is named after the id; the default depends on the host's name.
         "id": master_id,
         "module_dirs": [*(path for path in directories if path != extensions), extensions],
-        "engines": _with_engine(config, existing, "multimaster", {}),
+        "engines": engines,
         **signing,
         **(autosign or {}),
         # For the engine and the runners, which have no pillar.
         "multimaster": {
             "mode": topology.mode,
             "masters": [{"id": m.id, "address": m.address} for m in topology.masters],
+            "drift": {"interval": topology.drift_interval, "clocks": topology.clocks},
         },
     }
     if topology.replicate:
@@ -637,6 +648,11 @@ def autosign_files(topology: Topology) -> dict[str, str]:
 def autosign_options(topology: Topology, directory: str) -> dict[str, str]:
     """Return the master options that name the files of :func:`autosign_files` in a directory."""
     return {AUTOSIGN[name][0]: f"{directory}/{AUTOSIGN[name][1]}" for name in topology.autosign}
+
+
+def version() -> str:
+    """Return the version of the formula; a function, since Salt's loader shows no values."""
+    return VERSION
 
 
 def is_name(address: str) -> bool:
@@ -1022,6 +1038,7 @@ _SHAPE: dict[str, Any] = {
     },
     "minion": {"service": None, "config": None, "override": None},
     "deploy": {"batch": None, "clocks": None, "disk": None, "timeout": None},
+    "drift": {"interval": None},
     "restart_timeout": None,
     "config_dir": None,
     "extension_dir": None,
@@ -1081,6 +1098,8 @@ _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "deploy:clocks": _KINDS["seconds"],
     "deploy:disk": ("a number of MiB, 0 or more", _is_seconds),
     "deploy:timeout": _KINDS["seconds"],
+    "drift": _KINDS["mapping"],
+    "drift:interval": _KINDS["seconds"],
     "restart_timeout": _KINDS["seconds"],
     "config_dir": _KINDS["path"],
     "extension_dir": _KINDS["path"],

@@ -3,6 +3,7 @@
 {%- set drop_in = config_dir ~ '/master.d/multimaster.conf' %}
 {%- set extensions = [
   'engines/multimaster.py',
+  'engines/multimaster_drift.py',
   'engines/multimaster_roots.py',
   'fileserver/multimaster.py',
   'modules/multimaster.py',
@@ -13,15 +14,19 @@
   'utils/multimaster_cutover.py',
   'utils/multimaster_deploy.py',
   'utils/multimaster_dial.py',
+  'utils/multimaster_drift.py',
+  'utils/multimaster_gather.py',
   'utils/multimaster_keypair.py',
   'utils/multimaster_ledger.py',
   'utils/multimaster_listener.py',
   'utils/multimaster_options.py',
   'utils/multimaster_restart.py',
   'utils/multimaster_roots.py',
+  'utils/multimaster_sample.py',
   'utils/multimaster_seal.py',
   'utils/multimaster_signing.py',
   'utils/multimaster_topology.py',
+  'utils/multimaster_trees.py',
 ] %}
 
 include:

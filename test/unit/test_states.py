@@ -264,7 +264,8 @@ def test_the_masters_drop_in_keeps_the_hosts_engines(host, state):
     state("master_config")
     opts = salt.config.master_config(str(host.config_dir / "master"))
     assert opts["id"] == ID
-    assert opts["engines"] == [{"reactor": {"refresh": 5}}, {"multimaster": {}}]
+    ours = [{"multimaster": {}}, {"multimaster_drift": {}}]
+    assert opts["engines"] == [{"reactor": {"refresh": 5}}, *ours]
     assert opts["module_dirs"] == [f"{host.root}/var/lib/multimaster"]
 
 

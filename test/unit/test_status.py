@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import time
+from collections import deque
 from types import SimpleNamespace
 
 import pytest
 
+import multimaster_drift
+
 IDS = ("saltm1", "saltm2")
 UNEQUAL = "the masters' decisions on keys differ; see salt-run multimaster.keys"
 ADDRESSES = ["192.0.2.1", "192.0.2.2"]
+# /proc/net/tcp with two connections to 192.0.2.1:4505, and others.
+TABLE = """\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 010200C0:1199 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1
+   1: 020200C0:1199 0100007F:8235 01 00000000:00000000 00:00000000 00000000     0        0 2
+   2: 010200C0:119A 0100007F:8236 01 00000000:00000000 00:00000000 00000000     0        0 3
+   3: 010200C0:1199 0100007F:8237 01 00000000:00000000 00:00000000 00000000     0        0 4
+   4: 010200C0:1199 0100007F:8238 01 00000000:00000000 00:00000000 00000000     0        0 5
+"""
 
 
 def master(address, **changed):
     row = {"address": address, "reachable": True, "version": "3008.3", "fingerprint": "f" * 64}
     row |= {"accepted": 3, "pending": 0, "denied": 0, "rejected": 0}
     row |= {"digest": "d" * 64, "conflicts": 0, "signs": False, "signing_fingerprint": None}
+    row |= {"connections": 3, "formula": "0.1.0", "offset": 0.0, "reported": True}
     return row | changed
 
 
@@ -44,15 +58,19 @@ def loaders(loaded_host):
 
     loaded_host.reset()
     modules = [str(loaded_host.extension_modules)]
-    settings = {"root_dir": str(loaded_host.root), "module_dirs": modules}
+    # An address that no connection of this machine has.
+    settings = {"root_dir": str(loaded_host.root), "interface": "192.0.2.1", "id": "saltm1"}
+    settings |= {"module_dirs": modules}
     loaded_host.write("etc/salt/master", settings)
     opts = dict(salt.config.master_config(str(loaded_host.config_dir / "master")))
     opts["grains"] = loaded_host.runtime.opts["grains"]
     masters = [{"id": n, "address": at} for n, at in zip(IDS, ADDRESSES, strict=True)]
     opts["multimaster"] = {"mode": "hot", "masters": masters}
+    utils = salt.loader.utils(opts)
     return SimpleNamespace(
         # As salt-run makes it.
-        runner=salt.loader.runner(opts, utils=salt.loader.utils(opts)),
+        runner=salt.loader.runner(opts, utils=utils),
+        utils=utils,
         output=salt.loader.outputters(opts),
         opts=opts,
     )
@@ -158,20 +176,67 @@ def test_a_minion_has_to_be_configured_for_them(problems, configured, wrong):
 # The runner
 
 
+class Bus:
+    """Stands in for a master's bus: a job is answered at once by those who have an answer."""
+
+    def __init__(self, answers):
+        # (function, minion) -> what it returns, or a function of the job's arguments.
+        self.answers = answers
+        self.asked = []
+        self.events = deque()
+        self.event = self
+
+    def connect_pub(self):
+        return True
+
+    def run_job(self, targets, function, arguments, **flags):
+        jid = str(len(self.asked))
+        named = {k: v for a in arguments for k, v in a.items() if k != "__kwarg__"}
+        self.asked.append((targets, function, named))
+        for name in (*IDS, "web1") if targets == "*" else targets:
+            if (function, name) in self.answers:
+                value = self.answers[function, name]
+                value = value(**named) if callable(value) else value
+                if isinstance(value, dict) and "now" in value:
+                    # Told as the clock's offset.
+                    value = value | {"now": time.time() + value["now"]}
+                tag = f"salt/job/{jid}/ret/{name}"
+                self.events.append({"tag": tag, "data": {"return": value, "id": name}})
+        return {"jid": jid}
+
+    def get_event(self, wait, tag, full):
+        if not self.events:
+            time.sleep(min(wait, 0.01))
+        return self.events.popleft() if self.events else None
+
+    def destroy(self):
+        pass
+
+
 @pytest.fixture
-def status(loaders, monkeypatch):
+def bus(loaders, loaded_host, monkeypatch):
+    """Have the runners meet such a bus, on a master that has accepted three minions."""
+    loaded_host.accept(dict.fromkeys(("saltm1", "saltm2", "web1"), "a key"))
+    look = loaders.utils["multimaster_gather.look"].func
+    monkeypatch.setitem(look.__globals__, "SLACK", 0.2)
+
+    def bus(answers):
+        made = Bus(answers)
+        monkeypatch.setattr("salt.client.get_local_client", lambda mopts: made)
+        return made
+
+    return bus
+
+
+@pytest.fixture
+def status(loaders, bus):
     """Run it with the masters' reports and the minions' lists of masters."""
 
-    def status(reports, configured):
-        class Client:
-            # There is no master here whose bus would carry the questions.
-            def cmd(self, target, function, *args, **kwargs):
-                return {"multimaster.report": reports, "multimaster.masters": configured}[function]
-
-        monkeypatch.setattr(
-            "salt.client.get_local_client", lambda mopts: contextlib.nullcontext(Client())
-        )
-        return loaders.runner["multimaster.status"]()
+    def status(reports, lists, connected=("web1",)):
+        answers = {("multimaster_drift.report", name): value for name, value in reports.items()}
+        answers |= {("multimaster.masters", name): lists[name] for name in lists}
+        bus(answers)
+        return loaders.runner["multimaster.status"](timeout=0)
 
     return status
 
@@ -197,24 +262,33 @@ def test_what_a_minion_tells_of_its_masters_is_shown(problems, row, problem):
     assert problems(topology) == ([problem] if problem else [])
 
 
-def report(**changed):
-    names = ["saltm1", "saltm2", "web1"]
-    row = {"running": True, "version": "3008.3", "fingerprint": "f" * 64}
-    row |= {"accepted": names, "answering": names, "pending": [], "denied": [], "rejected": []}
-    row |= {"digest": "d" * 64, "conflicts": [], "signs": False, "signing_fingerprint": None}
-    return row | changed
+def report(answers=True, stale=(), offset=0.0, subjects=None, **changed):
+    """What the host of a master reports."""
+    row = {"running": True, "version": "3008.3", "fingerprint": "f" * 64, "formula": "0.1.0"}
+    row |= {"accepted": 3, "pending": 0, "denied": 0, "rejected": 0, "connections": 3}
+    row |= {"digest": "d" * 64, "conflicts": 0, "signs": False, "signing_fingerprint": None}
+    leaves = {"config": {"worker_threads": 5}, "keys": {"ledger": "d"}} | (subjects or {})
+    return {
+        "master": {"answers": answers, **row, **changed},
+        "host": {"configured": ADDRESSES, "connected": ADDRESSES},
+        "subjects": {name: multimaster_drift.digest(found) for name, found in leaves.items()},
+        "proof": {"sample": None},
+        "stale": list(stale),
+        "places": {},
+        "minions": None,
+        "now": offset,
+    }
 
 
-CONFIGURED = {
-    name: {"configured": ADDRESSES, "connected": ADDRESSES} for name in ("saltm1", "saltm2", "web1")
-}
+CONFIGURED = {"web1": {"configured": ADDRESSES, "connected": ADDRESSES}}
 
 
 def test_all_is_well_with_exit_status_0(status):
     shown = status({name: report() for name in IDS}, CONFIGURED)
     assert shown["outputter"] == "multimaster"
     data = shown["data"]
-    assert data["masters"] == {n: master(at) for n, at in zip(IDS, ADDRESSES, strict=True)}
+    for name, address in zip(IDS, ADDRESSES, strict=True):
+        assert data["masters"][name] == master(address)
     assert data["minions"]["web1"] == {
         "connected": dict.fromkeys(IDS, True),
         "configured": ADDRESSES,
@@ -229,8 +303,8 @@ def test_all_is_well_with_exit_status_0(status):
     [
         {},
         {"saltm1": report()},
-        {"saltm1": report(), "saltm2": report(running=False, answering=[])},
-        {"saltm1": report(), "saltm2": report(answering=[])},
+        {"saltm1": report(), "saltm2": report(running=False, answers=False)},
+        {"saltm1": report(), "saltm2": report(answers=False)},
         {"saltm1": report(), "saltm2": "The minion function caused an exception"},
         {"saltm1": report(), "saltm2": False},
     ],
@@ -247,17 +321,192 @@ def test_a_master_without_a_report_is_exit_status_1(status, reports):
 def test_a_minion_whose_list_is_unknown_is_shown_all_the_same(status, lists):
     data = status({name: report() for name in IDS}, lists)["data"]
     assert data["minions"]["web1"]["configured"] is None
-    assert data["retcode"] == 0
+    # Nobody has heard of it.
+    assert data["problems"] == ["minion web1 is not connected to saltm1, saltm2"]
 
 
 def test_without_a_topology_the_exit_status_is_1(status, loaders, monkeypatch):
-    monkeypatch.delitem(loaders.runner.opts, "multimaster")
+    status_globals = loaders.runner["multimaster.status"].func.__globals__
+    opts = {name: value for name, value in loaders.opts.items() if name != "multimaster"}
+    monkeypatch.setitem(status_globals, "__opts__", opts)
     data = status({}, {})["data"]
     assert data["problems"] == ["this master declares no topology; apply the formula first"]
     assert data["retcode"] == 1
 
 
+def test_who_is_not_there_is_not_waited_for(status, loaders, monkeypatch):
+    look = loaders.utils["multimaster_gather.look"].func.__globals__
+    monkeypatch.setitem(look, "SLACK", 60)
+    # The hosts of two masters and one minion; web1 has never been here.
+    monkeypatch.setitem(look, "tables", lambda: {"tcp": TABLE})
+    started = time.monotonic()
+    data = status({name: report() for name in IDS}, {})["data"]
+    assert time.monotonic() - started < 10
+    assert data["problems"] == ["minion web1 is not connected to saltm1, saltm2"]
+
+
+def test_who_is_connected_and_was_never_seen_is_asked_all_the_same(status, loaders, monkeypatch):
+    look = loaders.utils["multimaster_gather.look"].func.__globals__
+    table = TABLE + TABLE.splitlines()[-1] + "\n"
+    monkeypatch.setitem(look, "tables", lambda: {"tcp": table})
+    data = status({name: report() for name in IDS}, CONFIGURED)["data"]
+    assert data["problems"] == []
+
+
+def test_many_minions_in_trouble_are_counted(problems):
+    topology = healthy()
+    lost = {**topology.minions["web1"], "connected": dict.fromkeys(IDS, False)}
+    topology.minions |= {f"web{number:02}": lost for number in range(50)}
+    found = problems(topology)
+    assert len(found) == 21
+    assert found[-1] == "30 more minions have such problems"
+
+
+def test_what_differs_is_a_problem_and_marked(status, loaders):
+    other = report(subjects={"config": {"worker_threads": 9}}, formula="0.0.9")
+    shown = status({"saltm1": report(), "saltm2": other}, CONFIGURED)["data"]
+    assert shown["problems"][0] == "config differs on saltm2; see salt-run multimaster.drift"
+    assert shown["retcode"] == 1
+    assert shown["subjects"]["config"]["differs"] is True
+    assert shown["subjects"]["keys"]["differs"] is False
+    lines = loaders.output["multimaster"](shown).splitlines()
+    (line,) = [line for line in lines if line.startswith("! config  ")]
+    assert line.endswith(" !")
+
+
+@pytest.mark.parametrize(("offset", "wrong"), [(3, False), (-30, True)])
+def test_a_clock_that_is_off_is_a_problem(status, offset, wrong):
+    data = status({"saltm1": report(), "saltm2": report(offset=offset)}, CONFIGURED)["data"]
+    assert data["masters"]["saltm2"]["offset"] == pytest.approx(offset, abs=1)
+    assert data["problems"] == ["clock differs on saltm2; see salt-run multimaster.drift"] * wrong
+
+
+def test_a_master_with_a_newer_configuration_than_it_runs_with_is_a_problem(status):
+    stale = report(stale=["/etc/salt/master.d/x.conf"])
+    data = status({"saltm1": report(), "saltm2": stale}, CONFIGURED)["data"]
+    assert data["problems"] == ["running differs on saltm2; see salt-run multimaster.drift"]
+
+
+def test_the_job_cache_is_told_whom_the_run_is_about(status, loaders, monkeypatch):
+    import salt.loader
+
+    function = loaders.runner["multimaster.status"].func
+    jid = "20260101000000000001"
+    monkeypatch.setitem(function.__globals__, "__jid__", jid)
+    status({name: report() for name in IDS}, CONFIGURED)
+    # Salt looks for it, and else through all keys.
+    load = salt.loader.returners(loaders.opts, {})["local_cache.get_load"](jid)
+    assert (load["fun"], load["Minions"]) == ("runner.multimaster.status", ["saltm1"])
+
+
+# Drift
+
+
+@pytest.fixture
+def drift(loaders, bus):
+    """Run it with reports whose details are asked for."""
+
+    def drift(leaves, **flags):
+        def told(name):
+            def answer(detail=(), **named):
+                found = report(subjects=leaves[name])
+                chosen = {subject: leaves[name].get(subject) for subject in detail}
+                found["details"] = loaders.utils["multimaster_ledger.squeeze"](chosen)
+                return found
+
+            return answer
+
+        made = bus({("multimaster_drift.report", name): told(name) for name in leaves})
+        return loaders.runner["multimaster.drift"](timeout=0, **flags)["data"], made.asked
+
+    return drift
+
+
+def test_masters_that_agree_are_asked_once(drift, loaders):
+    data, asked = drift({name: {"salt": {"version": "3008.3"}} for name in IDS})
+    assert (data["drift"], data["retcode"]) == ([], 0)
+    assert len(asked) == 1
+    shown = loaders.output["multimaster"](data)
+    assert shown == "The masters agree on config, keys, salt, running, clock."
+
+
+def test_a_difference_is_shown_with_its_values_and_its_remedy(drift, loaders):
+    data, asked = drift({n: {"config": {"timeout": at}} for at, n in enumerate(IDS, 5)})
+    assert data["retcode"] == 1
+    assert asked[1][2]["detail"] == ["config", "content"]
+    lines = loaders.output["multimaster"](data).splitlines()
+    assert lines[:4] == [
+        "config: timeout",
+        "    saltm1  5",
+        "    saltm2  6  !",
+        "    (measured by saltm1, the first master)",
+    ]
+    assert lines[4].endswith("salt saltm2 multimaster.restart salt-master")
+
+
+def test_one_subject_alone_can_be_asked_for(drift):
+    leaves = {
+        name: {"files:base": {"top.sls": f"{name}"}, "salt": {"version": name}} for name in IDS
+    }
+    for subject, expected in (("files", ["files:base"]), ("salt", ["salt"]), ("clock", [])):
+        data, _ = drift(leaves, subject=subject)
+        assert [one["subject"] for one in data["drift"]] == expected
+
+
+def test_an_unknown_subject_is_refused(drift):
+    from salt.exceptions import CommandExecutionError
+
+    with pytest.raises(CommandExecutionError, match=r"subject: got 'files:dev'; supported: clock"):
+        drift({name: {} for name in IDS}, subject="files:dev")
+
+
+def test_a_master_that_does_not_tell_is_no_agreement(drift):
+    data, _ = drift({"saltm1": {}})
+    assert data["retcode"] == 1
+    assert data["problems"] == ["the host of master saltm2 does not report"]
+
+
+# Metrics
+
+
+def test_metrics_are_written_at_once_and_for_all_to_read(loaders, bus, tmp_path):
+    bus({("multimaster_drift.report", name): report() for name in IDS})
+    path = tmp_path / "multimaster.prom"
+    path.write_text("old")
+    assert loaders.runner["multimaster.metrics"](path=str(path), timeout=0).startswith("written")
+    assert 'multimaster_up{master="saltm2"} 1' in path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_metrics_are_text_without_a_path(loaders, bus):
+    bus({("multimaster_drift.report", name): report() for name in IDS})
+    data = loaders.runner["multimaster.metrics"](timeout=0)["data"]
+    assert loaders.output["multimaster"](data) == data["metrics"].rstrip()
+
+
+def test_metrics_refuse_a_directory_that_is_not_there(loaders, bus, tmp_path):
+    from salt.exceptions import CommandExecutionError
+
+    bus({})
+    with pytest.raises(CommandExecutionError, match=r"path: got .*No such file"):
+        loaders.runner["multimaster.metrics"](path=f"{tmp_path}/no/x.prom", timeout=0)
+
+
 # The outputter
+
+
+def test_of_many_minions_those_in_trouble_are_shown(loaders):
+    topology = healthy()
+    topology.minions |= {f"web{n}": topology.minions["web1"] for n in range(100)}
+    shown = {**vars(topology), "problems": []}
+    lines = loaders.output["multimaster"](shown).splitlines()
+    assert "and 81 more, all well; --out json has all" in lines
+    lost = {**topology.minions["web1"], "connected": dict.fromkeys(IDS, False)}
+    topology.minions |= {f"web{n}": lost for n in range(40)}
+    lines = loaders.output["multimaster"](shown).splitlines()
+    assert sum(line.endswith("NO      NO") for line in lines) == 20
+    assert "and 81 more, 20 of them in trouble; --out json has all" in lines
 
 
 def test_the_tables_of_a_healthy_topology(loaders):

@@ -25,6 +25,8 @@ INTERVAL = "a whole number of seconds, 1 or more"
 NAME = "a name without spaces and quotes"
 PATH = "an absolute path without spaces and quotes"
 ADDRESS = "an IP address or a host name, without a port"
+# The formula's engines in a master.
+OURS: list[dict[str, Any]] = [{"multimaster": {}}, {"multimaster_drift": {}}]
 
 
 def declare(masters: int = 3, **changes: Any) -> dict[str, Any]:
@@ -203,6 +205,8 @@ REFUSED = [
     value("negative disk", "deploy:disk", -1, "a number of MiB, 0 or more"),
     value("timeout without end", "deploy:timeout", math.inf, SECONDS),
     value("deploy as a number", "deploy", 5, "a mapping"),
+    value("drift as a number", "drift", 60, "a mapping"),
+    value("negative interval of drift", "drift:interval", -1, SECONDS),
     value("relative config_dir", "config_dir", "etc/salt", PATH),
     value("config_dir that is YAML", "config_dir", "/etc/salt: x", PATH),
     value("extension_dir as a number", "extension_dir", 5, PATH),
@@ -616,7 +620,11 @@ def master_options(existing=None, config=None):
 def test_a_master_has_its_minions_id_and_the_whole_declaration():
     options = master_options()
     assert options["id"] == "saltm2"
-    assert options["multimaster"] == {"mode": "hot", "masters": MASTERS[:3]}
+    assert options["multimaster"] == {
+        "mode": "hot",
+        "masters": MASTERS[:3],
+        "drift": {"interval": 60, "clocks": 5},
+    }
 
 
 def test_the_drop_ins_of_two_masters_differ_in_the_id_only():
@@ -638,14 +646,14 @@ def test_whether_a_master_signs_is_written_in_both_cases(signs):
 
 def test_engines_and_module_dirs_of_the_host_are_kept():
     options = master_options({"engines": ["one", {"two": {"x": 1}}], "module_dirs": ["/srv/mods"]})
-    assert options["engines"] == ["one", {"two": {"x": 1}}, {"multimaster": {}}]
+    assert options["engines"] == ["one", {"two": {"x": 1}}, *OURS]
     assert options["module_dirs"] == ["/srv/mods", "/ext"]
 
 
 def test_engines_written_as_a_mapping_keep_their_options():
     # Salt takes that form too.
     options = master_options({"engines": {"one": {"x": 1}, "two": None}})
-    assert options["engines"] == [{"one": {"x": 1}}, {"two": None}, {"multimaster": {}}]
+    assert options["engines"] == [{"one": {"x": 1}}, {"two": None}, *OURS]
 
 
 @pytest.mark.parametrize(
@@ -653,20 +661,31 @@ def test_engines_written_as_a_mapping_keep_their_options():
 )
 def test_our_own_engine_and_directory_are_named_once(ours):
     options = master_options({"engines": ours, "module_dirs": ["/ext"]})
-    assert options["engines"] == [{"multimaster": {}}]
+    assert options["engines"] == OURS
     assert options["module_dirs"] == ["/ext"]
 
 
 def test_declared_engines_take_the_place_of_the_hosts():
     options = master_options({"engines": ["one"]}, {"engines": ["two"], "module_dirs": ["/a"]})
-    assert options["engines"] == ["two", {"multimaster": {}}]
+    assert options["engines"] == ["two", *OURS]
     assert options["module_dirs"] == ["/a", "/ext"]
+
+
+def test_masters_that_are_not_to_be_compared_have_no_engine_for_it():
+    parsed = topology.parse(declare(drift={"interval": 0}))
+    options = topology.master_options(parsed, "saltm2", "/ext", {})
+    assert options["engines"] == OURS[:1]
+
+
+def test_the_version_is_that_of_the_formula():
+    formula = yaml.safe_load((Path(__file__).parents[2] / "FORMULA").read_text())
+    assert topology.version() == str(formula["version"])
 
 
 @pytest.mark.parametrize("nothing", [{}, {"engines": None, "module_dirs": None}], ids=str)
 def test_a_host_without_engines_gets_ours_only(nothing):
     options = master_options(nothing)
-    assert options["engines"] == [{"multimaster": {}}]
+    assert options["engines"] == OURS
     assert options["module_dirs"] == ["/ext"]
 
 

@@ -1,0 +1,136 @@
+"""
+Looks now and then whether the masters still agree, and fires an event when that changes.
+
+Runs in every master, and works in one: each look leaves a note on every master's host, and a master
+further down in the list waits longer for the next one.  See docs/status.md.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import pathlib
+import time
+
+import salt.exceptions
+import salt.utils.event
+
+log = logging.getLogger(__name__)
+
+__virtualname__ = "multimaster_drift"
+
+TAG = "multimaster/drift"
+# What a utility module cannot get from Salt's loader by itself.
+TOOLS = (
+    "multimaster_drift.differing",
+    "multimaster_drift.sample_of",
+    "multimaster_ledger.unsqueeze",
+    "multimaster_trees.subscribed",
+)
+# Seconds after the master's start: its minions are to be back.
+GRACE = 15
+# Seconds until a second look that has to find the same: a change that is on its way to all masters
+# is no difference.
+CONFIRM = 5
+PATIENCE = 5
+# Seconds between two looks at whether it is time.
+TICK = 1
+
+
+def __virtual__():
+    return __virtualname__
+
+
+def start():
+    """Entry point of the engine; runs as long as its master."""
+    watcher, master = _Watcher(), os.getppid()
+    # A master that was killed takes nobody with it.
+    while os.getppid() == master:
+        if watcher.due():
+            try:
+                watcher.turn()
+            except (OSError, ValueError, salt.exceptions.SaltException):
+                log.exception("Cannot compare the masters; trying again")
+        time.sleep(TICK)
+
+
+class _Watcher:
+    def __init__(self):
+        topology = __opts__["multimaster"]
+        ids = [master["id"] for master in topology["masters"]]
+        settings = topology.get("drift") or {}
+        self.interval = settings.get("interval", 60)
+        self.clocks = settings.get("clocks", 5)
+        self.place = ids.index(__opts__["id"])
+        self.path = os.path.join(__opts__["cachedir"], "multimaster", "watch.json")
+        self.started = self.looked = time.time()
+
+    def due(self):
+        """Tell whether it is this master's turn: nobody who is before it in the list has looked."""
+        now = time.time()
+        if now < self.started + GRACE:
+            return False
+        last = self.started if self.place else 0
+        with contextlib.suppress(FileNotFoundError):
+            last = os.path.getmtime(self.path)
+        if last > now + self.interval:
+            # In the future: the clock was set.
+            last = self.looked
+        return now >= max(last + self.interval * (1 + self.place / 2), self.looked + CONFIRM)
+
+    def turn(self):
+        """Look, and tell what has changed, if the next look finds the same."""
+        self.looked = time.time()
+        known = self._known()
+        found, complete = self._look(known)
+        change = self._change(known, found, complete)
+        if change is None:
+            return
+        time.sleep(CONFIRM)
+        again, complete = self._look(known)
+        names = {one.name for one in again}
+        found = [one for one in found if one.name in names]
+        change = self._change(known, found, complete)
+        if change is None:
+            return
+        if found:
+            log.warning("The masters differ: %s", "; ".join(self._problems(found)))
+        else:
+            log.warning("The masters agree again")
+        with salt.utils.event.get_event("master", opts=__opts__, listen=False) as bus:
+            bus.fire_event(change, TAG)
+        new = {one.name for one in found}
+        self._look(sorted(new if complete else new | set(known)))
+
+    def _problems(self, found):
+        return __utils__["multimaster_drift.problems"](found)
+
+    def _change(self, known, found, complete):
+        if not complete:
+            # What a master that is away differs in is not over.
+            kept = set(known) - {one.name for one in found}
+            if kept or not found:
+                known = [name for name in known if name not in kept]
+        return __utils__["multimaster_drift.change"](known, found)
+
+    def _look(self, known):
+        """Return the differences, and whether all masters took part; leave a note everywhere."""
+        look = __utils__["multimaster_gather.look"](
+            __opts__,
+            {name: __utils__[name] for name in TOOLS},
+            PATIENCE,
+            detail=True,
+            watch={"by": __opts__["id"], "at": time.time(), "known": known},
+        )
+        found = __utils__["multimaster_drift.differences"](
+            {name: report for name, report in look.reports.items() if report}, self.clocks
+        )
+        return found, all(look.reports.values())
+
+    def _known(self):
+        """Return the names of the differences that were told last, by whichever master."""
+        try:
+            known = json.loads(pathlib.Path(self.path).read_text())["known"]
+            return [name for name in known if isinstance(name, str)]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []

@@ -1,0 +1,416 @@
+"""
+Report, from the minion on each master's host, what that master is and has, as digests.
+
+Thin: reads files and options, and asks the core in ``salt/_utils`` what they come to.  No function
+here returns a secret: what may be one is a keyed hash.
+"""
+
+import contextlib
+import glob
+import json
+import os
+import pathlib
+import pwd
+import secrets
+import subprocess
+import sys
+import time
+
+import psutil
+import salt.cache
+import salt.config
+import salt.exceptions
+import salt.fileserver
+import salt.utils.yaml
+import salt.version
+
+__virtualname__ = "multimaster_drift"
+
+DROP_IN = "multimaster.conf"
+# Seconds for the compilation of one minion's pillar and top file.
+COMPILED_WITHIN = 60
+# Proofs of so many samples are kept.
+KEPT = 4
+
+
+def __virtual__():
+    return __virtualname__
+
+
+def report(
+    detail=(), minions=False, timeout=5, sample=None, max_age=120, watch=None, ask=True, asker=None
+):
+    """
+    Report on the master of this host: what it is, what it has, and who answers to it.
+
+    detail
+        Subjects of which all leaves are told, not only the digest.
+    minions
+        Whether the master is to ask all its minions for ``multimaster.masters``.
+    timeout
+        Seconds to wait for answers.
+    sample
+        The minion whose pillar and top file are compared, and its grains; without grains only what
+        was compiled before is told.
+    max_age
+        Seconds for which that holds; 0: it is compiled now.
+    watch
+        What the engine that looks at all masters has told so far; kept for its successor.
+    ask
+        False if the master is not to ask anybody.
+    asker
+        The master that wants to know.  That it answers it knows by itself.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm2 multimaster_drift.report
+        salt saltm2 multimaster_drift.report '[config, files:base]'
+    """
+    look = _Look()
+    ask = ask and look.daemon and (minions or asker != __opts__["id"])
+    answers = _Asked(look.opts, minions, timeout) if ask else None
+    told = {"master": look.master(), "host": __salt__["multimaster.masters"]()}
+    if watch is not None:
+        look.note(watch)
+    leaves, places = look.subjects()
+    digest = __utils__["multimaster_drift.digest"]
+    subjects = {name: digest(found) for name, found in leaves.items()}
+    # What the compiled pillar of a minion may follow from on this host.
+    inputs = {name: found for name, found in subjects.items() if name != "keys"}
+    proof = look.proof(sample, max_age, digest(inputs))
+    if "leaves" in proof:
+        leaves["content"] = proof.pop("leaves")
+        subjects["content"] = digest([proof["sample"], proof["grains"], leaves["content"]])
+    told |= {"subjects": subjects, "proof": proof, "stale": look.stale(), "places": places}
+    if detail:
+        found = {name: leaves[name] for name in detail if name in leaves}
+        if {"config", "access"} & set(detail):
+            told["sources"], told["declared"] = look.sources(found)
+        told["details"] = __utils__["multimaster_ledger.squeeze"](found)
+    told["master"]["answers"], told["minions"] = answers.told() if answers else (False, None)
+    told["now"] = time.time()
+    return told
+
+
+class _Asked:
+    """What the minions of this host's master answer to it; asked first and listened to last."""
+
+    def __init__(self, opts, minions, timeout):
+        gather = __utils__["multimaster_gather.gather"]
+        question = __utils__["multimaster_gather.question"]
+        own = __opts__["id"]
+        questions = [question([own], "test.ping")]
+        if minions:
+            accepted = __utils__["multimaster_gather.accepted"](opts)
+            met = __utils__["multimaster_gather.met"](opts)
+            ids = sorted((accepted if met is None else accepted & met) - {own})
+            if ids:
+                questions.append(question(ids, "multimaster.masters"))
+        self.own, self.minions = own, minions
+        self.answers = ()
+        with contextlib.suppress(salt.exceptions.SaltException, OSError):
+            # When as many have answered as are connected, nobody is missing.
+            count = (lambda: _connections(opts)) if minions else None
+            self.answers = gather(opts, questions, timeout, count)
+
+    def told(self):
+        """Return whether the minion on this host answers, and what the others say, packed."""
+        alive, found = False, {}
+        # One that is too busy to take a command is not working either.
+        with contextlib.suppress(salt.exceptions.SaltException, OSError):
+            for answer in self.answers:
+                if answer.id == self.own:
+                    alive = answer.value is True
+                elif isinstance(answer.value, dict):
+                    found[answer.id] = answer.value
+        return alive, __utils__["multimaster_ledger.squeeze"](found) if self.minions else None
+
+
+class _Look:
+    """The master of this host, as its files and processes show it."""
+
+    def __init__(self):
+        self.config_dir = os.path.dirname(__opts__["conf_file"])
+        self.path = os.path.join(self.config_dir, "master")
+        self.opts = {**salt.config.master_config(self.path), "id": __opts__["id"]}
+        self.cache = os.path.join(__opts__["cachedir"], "multimaster")
+        self.daemon = _daemon(self.opts["pidfile"])
+        pem, self.pub = _pair(self.opts)
+        # Without a key of the masters anybody could make such hashes: then they are equal to none.
+        self.key = __utils__["multimaster_options.hash_key"](pem or secrets.token_hex(32))
+        roots = dict.fromkeys((self.opts["root_dir"], os.path.realpath(self.opts["root_dir"])))
+        caches = dict.fromkeys((self.opts["cachedir"], os.path.realpath(self.opts["cachedir"])))
+        self.prefixes = [
+            *((path, "CACHEDIR") for path in caches),
+            *((path, "") for path in roots if path.rstrip("/")),
+        ]
+
+    def master(self):
+        """Return what the first table of the status has."""
+        fingerprint = __utils__["multimaster_keypair.fingerprint"]
+        signing = _key_file(self.opts, "master_sign.pub")
+        found = {
+            "running": self.daemon is not None,
+            "version": salt.version.__version__,
+            "formula": __utils__["multimaster_topology.version"](),
+            "fingerprint": fingerprint(self.pub) if self.pub else None,
+            "signs": self.opts["master_sign_pubkey"],
+            "signing_fingerprint": fingerprint(signing) if signing else None,
+            "connections": _connections(self.opts),
+        }
+        self.ledger = __salt__["multimaster.key_digest"]()
+        found |= self.ledger.pop("counts")
+        return found | self.ledger | {"conflicts": len(self.ledger["conflicts"])}
+
+    def subjects(self):
+        """Return subject -> leaves, and subject -> where its files are on this host."""
+        config, access = self.options()
+        found = {"config": config, "access": access}
+        hashes = __utils__["multimaster_trees.hashes"](os.path.join(self.cache, "hashes.json"))
+        places = {}
+        follow = self.opts.get("fileserver_followsymlinks", True)
+        trees = __utils__["multimaster_trees.tree"]
+
+        def ignored(path):
+            return salt.fileserver.is_file_ignored(self.opts, path)
+
+        kinds = {"pillar": self.opts["pillar_roots"]}
+        backends = self.opts["fileserver_backend"]
+        if "roots" in backends or "file" in backends:
+            kinds["files"] = self.opts["file_roots"]
+        for kind, environments in kinds.items():
+            for name, roots in environments.items():
+                # In every environment of that name; so all of them are looked at together.
+                roots = [str(root).split("__env__")[0] for root in roots]
+                found[f"{kind}:{name}"] = trees(roots, hashes, ignored, follow)
+                places[f"{kind}:{name}"] = ", ".join(roots)
+        for kind in ("gitfs", "git_pillar"):
+            if refs := self.fetched(kind):
+                found[kind] = refs
+        # Trees that the formula itself brings to each master, where they are.
+        if _is_synced("multimaster_roots"):
+            roots = __salt__["multimaster_roots.status"]()
+            if roots["role"]:
+                found["roots"] = {**roots["digests"], "problem": roots["problem"]}
+        conflicts = {f"conflict:{name}": True for name in self.ledger["conflicts"]}
+        found["keys"] = {"ledger": self.ledger["digest"], **conflicts}
+        found["modules"] = self.modules(hashes)
+        found["formula"] = {"version": __utils__["multimaster_topology.version"]()}
+        found["salt"] = {"version": salt.version.__version__}
+        hashes.save()
+        return found, places
+
+    def options(self):
+        """Return the leaves of the effective options: those of access control apart."""
+        leaves = __utils__["multimaster_options.leaves"](self.opts)
+        comparable = __utils__["multimaster_drift.comparable"](leaves, self.prefixes)
+        plain = {path: self.shown(path, value) for path, value in comparable.items()}
+        is_access = __utils__["multimaster_drift.is_access"]
+        config = {path: value for path, value in plain.items() if not is_access(path)}
+        access = {path: value for path, value in plain.items() if is_access(path)}
+        return config, access | self.contents()
+
+    def shown(self, path, value):
+        return __utils__["multimaster_options.shown"](path, value, self.key)
+
+    def contents(self):
+        """Return the content of the files that access control names, a leaf for each line."""
+        found = {}
+        for option in ("autosign_file", "autoreject_file"):
+            for line in _lines(self.opts.get(option)):
+                found[f"{option}:content:{line}"] = True
+        directory = self.opts.get("autosign_grains_dir")
+        for path in sorted(glob.glob(os.path.join(directory or "/nowhere", "*"))):
+            for line in _lines(path):
+                # Grains serve as tokens here.
+                name = f"autosign_grains_dir:content:{os.path.basename(path)}"
+                found[f"{name}:{self.shown(f'token:{name}', line)}"] = True
+        return found
+
+    def fetched(self, kind):
+        """Return remote and branch -> commit, as this master has fetched them."""
+        found = {}
+        root = os.path.join(self.opts["cachedir"], kind)
+        for url, directory in __utils__["multimaster_trees.repositories"](root):
+            remote = __utils__["multimaster_options.without_userinfo"](url, self.key)
+            for name, commit in __utils__["multimaster_trees.commits"](directory).items():
+                found[f"{remote} {name}"] = commit
+        return found
+
+    def modules(self, hashes):
+        """Return the content of the directories that this master takes modules from."""
+        found = {}
+        trees = __utils__["multimaster_trees.tree"]
+        named = [("extension_modules", self.opts["extension_modules"])]
+        for path in self.opts.get("module_dirs") or ():
+            ours = os.path.exists(os.path.join(path, "utils", "multimaster_drift.py"))
+            place = __utils__["multimaster_drift.without_prefix"](path, self.prefixes)
+            named.append(("formula" if ours else place, path))
+        for name, path in named:
+            for file, value in trees([path], hashes).items():
+                found[f"{name}/{file}"] = value
+        return found
+
+    def files(self):
+        """Return the files of this master's configuration, in Salt's order."""
+        pattern = self.opts.get("default_include", "master.d/*.conf")
+        more = self.opts.get("include") or []
+        patterns = [pattern, *([more] if isinstance(more, str) else more)]
+        found = [self.path]
+        for pattern in patterns:
+            found += sorted(glob.glob(os.path.join(self.config_dir, pattern)))
+        return [path for path in dict.fromkeys(found) if os.path.isfile(path)]
+
+    def sources(self, details):
+        """Return option -> files that set it, and the leaves of the formula's own drop-in."""
+        wanted = {path.partition(":")[0] for found in details.values() for path in found}
+        sources, declared = {}, {}
+        for path in self.files():
+            with contextlib.suppress(OSError, salt.utils.yaml.YAMLError, AttributeError):
+                content = salt.utils.yaml.safe_load(pathlib.Path(path).read_text()) or {}
+                for option in content:
+                    if option in wanted:
+                        sources.setdefault(option, []).append(path)
+                if os.path.basename(path) == DROP_IN:
+                    leaves = __utils__["multimaster_options.leaves"](content)
+                    mine = __utils__["multimaster_drift.comparable"](leaves, self.prefixes)
+                    declared = {p: self.shown(p, v) for p, v in mine.items()}
+        return sources, declared
+
+    def stale(self):
+        """Return what of this master's configuration is newer than its process."""
+        if self.daemon is None:
+            return []
+        # The start of a process is known to a fraction of a second only.
+        started = self.daemon.create_time() + 1
+        # The directory, too: a drop-in that was removed is no longer there to be looked at.
+        directories = dict.fromkeys(os.path.dirname(path) for path in self.files()[1:])
+        paths = [*self.files(), *directories, os.path.join(self.config_dir, "master.d")]
+        return [
+            path
+            for path in dict.fromkeys(paths)
+            if os.path.exists(path) and os.path.getmtime(path) > started
+        ]
+
+    def note(self, watch):
+        """Keep what the engine that looks at all masters has told, where its successor finds it."""
+        path = os.path.join(self.opts["cachedir"], "multimaster", "watch.json")
+        owner = pwd.getpwnam(self.opts["user"])
+        scratch = f"{path}.{os.getpid()}"
+        # In a directory that belongs to somebody else: nothing that is there is written through.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            with os.fdopen(os.open(scratch, flags, 0o640), "w") as handle:
+                json.dump(watch, handle)
+                os.fchown(handle.fileno(), owner.pw_uid, owner.pw_gid)
+            os.replace(scratch, path)
+
+    def proof(self, sample, max_age, inputs):
+        """Return what this master would give a minion, as hashes, compiled anew where needed."""
+        if not sample:
+            return {"sample": None}
+        minion_id, grains = sample
+        path = os.path.join(self.cache, "proofs.json")
+        proofs = {}
+        with contextlib.suppress(OSError, ValueError):
+            proofs = json.loads(pathlib.Path(path).read_text())
+        known = proofs.get(minion_id, {})
+        print_of = __utils__["multimaster_drift.digest"]
+        good = known.get("inputs") == inputs and time.time() - known.get("at", 0) <= max_age
+        if grains is not None and known.get("grains") != print_of(grains):
+            good = False
+        if good:
+            return {"sample": minion_id, **known}
+        if grains is None:
+            return {"sample": minion_id, "problem": "not compiled since something has changed"}
+        outcome = self.compile(minion_id, grains)
+        if "leaves" not in outcome:
+            return {"sample": minion_id, "grains": print_of(grains), **outcome}
+        fresh = {"inputs": inputs, "grains": print_of(grains), "at": time.time(), **outcome}
+        proofs.pop(minion_id, None)
+        kept = dict([*proofs.items(), (minion_id, fresh)][-KEPT:])
+        with contextlib.suppress(OSError):
+            os.makedirs(self.cache, mode=0o700, exist_ok=True)
+            scratch = f"{path}.{os.getpid()}"
+            pathlib.Path(scratch).touch(mode=0o600)
+            pathlib.Path(scratch).write_text(json.dumps(kept))
+            os.replace(scratch, path)
+        return {"sample": minion_id, **fresh}
+
+    def compile(self, minion_id, grains):
+        """Have the program compile a minion's pillar, as the user that the master runs as."""
+        job = {"config": self.path, "id": minion_id, "grains": grains, "key": self.key.hex()}
+        owner = pwd.getpwnam(self.opts["user"])
+        switch = {}
+        if owner.pw_uid != os.geteuid():
+            groups = os.getgrouplist(owner.pw_name, owner.pw_gid)
+            switch = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": groups}
+        environment = {**os.environ, "HOME": owner.pw_dir, "USER": owner.pw_name}
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", __utils__["multimaster_sample.source"]()],
+                input=json.dumps(job, default=str),
+                capture_output=True,
+                text=True,
+                timeout=COMPILED_WITHIN,
+                cwd="/",
+                env=environment,
+                check=False,
+                **switch,
+            )
+            return json.loads(done.stdout)
+        except (OSError, ValueError, subprocess.TimeoutExpired) as err:
+            return {"problem": type(err).__name__}
+
+
+def _is_synced(module):
+    """Tell whether this minion has a module; to ask Salt for one that it lacks takes seconds."""
+    directories = [__opts__["extension_modules"], *(__opts__.get("module_dirs") or ())]
+    return any(os.path.exists(f"{path}/modules/{module}.py") for path in directories)
+
+
+def _daemon(pidfile):
+    """Return the process of a pid file, or None."""
+    try:
+        process = psutil.Process(int(pathlib.Path(pidfile).read_text()))
+        return None if process.status() == psutil.STATUS_ZOMBIE else process
+    except (OSError, ValueError, psutil.NoSuchProcess):
+        return None
+
+
+def _connections(opts):
+    """Return how many connections this host's publisher has."""
+    tables = __utils__["multimaster_gather.tables"]()
+    return __utils__["multimaster_trees.subscribed"](opts, tables)
+
+
+def _pair(opts):
+    """Return private and public key of this host's master; None for each that is not there."""
+    stems = ("master",)
+    if "keys.cache_driver" in opts:
+        stems = (opts["id"].removesuffix("_master"), "master")
+    for stem in stems:
+        pair = tuple(_key_file(opts, f"{stem}.{suffix}") for suffix in ("pem", "pub"))
+        if any(pair):
+            return pair
+    return None, None
+
+
+def _key_file(opts, name):
+    driver = opts.get("keys.cache_driver")
+    if driver not in (None, "localfs_key"):
+        return salt.cache.Cache(opts, driver=driver).fetch("master_keys", name) or None
+    with contextlib.suppress(FileNotFoundError):
+        return pathlib.Path(opts["pki_dir"], name).read_text(errors="replace")
+    return None
+
+
+def _lines(path):
+    """Return the lines of a file that say something; none if it is not there."""
+    try:
+        text = pathlib.Path(path or "/nowhere").read_text(errors="replace")
+    except OSError:
+        return []
+    return sorted({line.strip() for line in text.splitlines()} - {""})

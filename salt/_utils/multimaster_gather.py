@@ -1,0 +1,327 @@
+"""
+Asks several masters and minions at once, and stops when everybody who is there has answered.
+
+Not a part of the core, since it talks to the network, and imports Salt where it does; here because
+runner, engine and execution module need it.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+# Of more ids than that a command has their names in it no more, but a glob.
+NAMED = 1000
+# Seconds between two looks at who is connected.
+GLANCE = 0.2
+
+
+class Question(NamedTuple):
+    """A command for some minions."""
+
+    ids: Sequence[str]
+    function: str
+    arguments: Sequence[Any] = ()
+
+
+class Answer(NamedTuple):
+    """What came back, from whom, on which question, and when."""
+
+    question: Question
+    id: str
+    value: Any
+    asked: float
+    arrived: float
+
+
+def gather(
+    opts: Mapping[str, Any],
+    questions: Sequence[Question],
+    timeout: float,
+    connections: Callable[[], int] | None = None,
+    more: Callable[[set[str]], Question | None] = lambda asked: None,
+) -> Iterator[Answer]:
+    """
+    Give all questions on this master, at once, and return what yields the answers as they come.
+
+    timeout
+        Seconds after which nobody is waited for any more.
+    connections
+        Tells how many minions are connected to this master, 0 if that is not known: when so many
+        have answered, the rest is not there, and not waited for.
+    more
+        Returns a question for those who are connected and were not asked, if there are any.
+    """
+    import salt.client
+
+    client = salt.client.get_local_client(mopts=dict(opts))
+    try:
+        # Or answers could come before anybody listens.
+        client.event.connect_pub()
+        jobs = dict(_give(client, each, timeout) for each in questions)
+    except BaseException:
+        client.destroy()
+        raise
+    return _listen(client, jobs, timeout, connections, more)
+
+
+def question(ids: Sequence[str], function: str, arguments: Sequence[Any] = ()) -> Question:
+    """Return a question; a function, since Salt's loader shows no classes."""
+    return Question(ids, function, arguments)
+
+
+Jobs = dict[str, tuple[Question, float]]
+
+
+def _listen(
+    client: Any,
+    jobs: Jobs,
+    timeout: float,
+    connections: Callable[[], int] | None,
+    more: Callable[[set[str]], Question | None],
+) -> Iterator[Answer]:
+    with contextlib.closing(_Client(client)):
+        questions = [each for each, _ in jobs.values()]
+        left = {(jid, name) for jid, (each, _) in jobs.items() for name in each.ids}
+        heard: set[str] = set()
+        deadline, once = time.monotonic() + timeout, True
+        while time.monotonic() < deadline:
+            there = connections() if connections else None
+            if there and len(heard) >= there:
+                break
+            if not left:
+                # Is somebody connected who was not asked?
+                last = more({n for each in questions for n in each.ids}) if there and once else None
+                if last is None:
+                    break
+                once = False
+                jid, job = _give(client, last, timeout)
+                jobs[jid] = job
+                left |= {(jid, name) for name in last.ids}
+            glance = min(deadline, time.monotonic() + GLANCE)
+            while (wait := glance - time.monotonic()) > 0:
+                event = client.event.get_event(wait=wait, tag="salt/job/", full=True)
+                jid, name, value = _answer(event)
+                if jid not in jobs or name in (None, ""):
+                    continue
+                each, asked = jobs[jid]
+                left.discard((jid, name))
+                heard.add(name)
+                yield Answer(each, name, value, asked, time.time())
+                if not left:
+                    break
+
+
+class _Client:
+    """Closes a client of Salt, some of which have no other word for it."""
+
+    def __init__(self, client: Any) -> None:
+        self.close = client.destroy
+
+
+def _give(client: Any, asked_for: Question, timeout: float) -> tuple[str, tuple[Question, float]]:
+    many = len(asked_for.ids) > NAMED
+    asked = time.time()
+    job = client.run_job(
+        "*" if many else list(asked_for.ids),
+        asked_for.function,
+        list(asked_for.arguments),
+        tgt_type="glob" if many else "list",
+        timeout=timeout,
+        listen=True,
+    )
+    return str(job.get("jid", "")), (asked_for, asked)
+
+
+def _answer(event: Any) -> tuple[str, str, Any]:
+    """Return job, minion and value of a return's event; empty texts for any other event."""
+    with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
+        _, _, jid, kind, name = event["tag"].split("/", 4)
+        if kind == "ret" and "return" in event["data"]:
+            return jid, name, event["data"]["return"]
+    return "", "", None
+
+
+def accepted(opts: Mapping[str, Any]) -> set[str]:
+    """Return the ids that this master has accepted."""
+    if opts.get("keys.cache_driver") in (None, "localfs_key"):
+        # Salt's own listing takes most of a second for ten thousand keys.
+        with contextlib.suppress(FileNotFoundError):
+            names = os.listdir(os.path.join(opts["pki_dir"], "minions"))
+            return {name for name in names if "\\" not in name and not name.startswith(".")}
+        return set()
+    import salt.key
+
+    return set(salt.key.get_key({**opts, "__role": "master"}).list_keys()["minions"])
+
+
+def met(opts: Mapping[str, Any]) -> set[str] | None:
+    """Return the ids whose grains this master has had; None if it does not keep them."""
+    if not opts.get("minion_data_cache"):
+        return None
+    import salt.cache
+
+    found: set[str] = set()
+    cache = salt.cache.factory(opts)
+    # Where Salt 3008 has them, and its predecessors.
+    for bank in ("grains", "minions"):
+        with contextlib.suppress(Exception):
+            found |= set(cache.list(bank) or ())
+    return found
+
+
+def grains(opts: Mapping[str, Any], minion_id: str) -> dict[str, Any]:
+    """Return the grains of a minion that this master has had."""
+    import salt.cache
+
+    cache = salt.cache.factory(opts)
+    for bank, key in (("grains", minion_id), (f"minions/{minion_id}", "data")):
+        with contextlib.suppress(Exception):
+            if found := cache.fetch(bank, key):
+                return dict(found.get("grains", found) if key == "data" else found)
+    return {}
+
+
+def tables() -> dict[str, str]:
+    """Return this host's tables of TCP connections."""
+    found = {}
+    for name in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError), open(f"/proc/net/{name}") as handle:
+            found[name] = handle.read()
+    return found
+
+
+class Look(NamedTuple):
+    """What all masters report, and what the minions say of their masters."""
+
+    # Master -> its report, None without one; ``offset`` is its clock less this host's, in seconds.
+    reports: dict[str, dict[str, Any] | None]
+    # Minion -> what ``multimaster.masters`` told, and the masters that it answered to.
+    told: dict[str, dict[str, Any]]
+    heard: dict[str, set[str]]
+    sample: str | None
+
+
+# Seconds more than its own patience that a master's host has for its report.
+SLACK = 2.0
+
+
+def look(
+    opts: Mapping[str, Any],
+    utils: Mapping[str, Callable[..., Any]],
+    timeout: float,
+    minions: bool = False,
+    detail: bool = False,
+    sample: str | None = None,
+    max_age: float = 0,
+    watch: Mapping[str, Any] | None = None,
+) -> Look:
+    """
+    Have every master report, and see to it that the reports can be compared.
+
+    utils
+        Functions of the other utility modules, by name: see ``TOOLS`` of those who call this.
+    minions
+        Whether all minions are asked for their masters.
+    detail
+        Whether subjects that differ are told leaf by leaf.
+    sample
+        The minion whose pillar and states are compared; one is chosen unless given.
+    max_age
+        Seconds for which what was compiled for it holds; 0: it is compiled again.
+    watch
+        For ``multimaster_drift.report``.
+    """
+    topology = opts["multimaster"]
+    hosts = [master["id"] for master in topology["masters"]]
+    hot = topology.get("mode", "hot") == "hot"
+    known, seen = accepted(opts), met(opts)
+    sample = sample or utils["multimaster_drift.sample_of"](known, hosts, seen or ())
+    given = grains(opts, sample) if sample and not max_age else None
+    arguments = {
+        "minions": minions and not hot,
+        "timeout": timeout,
+        "sample": sample and [sample, given],
+        "max_age": max_age,
+        "watch": watch,
+        "asker": opts["id"],
+    }
+    questions = [Question(hosts, "multimaster_drift.report", [_named(arguments)])]
+    asks = minions and hot
+
+    def count() -> int:
+        return int(utils["multimaster_trees.subscribed"](opts, tables()))
+
+    if asks:
+        # Whoever was never here is asked only if more are connected than these.
+        likely = known & seen if seen is not None and count() else known
+        if rest := sorted(likely - set(hosts)):
+            questions.append(Question(rest, "multimaster.masters"))
+
+    def more(asked: set[str]) -> Question | None:
+        left = sorted(known - asked)
+        return Question(left, "multimaster.masters") if left else None
+
+    reports: dict[str, dict[str, Any] | None] = dict.fromkeys(hosts)
+    told: dict[str, dict[str, Any]] = {}
+    heard: dict[str, set[str]] = {}
+    for answer in gather(opts, questions, timeout + SLACK, count if asks else None, more):
+        if answer.question.function == "multimaster.masters":
+            if isinstance(answer.value, dict):
+                told[answer.id] = answer.value
+                heard.setdefault(answer.id, set()).add(opts["id"])
+        elif isinstance(answer.value, dict) and answer.id in reports:
+            reports[answer.id] = answer.value | {"offset": _offset(answer)}
+    there = {name: report for name, report in reports.items() if report is not None}
+    for name, report in there.items():
+        told[name] = report["host"]
+        if name == opts["id"]:
+            # This very report came through it.
+            report["master"]["answers"] = report["master"]["running"]
+        if report["master"]["answers"]:
+            heard.setdefault(name, set()).add(name)
+        for minion, row in _unpacked(utils, report.get("minions")).items():
+            told.setdefault(minion, row)
+            heard.setdefault(minion, set()).add(name)
+    again: dict[str, Any] = {}
+    if len({report["proof"].get("grains") for report in there.values()} - {None}) != 1 or any(
+        "problem" in report["proof"] for report in there.values()
+    ):
+        # Not compiled yet, or for other grains: all at once with those that this master has.
+        again = {"sample": sample and [sample, grains(opts, sample)]} if sample and max_age else {}
+    unequal = utils["multimaster_drift.differing"](there)
+    if detail and (unequal or again):
+        again["detail"] = [*dict.fromkeys([*unequal, "content"])]
+    if again:
+        again = {
+            "sample": sample and [sample, None],
+            "max_age": max_age or 60,
+            "ask": False,
+        } | again
+        questions = [Question(sorted(there), "multimaster_drift.report", [_named(again)])]
+        for answer in gather(opts, questions, timeout + 60 * ("sample" in again)):
+            if isinstance(answer.value, dict):
+                fresh = {n: v for n, v in answer.value.items() if n not in ("master", "minions")}
+                there[answer.id].update(fresh)
+    for report in there.values():
+        report["details"] = _unpacked(utils, report.get("details"))
+    return Look(reports, told, heard, sample)
+
+
+def _named(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return named arguments as Salt's jobs have them."""
+    return {"__kwarg__": True, **arguments}
+
+
+def _offset(answer: Answer) -> float:
+    """Return how far a clock is off, at least; the answer was made after it was asked for."""
+    now = answer.value.get("now", answer.asked)
+    return round(float(now - min(max(now, answer.asked), answer.arrived)), 2)
+
+
+def _unpacked(utils: Mapping[str, Callable[..., Any]], text: Any) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        found = utils["multimaster_ledger.unsqueeze"](text)
+        return found if isinstance(found, dict) else {}
+    return {}

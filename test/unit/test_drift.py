@@ -1,0 +1,345 @@
+"""Masters that differ: what is found in which subject, by what it is measured, and what to do."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import multimaster_drift as drift
+import multimaster_options
+
+IDS = ("saltm1", "saltm2", "saltm3")
+ALERTS = Path(__file__).parents[2] / "docs/alerts.yml"
+ALL: dict[str, dict[str, Any]] = {
+    "config": {"worker_threads": 5, "file_roots:base:0": "/srv/salt"},
+    "access": {"external_auth:pam:bob:0": "test.*", "autosign_file:content:web*": True},
+    "files:base": {"top.sls": "aa", "web/init.sls": "bb"},
+    "pillar:base": {"top.sls": "cc"},
+    "gitfs": {"https://git.example.com/a.git refs/remotes/origin/main": "1" * 40},
+    "git_pillar": {"https://git.example.com/p.git refs/remotes/origin/main": "2" * 40},
+    "roots": {"base": "3" * 16},
+    "keys": {"ledger": "4" * 64},
+    "modules": {"extension_modules/runners/mine.py": "dd", "formula/runners/multimaster.py": "ee"},
+    "formula": {"version": "0.1.0"},
+    "salt": {"version": "3008.3"},
+    "content": {"pillar:web:port": "hash:1", "top:base:0": "web"},
+}
+
+
+def report(**changed: dict[str, Any]) -> dict[str, Any]:
+    """What a master reports, with the leaves of some subjects replaced; None removes one."""
+    leaves = {name: {**found, **changed.get(name, {})} for name, found in ALL.items()}
+    leaves = {n: {p: v for p, v in found.items() if v is not None} for n, found in leaves.items()}
+    return {
+        "subjects": {name: drift.digest(found) for name, found in leaves.items()},
+        "details": leaves,
+        "stale": [],
+        "offset": 0.0,
+        "sources": {},
+        "declared": {},
+        "places": {"files:base": "/srv/salt"},
+    }
+
+
+def found_on(third: dict[str, Any], others: dict[str, Any] | None = None) -> list[drift.Difference]:
+    return drift.differences(
+        {"saltm1": others or report(), "saltm2": others or report(), "saltm3": third}
+    )
+
+
+def test_masters_that_agree_have_no_difference():
+    assert found_on(report()) == []
+    assert not any(row["differs"] for row in drift.table(dict.fromkeys(IDS, report())).values())
+
+
+@pytest.mark.parametrize(
+    ("subject", "path", "value", "remedy"),
+    [
+        ("config", "worker_threads", 9, "multimaster:master:config"),
+        ("config", "mysql.pass", "hash:00", "multimaster:master:config"),
+        ("access", "external_auth:pam:bob:0", ".*", "multimaster:master:config"),
+        ("access", "autosign_file:content:web*", None, "make the content of autosign_file"),
+        ("access", "autosign_file:content:db*", True, "make the content of autosign_file"),
+        ("files:base", "web/init.sls", "b2", "overwrite web/init.sls on saltm3 (below /srv/salt)"),
+        ("files:base", "web/init.sls", None, "copy web/init.sls on saltm3"),
+        ("files:base", "web/more.sls", "ff", "remove web/more.sls on saltm3"),
+        ("pillar:base", "top.sls", "c2", "overwrite top.sls"),
+        ("gitfs", next(iter(ALL["gitfs"])), "9" * 40, "salt-run fileserver.update"),
+        ("git_pillar", next(iter(ALL["git_pillar"])), "9" * 40, "salt-run git_pillar.update"),
+        ("roots", "base", "9" * 16, "wait until saltm3 has followed"),
+        ("keys", "ledger", "9" * 64, "salt-run multimaster.keys_repair"),
+        ("modules", "extension_modules/runners/mine.py", "d2", "salt-run saltutil.sync_all"),
+        ("modules", "formula/runners/multimaster.py", "e2", "state.apply multimaster"),
+        ("modules", "/srv/mods/x.py", "00", "remove /srv/mods/x.py on saltm3"),
+        ("formula", "version", "0.0.9", "salt saltm3 state.apply multimaster"),
+        ("salt", "version", "3007.1", "install Salt 3008.3 on saltm3"),
+        ("content", "pillar:web:port", "hash:2", "external pillars"),
+        ("content", "top:base:1", "db", "external pillars"),
+    ],
+)
+def test_what_differs_on_one_of_three_is_found_and_named(subject, path, value, remedy):
+    (one,) = found_on(report(**{subject: {path: value}}))
+    assert (one.subject, one.path, one.side) == (subject, path, "most masters")
+    assert one.values == {"saltm1": one.expected, "saltm2": one.expected, "saltm3": value}
+    assert list(one.remedies) == ["saltm3"]
+    told = one.remedies["saltm3"]
+    assert remedy in f"{told.text} {told.command}"
+    assert drift.problems([one]) == [f"{subject} differs on saltm3; see salt-run multimaster.drift"]
+
+
+def test_every_subject_has_a_test_above_and_a_remedy():
+    tested = {
+        subject
+        for subject, *_ in test_what_differs_on_one_of_three_is_found_and_named.pytestmark[0].args[
+            1
+        ]
+    }
+    assert tested == set(ALL)
+    assert set(drift._REMEDIES) == {subject.partition(":")[0] for subject in ALL}
+
+
+def test_what_was_not_told_leaf_by_leaf_is_a_difference_all_the_same():
+    third = report(config={"worker_threads": 9})
+    reports = dict(zip(IDS, (report(), report(), third), strict=True))
+    for each in reports.values():
+        del each["details"]
+    (one,) = drift.differences(reports)
+    assert (one.subject, list(one.remedies)) == ("config", ["saltm3"])
+
+
+def test_a_master_without_a_report_differs_from_nobody():
+    reports = {"saltm1": report(), "saltm2": None, "saltm3": report()}
+    assert drift.differences(reports) == []
+    assert drift.table(reports)["config"]["digests"]["saltm2"] is None
+    assert drift.table(reports)["config"]["differs"] is False
+
+
+def test_of_two_masters_the_first_is_right_unless_something_is_declared():
+    two = {"saltm1": report(), "saltm2": report(config={"worker_threads": 9})}
+    (one,) = drift.differences(two)
+    assert (one.expected, one.side) == (5, "saltm1, the first master")
+    for each in two.values():
+        each["declared"] = {"worker_threads": 9}
+    (one,) = drift.differences(two)
+    assert (one.expected, one.side, list(one.remedies)) == (9, "the declaration", ["saltm1"])
+
+
+def test_the_declaration_outvotes_most_masters():
+    reports = {name: report(config={"worker_threads": 9}) for name in IDS}
+    reports["saltm1"] = report()
+    for each in reports.values():
+        each["declared"] = {"worker_threads": 5}
+    (one,) = drift.differences(reports)
+    assert list(one.remedies) == ["saltm2", "saltm3"]
+
+
+def test_what_a_drop_in_adds_to_a_declared_option_is_to_be_removed():
+    third = report(access={"external_auth:pam:eve:0": ".*"})
+    third["sources"] = {
+        "external_auth": ["/etc/salt/master.d/multimaster.conf", "/etc/salt/master.d/x.conf"]
+    }
+    third["declared"] = {"external_auth:pam:bob:0": "test.*"}
+    (one,) = found_on(third)
+    assert (one.expected, one.side) == (None, "the declaration")
+    told = one.remedies["saltm3"]
+    assert told.text.startswith("remove external_auth from /etc/salt/master.d/x.conf on saltm3")
+    assert told.command == "salt saltm3 multimaster.restart salt-master"
+
+
+def test_a_drop_in_of_the_formula_that_is_not_the_declared_one_is_applied_again():
+    third = report(config={"worker_threads": 9})
+    for each in (third, common := report()):
+        each["sources"] = {
+            "worker_threads": ["/etc/salt/master", "/etc/salt/master.d/multimaster.conf"]
+        }
+    common["declared"], third["declared"] = {"worker_threads": 5}, {"worker_threads": 9}
+    (one,) = found_on(third, common)
+    assert one.remedies["saltm3"].command == "salt saltm3 state.apply multimaster"
+
+
+def test_an_option_that_one_master_lacks_names_the_file_that_others_have_it_in():
+    common = report(config={"timeout": 9})
+    common["sources"] = {"timeout": ["/etc/salt/master"]}
+    (one,) = found_on(report(), common)
+    assert "timeout is set on saltm1 in /etc/salt/master and not on saltm3" in (
+        one.remedies["saltm3"].text
+    )
+
+
+def test_an_option_that_salt_makes_from_another_is_told_apart():
+    third = report(config={"worker_threads": 9, "worker_pools:default:worker_count": "hash:1"})
+    third["sources"] = {"worker_threads": ["/etc/salt/master", "/etc/salt/master.d/x.conf"]}
+    made, set_there = found_on(third)
+    assert made.remedies["saltm3"].text.startswith("no file sets worker_pools")
+    # What is in the main file, too, comes into effect when the drop-in has it no more.
+    assert "from /etc/salt/master.d/x.conf on" in set_there.remedies["saltm3"].text
+
+
+def test_a_number_is_not_a_boolean():
+    (one,) = found_on(report(config={"worker_threads": True}), report(config={"worker_threads": 1}))
+    assert one.values["saltm3"] is True
+
+
+@pytest.mark.parametrize(("offset", "late"), [(5.0, False), (-5.1, True), (70, True)])
+def test_a_clock_may_be_off_by_so_much(offset, late):
+    third = report() | {"offset": offset}
+    found = found_on(third)
+    assert [one.subject for one in found] == ["clock"] * late
+    if late:
+        assert "set the clock of saltm3" in found[0].remedies["saltm3"].text
+
+
+def test_a_master_that_runs_with_an_older_configuration_is_named():
+    third = report() | {"stale": ["/etc/salt/master.d/x.conf"]}
+    (one,) = found_on(third)
+    assert (one.subject, one.path) == ("running", "/etc/salt/master.d/x.conf")
+    assert one.remedies["saltm3"].command == "salt saltm3 multimaster.restart salt-master"
+
+
+# What is compared
+
+
+def test_what_is_a_masters_own_is_left_out_and_places_are_compared_without_their_beginning():
+    leaves = {
+        "id": "saltm3",
+        "interface": "192.0.2.3",
+        "cachedir": "/srv/m3/var/cache/salt/master",
+        "extension_modules": "/srv/m3/var/cache/salt/master/extmods",
+        "module_dirs:0": "/srv/m3/var/lib/multimaster",
+        "file_roots:base:0": "/srv/m3x/salt",
+        "timeout": 5,
+    }
+    prefixes = [("/srv/m3/var/cache/salt/master", "CACHEDIR"), ("/srv/m3", "")]
+    assert drift.comparable(leaves, prefixes) == {
+        "extension_modules": "CACHEDIR/extmods",
+        "module_dirs:0": "/var/lib/multimaster",
+        "file_roots:base:0": "/srv/m3x/salt",
+        "timeout": 5,
+    }
+
+
+def test_a_secret_is_compared_by_its_hash():
+    key = multimaster_options.hash_key("a key")
+    values = [
+        multimaster_options.shown("mysql.pass", word, key) for word in ("hunter2", "swordfish")
+    ]
+    reports = [report(config={"mysql.pass": value}) for value in values]
+    found = drift.differences(dict(zip(IDS, [reports[0], *reports], strict=True)))
+    text = json.dumps([one.plain() for one in found])
+    assert [one.path for one in found] == ["mysql.pass"]
+    assert "hunter2" not in text
+    assert "swordfish" not in text
+    assert all(value.startswith("hash:") for value in found[0].values.values())
+
+
+@pytest.mark.parametrize(
+    ("accepted", "known", "sample"),
+    [
+        (["saltm1", "web2", "web1"], ["saltm1", "web1", "web2"], "web1"),
+        (["saltm1", "web1"], ["saltm1"], "saltm1"),
+        (["saltm2", "saltm1"], ["saltm2", "saltm1", "gone"], "saltm1"),
+        (["web1"], [], None),
+    ],
+)
+def test_the_sample_is_the_first_minion_that_is_no_masters(accepted, known, sample):
+    assert drift.sample_of(accepted, IDS, known) == sample
+
+
+# Events
+
+
+def test_a_change_is_told_once_and_so_is_its_end():
+    found = found_on(report(config={"worker_threads": 9}))
+    first = drift.change([], found)
+    assert (first["count"], len(first["new"]), first["over"], first["clean"]) == (1, 1, 0, False)
+    names = [one.name for one in found]
+    assert drift.change(names, found) is None
+    last = drift.change(names, [])
+    assert (last["count"], last["over"], last["clean"]) == (0, 1, True)
+    assert drift.change([], []) is None
+
+
+def test_another_value_is_another_difference():
+    names = [one.name for one in found_on(report(config={"worker_threads": 9}))]
+    other = found_on(report(config={"worker_threads": 8}))
+    assert drift.change(names, other)["over"] == 1
+
+
+# Prometheus
+
+
+def row(**changed: Any) -> dict[str, Any]:
+    states = {"accepted": 3, "pending": 1, "denied": 0, "rejected": 0, "conflicts": 0}
+    more = {"connections": 4, "offset": -0.5, "formula": "0.1.0", "version": "3008.3"}
+    return {"reachable": True, "reported": True, **states, **more, **changed}
+
+
+def status(**masters: dict[str, Any]) -> dict[str, Any]:
+    found = found_on(report(config={"worker_threads": 9}))
+    return {
+        "masters": masters,
+        "subjects": drift.table(dict.fromkeys(IDS, report())),
+        "differences": [one.plain() for one in found],
+        "troubled": 2,
+    }
+
+
+def test_metrics_say_what_the_status_says():
+    nothing = dict.fromkeys(row())
+    text = drift.metrics(status(saltm1=row(), saltm3=row(), saltm4=nothing), 1700000000.5)
+    lines = text.splitlines()
+    for line in (
+        'multimaster_up{master="saltm1"} 1',
+        'multimaster_keys{master="saltm1",state="pending"} 1',
+        'multimaster_clock_offset_seconds{master="saltm1"} -0.5',
+        'multimaster_connected_minions{master="saltm1"} 4',
+        'multimaster_differences{master="saltm3",subject="config"} 1',
+        'multimaster_differences{master="saltm1",subject="config"} 0',
+        'multimaster_master_info{master="saltm1",salt="3008.3",formula="0.1.0"} 1',
+        "multimaster_minions_in_trouble 2",
+        "multimaster_check_complete 0",
+        "multimaster_last_check_timestamp_seconds 1700000000.5",
+    ):
+        assert line in lines
+    # Of a master that told nothing there is nothing but that.
+    assert not any("saltm4" in line and "keys{" in line for line in lines)
+
+
+def test_labels_are_escaped():
+    text = drift.metrics(status(**{'a"b\\c\nd': row()}), 0.0)
+    assert r'{master="a\"b\\c\nd"} 1' in text
+
+
+@pytest.mark.promtool
+def test_promtool_accepts_the_metrics():
+    text = drift.metrics(status(saltm1=row(), saltm2=dict.fromkeys(row())), 1700000000.5)
+    done = promtool("metrics", input=text)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@pytest.mark.promtool
+def test_promtool_accepts_the_alert_rules():
+    done = promtool("rules", str(ALERTS))
+    assert done.returncode == 0, done.stderr
+    assert "SUCCESS: 7 rules found" in done.stdout
+
+
+def test_the_alert_rules_are_over_metrics_that_there_are():
+    text = drift.metrics(status(saltm1=row()), 0.0)
+    told = set(re.findall(r"^(multimaster_\w+)", text, re.MULTILINE))
+    for rule in yaml.safe_load(ALERTS.read_text())["groups"][0]["rules"]:
+        used = set(re.findall(r"multimaster_\w+", rule["expr"]))
+        assert used, rule
+        assert used <= told
+
+
+def promtool(what: str, *argv: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["promtool", "check", what, *argv], capture_output=True, text=True, check=False, **kwargs
+    )

@@ -1,0 +1,192 @@
+"""What the minion on a master's host reports of that master."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+WORD = "hunter2hunter2"
+
+
+@pytest.fixture
+def report(host, shared):
+    """Report on a master that has its key pair, a file root and a pillar root."""
+    import multimaster_ledger
+
+    host.write("etc/salt/pki/master/saltm2.pem", shared.pem)
+    host.write("etc/salt/pki/master/saltm2.pub", shared.pub)
+    host.accept({"web1": "a key", "saltm2": "another"})
+    host.write("srv/salt/top.sls", {"base": {"*": ["web"]}})
+    host.write("srv/salt/web.sls", "")
+    host.write("srv/pillar/top.sls", {"base": {"web*": ["web"]}})
+    host.write("srv/pillar/web.sls", "port: {{ 80 + 1 }}\nword: " + WORD)
+    main = {
+        **json_safe(host, "etc/salt/master"),
+        "id": "saltm2",
+        "file_roots": {"base": [f"{host.root}/srv/salt"]},
+        "pillar_roots": {"base": [f"{host.root}/srv/pillar"]},
+        "minion_data_cache": True,
+    }
+    host.write("etc/salt/master", main)
+
+    def report(**flags):
+        told = host.modules["multimaster_drift.report"](**flags)
+        # As Salt brings it to the master that asks.
+        told = json.loads(json.dumps(told))
+        if "details" in told:
+            told["details"] = multimaster_ledger.unsqueeze(told["details"])
+        return told
+
+    return report
+
+
+def json_safe(host, path):
+    import yaml
+
+    return yaml.safe_load((host.root / path).read_text())
+
+
+ALL = ["config", "access", "files:base", "pillar:base", "modules", "keys", "formula", "content"]
+
+
+def test_a_report_has_digests_and_no_lists(report, host):
+    told = report()
+    assert {"config", "access", "files:base", "pillar:base", "keys", "modules"} <= set(
+        told["subjects"]
+    )
+    assert (told["master"]["accepted"], told["master"]["running"]) == (2, False)
+    assert told["master"]["answers"] is False
+    host.accept({f"web{number}": "a key" for number in range(2000)})
+    assert len(json.dumps(report())) < 4000
+
+
+def test_without_a_key_pair_of_the_masters_no_hash_can_be_tried_out(report, host):
+    host.write("etc/salt/master.d/x.conf", {"mysql.pass": WORD})
+    for name in ("pem", "pub"):
+        (host.pki / f"saltm2.{name}").unlink()
+    first, second = (report(detail=ALL)["details"]["config"]["mysql.pass"] for _ in range(2))
+    assert first != second
+
+
+def test_a_key_decision_changes_nothing_that_was_compiled(report, host):
+    import multimaster_ledger
+
+    first = report(sample=["web1", {"id": "web1"}])
+    path = host.root / "var/cache/salt/master/multimaster/ledger.db"
+    path.parent.mkdir(parents=True)
+    with multimaster_ledger.open_ledger(str(path)) as book, book.transaction():
+        book.decide("web2", "f" * 64, "accepted", "saltm2", "a key", "here")
+    second = report(sample=["web1", None])
+    assert second["subjects"]["keys"] != first["subjects"]["keys"]
+    assert second["proof"]["at"] == first["proof"]["at"]
+
+
+def test_a_second_report_is_the_same(report):
+    assert report()["subjects"] == report()["subjects"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "subject", "path"),
+    [
+        ("worker_threads", 9, "config", "worker_threads"),
+        ("nodegroups", {"web": "web*"}, "config", "nodegroups:web"),
+        ("external_auth", {"pam": {"bob": [".*"]}}, "access", "external_auth:pam:bob:0"),
+        ("publisher_acl", {"bob": [".*"]}, "access", "publisher_acl:bob:0"),
+        ("peer", {".*": ["test.ping"]}, "access", "peer:.*:0"),
+        ("mysql.pass", WORD, "config", "mysql.pass"),
+        ("ext_pillar", [{"cmd_yaml": WORD}], "config", "ext_pillar:0:cmd_yaml"),
+    ],
+)
+def test_a_drop_in_changes_the_subject_of_its_option(report, host, option, value, subject, path):
+    before = report()
+    host.write("etc/salt/master.d/x.conf", {option: value})
+    after = report(detail=ALL)
+    changed = {n for n, v in after["subjects"].items() if before["subjects"].get(n) != v}
+    assert changed == {subject}
+    assert path in after["details"][subject]
+    assert after["sources"][option] == [f"{host.config_dir}/master.d/x.conf"]
+    assert WORD not in json.dumps(after)
+
+
+@pytest.mark.parametrize(
+    ("file", "subject", "path"),
+    [
+        ("srv/salt/new.sls", "files:base", "new.sls"),
+        ("srv/pillar/new.sls", "pillar:base", "new.sls"),
+        (
+            "var/cache/salt/master/extmods/runners/x.py",
+            "modules",
+            "extension_modules/runners/x.py",
+        ),
+        ("etc/salt/autosign.conf", "access", "autosign_file:content:web9"),
+        ("etc/salt/autoreject.conf", "access", "autoreject_file:content:web9"),
+    ],
+)
+def test_a_file_changes_the_subject_that_it_belongs_to(report, host, file, subject, path):
+    for option in ("autosign", "autoreject"):
+        host.write(
+            f"etc/salt/master.d/{option}.conf",
+            {f"{option}_file": f"{host.root}/etc/salt/{option}.conf"},
+        )
+    before = report()
+    host.write(file, "web9\n")
+    after = report(detail=[subject])
+    assert {n for n, v in after["subjects"].items() if before["subjects"].get(n) != v} == {subject}
+    assert path in after["details"][subject]
+
+
+def test_grains_that_sign_a_minion_in_are_not_shown(report, host):
+    host.write("etc/salt/master.d/a.conf", {"autosign_grains_dir": f"{host.root}/etc/salt/grains"})
+    before = report()
+    host.write("etc/salt/grains/token", f"{WORD}\n")
+    after = report(detail=ALL)
+    assert after["subjects"]["access"] != before["subjects"]["access"]
+    assert WORD not in json.dumps(after)
+
+
+def test_hosts_with_other_places_report_the_same(report, host):
+    # What else is a place of this host.
+    before = report(detail=ALL)["details"]
+    assert str(host.root) not in json.dumps([before["config"], before["access"]])
+
+
+# What a minion would be given
+
+
+def test_pillar_and_top_file_of_a_sample_are_compiled_and_not_shown(report):
+    told = report(sample=["web1", {"id": "web1", "os": "Debian"}], detail=ALL)
+    assert told["proof"]["sample"] == "web1", told["proof"]
+    leaves = told["details"]["content"]
+    assert set(leaves) == {"pillar:port", "pillar:word", "top:base:0"}
+    assert leaves["top:base:0"] == "web"
+    assert WORD not in json.dumps(told)
+
+
+def test_what_was_compiled_holds_until_something_changes(report, host):
+    grains = {"id": "web1", "os": "Debian"}
+    first = report(sample=["web1", grains])
+    again = report(sample=["web1", None])
+    assert again["proof"]["at"] == first["proof"]["at"]
+    assert again["subjects"]["content"] == first["subjects"]["content"]
+    assert "problem" in report(sample=["web1", None], max_age=0)["proof"]
+    other = report(sample=["web1", {**grains, "os": "Plan9"}])
+    assert other["proof"]["grains"] != first["proof"]["grains"]
+    host.write("srv/pillar/web.sls", "port: 82")
+    assert "content" not in (stale := report(sample=["web1", None]))["subjects"]
+    assert "problem" in stale["proof"]
+
+
+def test_a_pillar_that_does_not_render_is_told(report, host):
+    host.write("srv/pillar/web.sls", "{{ no }")
+    told = report(sample=["web1", {"id": "web1"}], detail=ALL)
+    assert "pillar:_errors" in told["details"]["content"]
+
+
+def test_what_the_watching_engine_has_told_is_kept_for_the_next_one(report, host):
+    state = host.root / "var/cache/salt/master/multimaster"
+    report(watch={"by": "saltm1", "known": []})
+    assert not state.exists()
+    state.mkdir(parents=True)
+    report(watch={"by": "saltm1", "known": ["x"]})
+    assert json.loads((state / "watch.json").read_text())["known"] == ["x"]
