@@ -894,7 +894,11 @@ def test_replicated_roots_take_the_place_of_a_masters_own():
     assert options["file_roots"] == options["pillar_roots"] == {"base": []}
     assert options["fileserver_backend"] == ["multimaster"]
     assert options["ext_pillar"] == [{"multimaster_roots": []}]
-    assert options["engines"] == [{"multimaster": {}}, {"multimaster_roots": {}}]
+    assert [next(iter(engine)) for engine in options["engines"]] == [
+        "multimaster",
+        "multimaster_drift",
+        "multimaster_roots",
+    ]
     assert options["multimaster"]["roots"]["replicate"] == {
         "source": "saltm2",
         "file_roots": ROOTS,
