@@ -7,6 +7,7 @@ Looks after a minion's masters, from within the minion; see docs/failover.md and
   but only when another one answers.  Otherwise, and in hot mode, it is reported.
 - Sends the returns of jobs again that their master has not taken: to it when it is back, or to the
   master that the minion has moved to.
+- Keeps a hot minion dialling a master that it has lost, so that it is there when that is back.
 - Restarts a minion whose channel to a master hangs, though that master answers.
 - Has the minion verify the signature over its masters' key as soon as they all sign, and stop as
   soon as none does: Salt lets it sign in to no master that does the other thing.
@@ -22,6 +23,7 @@ import random
 import sys
 import threading
 import time
+import uuid
 
 import salt.minion
 import salt.utils.event
@@ -40,6 +42,10 @@ FINISH = 5
 KEPT = 120
 AGAIN = 5
 AT_ONCE = 10
+# Seconds between two looks whether a master is lost, and two questions through the channel to one
+# that is; after some time they become fewer, since Salt logs each that gets no answer.
+AWAY = 1.0
+SOME_TIME, SELDOM = 120, 60
 # Seconds that no return gets through to a master that is there and answers, after which the minion
 # is restarted; and between two such restarts.
 STUCK = 45
@@ -118,6 +124,8 @@ def start(masters=(), act=False, interval=10, service="salt-minion", restart_tim
         for master in [None] if act else masters:
             _in_thread(_Watch(minion, masters, master, interval, doubt, heard).run)
         _in_thread(lambda: _follow_signing(minion, doubt, service, restart_timeout))
+        if not act:
+            _in_thread(_Lost(minion, masters).run)
         returns = _Returns(minion, masters, act, heard, interval)
         _in_thread(returns.run)
         looked = 0.0
@@ -184,7 +192,9 @@ class _Minion:
 
     def connected(self, masters):
         """Return the addresses of the masters that the minion is connected to."""
-        return __utils__["multimaster_dial.connected"](self.pid, masters, __opts__["master_port"])
+        port = __opts__["master_port"]
+        # The connections are the daemon's own; its children are jobs and engines.
+        return __utils__["multimaster_dial.connected"](self.pid, masters, port, False)
 
     def master(self, masters):
         """Return the address of the first of them, or None."""
@@ -252,6 +262,7 @@ class _Watch:
         self._put(master, self.interval, self.doubt, "there")
         act = self.master is None
         others = [a for a in self.masters if a != master] if act else []
+        asked = time.monotonic()
         better = {address: self._ask(address) for address in others}
         # A master with too much to do is not left by all at once, but relieved.
         to_spare = random.uniform(0, self.patience) if act else 0
@@ -260,6 +271,15 @@ class _Watch:
             if heard.wait(patience):
                 self._heard(master)
                 return
+        # Where everything is slow the others are, too: not a reason to begin all over.
+        deadline = asked + 2 * self.interval
+        while better and not any(answer.is_set() for answer in better.values()):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(POLL)
+        if heard.is_set():
+            self._heard(master)
+            return
         better = [address for address, answer in better.items() if answer.is_set()]
         if better and self.minion.runs():
             self._leave(master, better)
@@ -301,6 +321,50 @@ class _Watch:
             log.warning("%s answers again", master)
             self.reported.discard(master)
             _tell("answers", {"master": master})
+
+
+class _Lost:
+    """
+    Asks masters that the minion has lost for something, through the minion's own channel.
+
+    ZeroMQ dials a lost master after ever longer pauses, of up to 5 seconds (RECONNECT_IVL_MAX in
+    Salt 3008.3).  A question that gets no answer makes Salt dial anew, without a pause.
+    """
+
+    def __init__(self, minion, masters):
+        self.minion = minion
+        self.masters = masters
+        # As many minions come back at a time as to the masters' publishers.
+        spread = (__opts__["recon_default"] + __opts__["recon_max"]) / 1000
+        self.pace = max(AWAY, spread)
+        # Masters that the minion has been connected to; since when each is lost, and when it is
+        # asked next.
+        self.known, self.lost, self.due = set(), {}, {}
+
+    def run(self):
+        """Look for as long as there is an engine."""
+        while True:
+            time.sleep(AWAY)
+            try:
+                self.look(time.monotonic())
+            except Exception:  # Missed by nobody until a master is lost.
+                log.exception("Cannot look for lost masters")
+
+    def look(self, now):
+        """Ask those that are lost, and those that are back after some time."""
+        there = self.minion.connected(self.masters)
+        for master in there:
+            if now - self.lost.pop(master, now) > SOME_TIME:
+                self._ask(master)
+        self.known.update(there)
+        for master in self.known.difference(there):
+            since = self.lost.setdefault(master, now)
+            if since == now or now >= self.due[master]:
+                self.due[master] = now + (self.pace if now - since < SOME_TIME else SELDOM)
+                self._ask(master)
+
+    def _ask(self, master):
+        _fire({"cmd": "_file_envs"}, f"{PAYLOAD}{uuid.uuid4()}/{master}")
 
 
 class _Returns:

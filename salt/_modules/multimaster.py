@@ -15,6 +15,8 @@ import logging
 import os
 import pathlib
 import pwd
+import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -33,6 +35,7 @@ import salt.key
 import salt.minion
 import salt.payload
 import salt.utils.event
+import salt.utils.gitfs
 import salt.utils.systemd
 import salt.utils.yaml
 import salt.version
@@ -61,11 +64,15 @@ SYNCED = {
     ),
 }
 DROP_IN = "multimaster.conf"
+# Below the directory of the configuration.
+CREDENTIALS = "multimaster"
 # Decisions in one answer: with keys of 4096 bits still less than an event may have.
 CHUNK = 1000
 KEY_MODE = 0o400
 # The signing pair, and its signature over the masters' public key.
 SIGNING_FILES = ("master_sign.pem", "master_sign.pub", "master_pubkey_signature")
+# Seconds that a git remote has for its answer.
+REMOTE_WITHIN = 20
 # Seconds that a master has for its answer to a minion that looks whether it signs.
 SEEN_WITHIN = 5
 # The directories of Salt's keys, and what a key in each is.
@@ -177,6 +184,7 @@ def settings():
     """
     declaration = dict(__pillar__.get("multimaster") or {})
     declaration.pop("keypair", None)
+    declaration.pop("credentials", None)
     with _translated():
         topology = __utils__["multimaster_topology.parse"](declaration)
         derived = __utils__["multimaster_topology.minion_settings"](topology, __opts__["id"])
@@ -1074,6 +1082,168 @@ def unresolved(addresses):
     """
     resolve = __utils__["multimaster_dial.resolve"]
     return [address for address in addresses if not resolve(address)]
+
+
+def git_problems(declaration, config_dir=None):
+    """
+    Ask the git remotes of a declaration, as this host's master would, and tell what is wrong.
+
+    declaration
+        The mapping ``multimaster``, merged over the defaults.
+
+    Returns a list of sentences; none if every remote answers and has the branches that are named.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm2 multimaster.git_problems \\
+            '{masters: [...], roots: {git: {remotes: [https://git.example.com/salt.git]}}}'
+    """
+    if not shutil.which("git"):
+        return ["there is no program git on this host; see roots:git:package"]
+    with _translated():
+        topology = __utils__["multimaster_topology.parse"](declaration)
+    opts = _effective("master", config_dir or _config_dir())
+    problems = []
+    if topology.roots["git"].get("provider") == "gitcli" and not _has_key_cache(opts):
+        # Both came with that release.
+        problems.append(
+            f"roots:git:provider: got 'gitcli'; supported by Salt {salt.version.__version__}: "
+            "pygit2, gitpython"
+        )
+    # Salt 3008 does not start with a URL that it does not take; older ones look at none.
+    takes = getattr(salt.utils.gitfs.GitBase, "validate_remote", lambda _: True)
+    for remote in __utils__["multimaster_topology.git_remotes"](topology):
+        problem = _ask_remote(remote, opts["user"])
+        if not takes(remote.url):
+            problem = f"Salt {salt.version.__version__} takes http, https, ssh, ftp, sftp and file"
+        if problem:
+            # A URL may have a password in it.
+            shown = re.sub(r"(?<=://)[^/@]+@", "***@", remote.url)
+            problems.append(f"{shown}: {problem}")
+    return problems
+
+
+def _ask_remote(remote, user):
+    """Return what is wrong with a git remote, or None."""
+    owner = pwd.getpwnam(user)
+    environment = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": owner.pw_dir,
+        "LC_ALL": "C",
+        "GIT_TERMINAL_PROMPT": "0",
+        # As Salt's provider does, but without questions.
+        "GIT_SSH_COMMAND": "ssh -o BatchMode=yes -o StrictHostKeyChecking=no"
+        + (f" -i {shlex.quote(remote.privkey)}" if remote.privkey else ""),
+    }
+    if not remote.ssl_verify:
+        environment["GIT_SSL_NO_VERIFY"] = "true"
+    as_user = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
+    try:
+        done = subprocess.run(
+            ["git", "ls-remote", "--heads", "--tags", "--", remote.url],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=REMOTE_WITHIN,
+            cwd="/",
+            check=False,
+            **(as_user if owner.pw_uid != os.geteuid() else {}),
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer within {REMOTE_WITHIN} seconds"
+    except OSError as err:
+        return str(err)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"git ended with {done.returncode}"]
+        return re.sub(r"(?<=://)[^/@\s]+@", "***@", said[-1])
+    names = {line.split("\t")[1].split("/", 2)[2] for line in done.stdout.splitlines()}
+    if remote.branch and remote.branch not in names:
+        return f"no branch {remote.branch}; it has {', '.join(sorted(names)) or 'none'}"
+    return None
+
+
+def git_declared(declaration, config_dir=None):
+    """
+    Tell whether this host's master is already configured for the remotes of a declaration.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm2 multimaster.git_declared '{masters: [...], roots: {git: {...}}}'
+    """
+    with _translated():
+        topology = __utils__["multimaster_topology.parse"](declaration)
+    path = pathlib.Path(config_dir or _config_dir(), "master.d", DROP_IN)
+    present = salt.utils.yaml.safe_load(_read(path) or "") or {}
+    wanted = __utils__["multimaster_topology.roots_options"](topology)
+    return all(present.get(option) == value for option, value in wanted.items())
+
+
+def unshareable(declaration, options, config_dir=None):
+    """
+    Tell what on this host's master must not be on the shared storage of a declaration, and is.
+
+    declaration
+        The mapping ``multimaster``, merged over the defaults.
+    options
+        The content that the master's drop-in is about to have.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm2 multimaster.unshareable '{masters: [...], roots: {shared: {...}}}' '{}'
+    """
+    with _translated():
+        topology = __utils__["multimaster_topology.parse"](declaration)
+    opts = _effective("master", config_dir or _config_dir(), options)
+    mounts = [os.path.realpath(m["path"]) for m in topology.roots.get("shared", {})["mounts"]]
+    # As they are on the disk, whatever links lead there.
+    real = {name: os.path.realpath(opts[name]) for name in ("pki_dir", "cachedir")}
+    return __utils__["multimaster_topology.unshareable"](mounts, {**opts, **real})
+
+
+def install_credentials(config_dir=None, test=False):
+    """
+    Write the pillar's ``multimaster:credentials`` to files that only this host's master can read.
+
+    Each is a name and a content; the file is ``multimaster/<name>`` beside the configuration.
+    Returns the names of those that were written, or would be.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm2 multimaster.install_credentials test=True
+    """
+    given = (__pillar__.get("multimaster") or {}).get("credentials") or {}
+    if not isinstance(given, dict):
+        raise CommandExecutionError("credentials: supported: a mapping of names to contents")
+    config_dir = config_dir or _config_dir()
+    owner = pwd.getpwnam(_effective("master", config_dir)["user"])
+    directory = pathlib.Path(config_dir, CREDENTIALS)
+    written = []
+    for name, text in given.items():
+        # A path would lead elsewhere.
+        if not re.fullmatch(r"[\w-][\w.-]*", str(name)) or not isinstance(text, str):
+            raise CommandExecutionError(
+                f"credentials: got {name!r}; supported: names of letters, digits, ., - and _, each "
+                "with a text"
+            )
+        path = directory / str(name)
+        content = text if text.endswith("\n") else f"{text}\n"
+        status = path.stat() if path.is_file() and not path.is_symlink() else None
+        private = status and (status.st_uid, status.st_mode & 0o777) == (owner.pw_uid, 0o600)
+        if private and path.read_text() == content:
+            continue
+        written.append(str(name))
+        if not test:
+            directory.mkdir(mode=0o755, exist_ok=True)
+            _write_atomically(path, content, 0o600, owner)
+    return written
 
 
 def daemon_group(role, config_dir=None):

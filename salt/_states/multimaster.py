@@ -161,6 +161,84 @@ def autosign(name, declaration, config_dir):
     return ret
 
 
+def git_remotes(name, declaration, config_dir):
+    """
+    Fail if a git remote that is new to this master does not answer, before anything is changed.
+
+    name
+        Shown only.
+    declaration, config_dir
+        As for ``master_config``.
+
+    A remote that a master is configured for already may be down: its last content goes on being
+    served, and there is a warning.
+    """
+    ret = _ret(name)
+    package = declaration["roots"]["git"].get("package", "git")
+    try:
+        problems = __salt__["multimaster.git_problems"](declaration, config_dir)
+        known = __salt__["multimaster.git_declared"](declaration, config_dir)
+    except CommandExecutionError as err:
+        return _failed(ret, str(err))
+    if problems and not known and __opts__["test"] and _changed_here([package]):
+        ret.update(result=None, comment="The remotes would be asked once git is installed")
+        return ret
+    if problems and not known:
+        return _failed(ret, "Nothing was changed:\n" + "\n".join(problems))
+    if problems:
+        ret["warnings"] = [f"{problem}; its last content is served" for problem in problems]
+    ret["comment"] = "Some remotes do not answer" if problems else "All remotes answer"
+    return ret
+
+
+def shareable(name, declaration, config_dir, extension_dir):
+    """
+    Fail if shared storage would hold what masters must not share, before anything is changed.
+
+    name
+        Shown only.
+    declaration, config_dir, extension_dir
+        As for ``master_config``.
+    """
+    ret = _ret(name)
+    try:
+        options = _master_options(declaration, config_dir, extension_dir)
+        findings = __salt__["multimaster.unshareable"](declaration, options, config_dir)
+    except CommandExecutionError as err:
+        return _failed(ret, str(err))
+    if findings:
+        return _failed(ret, "Nothing was changed:\n" + "\n".join(findings))
+    ret["comment"] = "Nothing is on shared storage that must not be"
+    return ret
+
+
+def credentials(name, config_dir):
+    """
+    Write the pillar's ``multimaster:credentials`` to files that only the master can read.
+
+    name
+        Directory of the files.
+    config_dir
+        Directory of the configuration.
+    """
+    ret = _ret(name)
+    try:
+        names = __salt__["multimaster.install_credentials"](config_dir, test=True)
+        if not names:
+            ret["comment"] = "All credentials are in place"
+            return ret
+        ret["changes"] = dict.fromkeys(names, "written")
+        if __opts__["test"]:
+            ret["result"] = None
+            ret["comment"] = "Credentials would be written"
+            return ret
+        __salt__["multimaster.install_credentials"](config_dir)
+    except (CommandExecutionError, OSError) as err:
+        return _failed(ret, str(err))
+    ret["comment"] = "Credentials were written"
+    return ret
+
+
 def extended(name, files):
     """
     Give the master the formula's engine, runner and outputter, and what they need.

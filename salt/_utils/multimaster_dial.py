@@ -104,27 +104,32 @@ def answering(opts: Mapping[str, Any], addresses: Iterable[str], timeout: float)
     return [a for a, event in heard.items() if event.wait(max(0, deadline - time.monotonic()))]
 
 
-def connected(pid: int, addresses: Iterable[str], request_port: int) -> list[str]:
+def connected(
+    pid: int, addresses: Iterable[str], request_port: int, family: bool = True
+) -> list[str]:
     """
     Return those of some masters whose publisher a minion's daemon is connected to.
 
     pid
-        The daemon; its children count, too.
+        The daemon.
     request_port
         Connections to this port are no subscriptions (``master_port``).
+    family
+        Whether its children count, too: they take longer to find than all the rest.
     """
-    peers = {address for address, port, _ in links(pid) if port != request_port}
+    peers = {address for address, port, _ in links(pid, family) if port != request_port}
     return [address for address in addresses if resolve(address) & peers]
 
 
-def links(pid: int) -> set[tuple[str, int, int]]:
+def links(pid: int, family: bool = True) -> set[tuple[str, int, int]]:
     """Return the connections of a daemon and its children: address, port, and their own port."""
     import psutil
 
     found = set()
     with contextlib.suppress(psutil.Error):
         daemon = psutil.Process(pid)
-        for process in [daemon, *daemon.children(recursive=True)]:
+        children = daemon.children(recursive=True) if family else []
+        for process in [daemon, *children]:
             with contextlib.suppress(psutil.Error):
                 for connection in process.net_connections("tcp"):
                     if connection.status == psutil.CONN_ESTABLISHED:

@@ -11,12 +11,14 @@ finding at once; the options of each node are derived from its result.
 import ipaddress
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 MODES = ("hot", "failover")
 METHODS = ("none", "pkg")
+# What makes Salt work with git remotes.
+GIT_PROVIDERS = ("gitcli", "pygit2", "gitpython")
 
 # Salt's options for failover, each with the test that its value must pass.
 FAILOVER = {
@@ -141,6 +143,7 @@ class Topology:
     minions: int = SOME_MINIONS
     failover: Mapping[str, Any] = field(default_factory=dict)
     cutover: Mapping[str, Any] = field(default_factory=dict)
+    roots: Mapping[str, Any] = field(default_factory=dict)
     master_config: Mapping[str, Any] = field(default_factory=dict)
     minion_config: Mapping[str, Any] = field(default_factory=dict)
     master_override: tuple[str, ...] = ()
@@ -218,6 +221,7 @@ def parse(declaration: Any) -> Topology:
     _check_parity(declaration, refuse)
     if declaration.get("signing") is True:
         _check_algorithms(declaration, refuse)
+    _check_roots(declaration, refuse)
 
     if findings:
         raise TopologyError(findings)
@@ -227,6 +231,7 @@ def parse(declaration: Any) -> Topology:
         minions=declaration.get("minions") or SOME_MINIONS,
         failover=dict(failover),
         cutover={"masters": 1, "timeout": 20} | dict(declaration.get("cutover") or {}),
+        roots=dict(declaration.get("roots") or {}),
         master_config=dict(declaration.get("master", {}).get("config") or {}),
         minion_config=dict(declaration.get("minion", {}).get("config") or {}),
         master_override=tuple(_lookup(declaration, "master:override")[1] or ()),
@@ -356,7 +361,11 @@ def _comeback_settings(number: int, interval: int) -> list[Setting]:
             "seconds, at least: a return that waits for a master occupies the minion, and some "
             "twenty keep it from all else; the engine sends it again",
         ),
-        Setting("return_retry_timer_max", 3, "seconds, at most; see return_retry_timer"),
+        Setting(
+            "return_retry_timer_max",
+            2,
+            "seconds, at most: after that Salt dials anew, which brings a lost master back sooner",
+        ),
         Setting("return_retry_tries", 1, "see return_retry_timer"),
         Setting("recon_default", least, "milliseconds; a returning master is found at once"),
         Setting(
@@ -456,6 +465,7 @@ def master_options(
     directories = config.get("module_dirs", existing.get("module_dirs")) or []
     return {
         **config,
+        **roots_options(topology),
         # The live key pair is named after the id; the default depends on the host's name.
         "id": master_id,
         "module_dirs": [*(path for path in directories if path != extensions), extensions],
@@ -489,6 +499,93 @@ def autosign_files(topology: Topology) -> dict[str, str]:
 def autosign_options(topology: Topology, directory: str) -> dict[str, str]:
     """Return the master options that name the files of :func:`autosign_files` in a directory."""
     return {AUTOSIGN[name][0]: f"{directory}/{AUTOSIGN[name][1]}" for name in topology.autosign}
+
+
+def roots_options(topology: Topology) -> dict[str, Any]:
+    """Return the options that make masters serve what ``roots`` declares."""
+    config, roots = topology.master_config, topology.roots
+    shared, git = roots.get("shared", {}), roots.get("git", {})
+    options = {option: shared[option] for option in SHARED_OPTIONS if option in shared}
+    # Else Salt takes what there is: pygit2, or GitPython, which comes with it.
+    provider = {"provider": git["provider"]} if "provider" in git else {}
+    if git.get("remotes"):
+        options |= {
+            "fileserver_backend": config.get("fileserver_backend", ["gitfs"]),
+            "gitfs_remotes": git["remotes"],
+            **{f"gitfs_{name}": value for name, value in provider.items()},
+        }
+    if git.get("pillar"):
+        options |= {
+            "ext_pillar": [*config.get("ext_pillar", []), {"git": git["pillar"]}],
+            **{f"git_pillar_{name}": value for name, value in provider.items()},
+        }
+    return options
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A git remote: its URL, and what its own options or the masters' say of it."""
+
+    url: str
+    # One that has to be there; None if nothing is known of it.
+    branch: str | None
+    privkey: str | None
+    ssl_verify: bool
+
+
+def git_remotes(topology: Topology) -> list[Remote]:
+    """Return the remotes that ``roots`` declares, each once."""
+    git = topology.roots.get("git", {})
+    found = []
+    for role, entries in (("gitfs", git.get("remotes", [])), ("git_pillar", git.get("pillar", []))):
+        for entry in entries:
+            text = next(iter(entry)) if isinstance(entry, Mapping) else entry
+            options = _own_options(entry)
+
+            def option(name: str, default: Any = None, own: Any = options, of: str = role) -> Any:
+                return own.get(name, topology.master_config.get(f"{of}_{name}", default))
+
+            url, branch = text, None
+            if role == "git_pillar":
+                branch, _, url = text.partition(" ")
+                branch = None if branch == "__env__" else branch
+            found.append(
+                Remote(url.strip(), branch, option("privkey"), bool(option("ssl_verify", True)))
+            )
+    return list(dict.fromkeys(found))
+
+
+def unshareable(mounts: Iterable[str], options: Mapping[str, Any]) -> list[str]:
+    """
+    Return what must not be shared between masters and would be, or is shared without its lock.
+
+    mounts
+        Directories of one host that are on shared storage.
+    options
+        The master's effective options there, with ``pki_dir``, ``cachedir`` and the git locks.
+    """
+    findings = []
+    for mount in mounts:
+        for option, reason in (
+            ("pki_dir", "it holds master.pem"),
+            ("cachedir", "masters would overwrite each other's keys and jobs in it"),
+        ):
+            if _is_below(options[option], mount):
+                findings.append(
+                    f"{option}: got {options[option]!r}, on shared storage ({mount}); supported: "
+                    f"a directory of the master's own, since {reason}"
+                )
+        for role in ("gitfs", "git_pillar"):
+            cache, lock = f"{options['cachedir']}/{role}", f"{role}_global_lock"
+            if _is_below(cache, mount) and not options.get(lock, True):
+                findings.append(
+                    f"{lock}: got False; supported: True, since {cache} is on shared storage"
+                )
+    return findings
+
+
+def _is_below(path: str, directory: str) -> bool:
+    return path.rstrip("/") == directory.rstrip("/") or path.startswith(directory.rstrip("/") + "/")
 
 
 def is_name(address: str) -> bool:
@@ -558,6 +655,11 @@ def _check_parity(declaration: Mapping[str, Any], refuse: Refuse) -> None:
                 config[option],
                 f"nothing here beside master:{name}, from which the formula derives it",
             )
+    for way, options in _BY_ROOTS.items():
+        if _lookup(declaration, f"roots:{way}")[1]:
+            # The first of these are made of what is under config and of the remotes.
+            derived |= {"fileserver_backend", "ext_pillar"} if way == "git" else set()
+            derived |= set(options)
     for role in ("master", "minion"):
         override = _lookup(declaration, f"{role}:override")[1]
         if not _is_names(override):
@@ -569,6 +671,107 @@ def _check_parity(declaration: Mapping[str, Any], refuse: Refuse) -> None:
             if option not in known:
                 supported = ", ".join(known) or f"nothing, as {role}:config is empty"
                 refuse(f"{role}:override", option, f"options that the formula sets: {supported}")
+
+
+# Derived from ``roots``, and so not for ``master:config``.
+SHARED_OPTIONS = ("file_roots", "pillar_roots")
+_BY_ROOTS = {
+    "git": ("gitfs_provider", "gitfs_remotes", "git_pillar_provider"),
+    "shared": SHARED_OPTIONS,
+}
+
+
+def _check_roots(declaration: Mapping[str, Any], refuse: Refuse) -> None:
+    """Check the one way of keeping roots equal that is declared, if any."""
+    roots = declaration.get("roots")
+    if not isinstance(roots, Mapping) or not roots:
+        return
+    config = _lookup(declaration, "master:config")[1]
+    config = config if isinstance(config, Mapping) else {}
+    for way, options in _BY_ROOTS.items():
+        for option in set(options) & set(config) if way in roots else ():
+            refuse(f"master:config:{option}", config[option], f"nothing here; see roots:{way}")
+    git, shared = roots.get("git"), roots.get("shared")
+    if isinstance(git, Mapping):
+        if not (git.get("remotes") or git.get("pillar")):
+            refuse("roots:git", dict(git), "a list of remotes, of pillar, or both")
+        if git.get("provider") == "gitcli" and git.get("pillar"):
+            refuse("roots:git:pillar", "gitcli", "pygit2, gitpython; gitcli gives an empty pillar")
+        backends = config.get("fileserver_backend")
+        if git.get("remotes") and backends is not None and not {"git", "gitfs"} & set(backends):
+            refuse(
+                "master:config:fileserver_backend", backends, "a list with gitfs, with roots:git"
+            )
+        for name in ("remotes", "pillar"):
+            for place, entry in enumerate(git.get(name) or [], 1):
+                where = f"roots:git:{name}: entry {place}"
+                if not _is_remote(entry, name == "pillar"):
+                    refuse(where, entry, _REMOTE_FORMS[name])
+                elif git.get("provider") == "gitcli" and "root" in _own_options(entry):
+                    refuse(f"{where}:root", "gitcli", "pygit2, gitpython; gitcli finds no states")
+    if isinstance(shared, Mapping):
+        mounts = shared.get("mounts")
+        paths = []
+        for place, mount in enumerate(mounts if isinstance(mounts, list) else [], 1):
+            where = f"roots:shared:mounts: entry {place}"
+            needed = {"path": _is_path, "device": _is_text, "fstype": _is_word}
+            if not isinstance(mount, Mapping) or not needed.keys() <= mount.keys():
+                refuse(where, mount, "a mapping with path, device and fstype; opts may be added")
+                continue
+            for name in sorted(map(str, set(mount) - {*needed, "opts"})):
+                refuse(f"{where}:{name}", name, "path, device, fstype, opts")
+            for name, valid in needed.items():
+                if mount[name] is None or not valid(mount[name]):
+                    refuse(f"{where}:{name}", mount[name], "an absolute path, or a name for fstype")
+            paths.append(str(mount["path"]))
+        for option in SHARED_OPTIONS:
+            given = shared.get(option)
+            if given is None and git:
+                # The storage is for something else, as for the cache of the remotes.
+                continue
+            if not isinstance(given, Mapping) or not _is_environments(given):
+                refuse(f"roots:shared:{option}", given, "directories on the mounts, by environment")
+                continue
+            for directory in (one for listed in given.values() for one in listed):
+                if not any(_is_below(directory, path) for path in paths):
+                    refuse(f"roots:shared:{option}", directory, f"below one of {', '.join(paths)}")
+
+
+_REMOTE_FORMS = {
+    "remotes": "a URL, or a mapping of one URL to a list of its options (gitfs_remotes)",
+    "pillar": "'branch URL', or a mapping of that to a list of its options (git_pillar)",
+}
+
+
+def _own_options(entry: Any) -> dict[str, Any]:
+    """Return the options of one remote, which Salt has as a list of mappings."""
+    own = next(iter(entry.values())) if isinstance(entry, Mapping) else []
+    return {name: value for one in own for name, value in one.items()}
+
+
+def _is_remote(entry: Any, with_branch: bool) -> bool:
+    text = entry
+    if isinstance(entry, Mapping):
+        if len(entry) != 1:
+            return False
+        text, own = next(iter(entry.items()))
+        if not isinstance(own, list) or not all(isinstance(one, Mapping) for one in own):
+            return False
+    # A URL that begins like an option would be one for git.
+    form = r"[^\s-]\S*[ ]+[^\s-]\S*" if with_branch else r"[^\s-]\S*"
+    return isinstance(text, str) and bool(re.fullmatch(form, text))
+
+
+def _is_environments(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(
+            isinstance(listed, list)
+            and all(isinstance(one, str) and _is_path(one) for one in listed)
+            for listed in value.values()
+        )
+    )
 
 
 def _parse_masters(value: Any, refuse: Refuse) -> tuple[Master, ...]:
@@ -660,6 +863,10 @@ def _is_grains(value: Any) -> bool:
     )
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
 def _is_mapping(value: Any) -> bool:
     return isinstance(value, Mapping)
 
@@ -690,6 +897,10 @@ _SHAPE: dict[str, Any] = {
     "failover": dict.fromkeys(FAILOVER),
     "cutover": {"masters": None, "timeout": None},
     "replace_keypair": None,
+    "roots": {
+        "git": {"provider": None, "package": None, "remotes": None, "pillar": None},
+        "shared": {"mounts": None, "file_roots": None, "pillar_roots": None},
+    },
     "install": {"method": None, "add_repository": None, "repository": None},
     "master": {
         "package": None,
@@ -713,6 +924,20 @@ _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "cutover:masters": _KINDS["number"],
     "cutover:timeout": _KINDS["number"],
     "replace_keypair": _KINDS["boolean"],
+    "roots": _KINDS["mapping"],
+    "roots:git": _KINDS["mapping"],
+    "roots:git:provider": (
+        ", ".join(GIT_PROVIDERS),
+        lambda value: isinstance(value, str) and value in GIT_PROVIDERS,
+    ),
+    "roots:git:package": _KINDS["word"],
+    "roots:git:remotes": ("a list, as of gitfs_remotes", lambda value: isinstance(value, list)),
+    "roots:git:pillar": ("a list, as of git_pillar", lambda value: isinstance(value, list)),
+    "roots:shared": _KINDS["mapping"],
+    "roots:shared:mounts": (
+        "a list of mounts",
+        lambda value: bool(isinstance(value, list) and value),
+    ),
     "install": _KINDS["mapping"],
     "install:method": (
         ", ".join(METHODS),

@@ -22,6 +22,7 @@
 include:
   - multimaster.declared
   - multimaster.install
+  - multimaster.roots
 
 multimaster-keypair:
   multimaster.keypair:

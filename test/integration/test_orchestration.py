@@ -29,13 +29,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
     directory = tmp_path_factory.mktemp("lab") / "lab"
     with laboratory(directory, "process", masters=3, minions=4, net="127.0.81") as made:
         yield made
-
-
-@pytest.fixture(autouse=True)
-def no_key_leaks(lab: Laboratory) -> Iterator[None]:
-    """After every test, the private key is nowhere but in the masters' pki directories."""
-    yield
-    lab.assert_no_key_outside_pki()
+        made.assert_no_key_outside_pki()
 
 
 class Result:

@@ -33,6 +33,8 @@ EXPORTS = (
     "master",
     "minion",
     "repository",
+    "git",
+    "mounts",
     "config_dir",
     "extension_dir",
     "replace_keypair",

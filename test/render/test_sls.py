@@ -166,6 +166,22 @@ class TestOrderOnAMaster:
         kinds = {chunk["state"] for chunk in states.chunks}
         assert ("pkg" in kinds) == package
 
+    def test_remotes_and_mounts_are_checked_before_anything_else(self, states, package, topology):
+        checks = {"git": "multimaster-git-remotes", "shared": "multimaster-shareable"}
+        there = {state_id for state_id in checks.values() if state_id in states.ids()}
+        assert there == ({checks[topology]} if topology in checks else set())
+        for check in there:
+            assert check in states.required("multimaster-keypair")
+            if package:
+                assert check in states.required("multimaster-master-held")
+
+    def test_what_serves_roots_is_there_before_the_configuration_names_it(self, states, topology):
+        needed = {"git": {"git", "git-provider"}, "shared": {"mounts"}}.get(topology, set())
+        found = states.required("multimaster-master-config")
+        assert {f"multimaster-{name}" for name in needed} <= found
+        mounts = [chunk for chunk in states.chunks if chunk["state"] == "mount"]
+        assert len(mounts) == (2 if topology == "shared" else 0)
+
     def test_a_repository_is_there_before_the_package(self, states, topology, family):
         if topology != "repository":
             assert "multimaster-repository" not in states.ids()
@@ -370,6 +386,11 @@ GARBAGE = [
     {"config_dir": "relative"},
     {"config_dir": ["x"]},
     {"extension_dir": {"a": 1}},
+    {"roots": "git"},
+    {"roots": {"git": 5}},
+    {"roots": {"git": {"package": {}, "provider": [1]}}},
+    {"roots": {"shared": {"mounts": "x"}}},
+    {"roots": {"shared": {"mounts": [5, {"path": ["/x"]}, None]}}},
     {"restart_timeout": "soon"},
     {"restart_timeout": [1]},
     {"turbo": {"{{ 1 / 0 }}": "{% raw %}"}},

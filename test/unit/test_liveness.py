@@ -32,7 +32,8 @@ class World:
         self.module = module
         module.__opts__ = {"id": "web1", "cachedir": str(tmp_path), "master": MASTERS[0]}
         module.__opts__ |= {"master_port": 4506, "pidfile": str(tmp_path / "salt-minion.pid")}
-        module.__opts__ |= {"return_retry_tries": 1, "return_retry_timer_max": 3}
+        module.__opts__ |= {"return_retry_tries": 1, "return_retry_timer_max": 2}
+        module.__opts__ |= {"recon_default": 100, "recon_max": 900}
         module.__utils__ = {"multimaster_dial.put": self.put}
         module.__utils__["multimaster_dial.connected"] = lambda *_: [
             master for master in [self.present] if master
@@ -109,6 +110,13 @@ def test_it_is_not_left_when_no_other_answers(world):
     found.judge()
     assert found.left == []
     assert found.told() == ["silent"]
+
+
+def test_it_is_left_for_one_that_takes_its_time(world):
+    found = world()
+    found.delays = {MASTERS[0]: NEVER, MASTERS[1]: 1.7, MASTERS[2]: NEVER}
+    found.judge()
+    assert found.left == [MASTERS[0]]
 
 
 def test_a_slow_master_is_not_left(world):
@@ -344,3 +352,46 @@ def test_an_engine_with_nothing_to_do_is_small_and_ends_with_the_minion(minion, 
             idle.wait(2)
         pidfile.unlink()
         assert idle.wait(10) == 0
+
+
+def test_a_lost_master_is_asked_through_the_minions_own_channel_until_it_is_back(world):
+    found = world(act=False)
+    lost = found.module._Lost(found.watch.minion, MASTERS)
+    asked = []
+    found.module._fire = lambda data, tag: asked.append((data["cmd"], tag.rpartition("/")[2]))
+    lost.look(100)
+    assert asked == []
+    found.present = None
+    lost.look(101)
+    lost.look(101.5)
+    lost.look(102)
+    assert asked == [("_file_envs", MASTERS[0])] * 2
+    found.present = MASTERS[0]
+    lost.look(103)
+    assert len(asked) == 2
+
+
+def test_a_master_that_is_lost_for_long_is_asked_seldom_and_once_more_when_it_is_back(world):
+    found = world(act=False)
+    lost = found.module._Lost(found.watch.minion, MASTERS)
+    asked = []
+    found.module._fire = lambda data, tag: asked.append(tag)
+    lost.look(0)
+    found.present = None
+    for now in range(1, 601):
+        lost.look(now)
+    often = found.module.SOME_TIME / found.module.AWAY
+    assert often <= len(asked) <= often + 480 / found.module.SELDOM + 1
+    before = len(asked)
+    found.present = MASTERS[0]
+    lost.look(601)
+    assert len(asked) == before + 1
+
+
+def test_a_master_that_the_minion_was_never_connected_to_is_not_asked(world):
+    found = world(act=False)
+    found.present = None
+    lost = found.module._Lost(found.watch.minion, MASTERS)
+    found.module._fire = lambda *_: pytest.fail("asked")
+    lost.look(0)
+    lost.look(10)
