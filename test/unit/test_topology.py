@@ -383,6 +383,33 @@ def test_every_option_that_may_be_in_the_way_can_be_overridden():
     assert topology.parse(declare(signing=True, master=settings))
 
 
+@pytest.mark.parametrize(
+    ("roots", "names"),
+    [
+        (
+            {"git": {"remotes": ["https://a.example/x.git"], "pillar": ["main https://a.example"]}},
+            ["gitfs_remotes", "fileserver_backend", "ext_pillar"],
+        ),
+        (
+            {
+                "shared": {
+                    "mounts": [{"path": "/srv/s", "device": "nas:/s", "fstype": "nfs"}],
+                    "file_roots": {"base": ["/srv/s/salt"]},
+                    "pillar_roots": {"base": ["/srv/s/pillar"]},
+                }
+            },
+            ["file_roots", "pillar_roots"],
+        ),
+    ],
+    ids=["git", "shared"],
+)
+def test_an_option_that_follows_from_roots_can_be_overridden(roots, names):
+    parsed = topology.parse(declare(roots=roots, master={"override": names}))
+    options = topology.master_options(parsed, "saltm1", "/ext", {})
+    assert set(names) <= set(topology.replacing(options))
+    assert findings(declare(master={"override": names[:1]}))
+
+
 def test_autosign_files_have_an_entry_in_each_line():
     settings = {"autosign": ["web*", "db1"], "autosign_grains": {"room": ["b12", 7, False]}}
     files = topology.autosign_files(topology.parse(declare(master=settings)))
