@@ -154,7 +154,7 @@ CASES = {
         "modules",
         "extension_modules/runners/mine.py",
         "most masters",
-        "have saltm2 take its modules from its file server",
+        "var/cache/salt/master/extmods/runners/mine.py on saltm2",
     ),
     "an autosign file": Case(
         "etc/salt/autosign.conf",
