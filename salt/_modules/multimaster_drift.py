@@ -197,6 +197,7 @@ class _Look:
         conflicts = {f"conflict:{name}": True for name in self.ledger["conflicts"]}
         found["keys"] = {"ledger": self.ledger["digest"], **conflicts}
         found["modules"] = self.modules(hashes)
+        places["extension_modules"] = self.opts["extension_modules"]
         found["formula"] = {"version": __utils__["multimaster_topology.version"]()}
         found["salt"] = {"version": salt.version.__version__}
         hashes.save()

@@ -424,6 +424,12 @@ def _module_remedy(
     reports: Mapping[str, Mapping[str, Any]],
     subject: str,
 ) -> Remedy:
+    if path.startswith("extension_modules/") and values.get(other) is None:
+        # Not by a sync, which would bring what the others have never fetched.
+        place = (reports[master].get("places") or {}).get("extension_modules", "extension_modules")
+        file = path.partition("/")[2]
+        text = f"remove {place}/{file} on {master}, which the others do not have, and restart it"
+        return Remedy(text, _restart(master))
     if path.startswith("extension_modules/"):
         text = f"have {master} take its modules from its file server, and restart it"
         return Remedy(text, "salt-run saltutil.sync_all", master)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from lab.laboratory import PATIENCE, Laboratory, failures, laboratory
-from lab.model import REPOSITORY
+from lab.model import REPOSITORY, LabError
 from lab.wait import until
 
 NET = "127.0.105"
@@ -92,7 +92,11 @@ def until_agreed(lab: Laboratory) -> None:
         code, seen = drift(lab)
         return code == 0
 
-    until(agreed, PATIENCE, f"masters that agree; last: {seen}", interval=1)
+    try:
+        until(agreed, PATIENCE, "masters that agree", interval=1)
+    except LabError as err:
+        named = [(one["subject"], one["path"]) for one in seen.get("drift", [])]
+        raise AssertionError(f"{err}; last: {named} {seen.get('problems')}") from err
 
 
 class Case(NamedTuple):
@@ -154,7 +158,7 @@ CASES = {
         "modules",
         "extension_modules/runners/mine.py",
         "most masters",
-        "have saltm2 take its modules from its file server",
+        "var/cache/salt/master/extmods/runners/mine.py on saltm2",
     ),
     "an autosign file": Case(
         "etc/salt/autosign.conf",

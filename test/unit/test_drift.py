@@ -43,7 +43,7 @@ def report(**changed: dict[str, Any]) -> dict[str, Any]:
         "offset": 0.0,
         "sources": {},
         "declared": {},
-        "places": {"files:base": "/srv/salt"},
+        "places": {"files:base": "/srv/salt", "extension_modules": "/cache/extmods"},
     }
 
 
@@ -75,6 +75,8 @@ def test_masters_that_agree_have_no_difference():
         ("roots", "base", "9" * 16, "wait until saltm3 has followed"),
         ("keys", "ledger", "9" * 64, "salt-run multimaster.keys_repair"),
         ("modules", "extension_modules/runners/mine.py", "d2", "salt-run saltutil.sync_all"),
+        ("modules", "extension_modules/runners/mine.py", None, "salt-run saltutil.sync_all"),
+        ("modules", "extension_modules/runners/x.py", "00", "remove /cache/extmods/runners/x.py"),
         ("modules", "formula/runners/multimaster.py", "e2", "state.apply multimaster"),
         ("modules", "/srv/mods/x.py", "00", "remove /srv/mods/x.py on saltm3"),
         ("formula", "version", "0.0.9", "salt saltm3 state.apply multimaster"),
