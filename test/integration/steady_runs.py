@@ -1,13 +1,12 @@
 """
-One state run after the other on a minion, from masters in turn: a program for a test.
+One state run after the other on a minion: a program for a test.
 
-Arguments: the minion, the state, and the masters' configuration files.  Prints a line of JSON for
+Arguments: the master's configuration file, the minion and the state.  Prints a line of JSON for
 each run, the ids of its states or an error, and ends when its input does.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 import threading
@@ -18,10 +17,8 @@ import salt.config
 
 def main() -> None:
     """Run until the input ends."""
-    minion, state = sys.argv[1:3]
-    clients = [
-        salt.client.get_local_client(mopts=salt.config.master_config(path)) for path in sys.argv[3:]
-    ]
+    path, minion, state = sys.argv[1:]
+    client = salt.client.get_local_client(mopts=salt.config.master_config(path))
     over = threading.Event()
 
     def listen() -> None:
@@ -29,9 +26,7 @@ def main() -> None:
         over.set()
 
     threading.Thread(target=listen, daemon=True).start()
-    for client in itertools.cycle(clients):
-        if over.is_set():
-            break
+    while not over.is_set():
         found = client.cmd(minion, "state.apply", [state], timeout=60).get(minion)
         if isinstance(found, dict):
             found = {"ids": sorted(one["__id__"] for one in found.values())}
