@@ -205,6 +205,7 @@ def test_no_master_is_restarted_while_another_one_is_down(lab: Laboratory) -> No
     lab.until_connected()
 
 
+@pytest.mark.long
 def test_a_declaration_with_a_master_less_is_deployed_the_same_way(lab: Laboratory) -> None:
     lab.declare(masters=lab.masters(2))
     result = orchestrate(lab, DEPLOY)
