@@ -32,8 +32,9 @@ SETTLED = 1.0
 # damaged one, or a part of the next.
 INTERVAL = 60.0
 UNREADY = 2.0
-# Seconds that the source has for an answer; and while there is nothing to serve.
-PATIENCE = 15.0
+# Seconds that the source has for an answer, before it is left alone for a while, and for a longer
+# one; and while there is nothing to serve.
+PATIENCE = 10.0
 IMPATIENCE = 5.0
 # Seconds between two questions, whatever wakes this engine.
 SHORTEST_PAUSE = 0.2
@@ -266,6 +267,8 @@ class _Source(_Engine):
                 self.look_due = self.seen_at + SETTLED
                 return
             made = self.store.capture(seen)
+            # What that took says nothing about a look.
+            self.look_due = time.monotonic() + LOOK
         except ValueError as err:
             self.seen = None
             if type(err).__name__ == "Unsettled":
@@ -340,6 +343,8 @@ class _Follower(_Engine):
     def __init__(self, store, bus, declared):
         super().__init__(store, bus, declared)
         self.ask_due = 0.0
+        # Until the next question, after one without an answer.
+        self.pause = UNREADY
         # Of the question that is not answered yet.
         self.jid = self.nonce = self.what = self.error = None
         self.asked = 0.0
@@ -370,6 +375,9 @@ class _Follower(_Engine):
         if self.jid and now - self.asked > self._patience():
             self.jid = None
             self._pause()
+            # One answer may be lost where nothing else is wrong.
+            self.ask_due = min(self.ask_due, now + self.pause)
+            self.pause = min(self.pause * 2, INTERVAL)
             self.trouble(self.error or f"the source {self.declared['source']} does not answer")
         if not self.jid and now >= self._ask_at():
             self._ask()
@@ -447,7 +455,7 @@ class _Follower(_Engine):
             # Not the source's, perhaps: its own answer may be on the way.
             log.error("Refused the answer of %s: %s", source, err)
             return
-        self.jid = None
+        self.jid, self.pause = None, UNREADY
         try:
             if self.what == "look":
                 self._looked(head)

@@ -145,7 +145,9 @@ def version(live: Roots, number: int) -> None:
     scratch = live.salt.with_name("numbered.new")
     scratch.mkdir()
     for name in ("one", "two", "three"):
-        text = f"{name}-{number}:\n  test.succeed_without_changes:\n    - name: '{number}'\n"
+        # A run takes its time, so that many a switch comes in the middle of one.
+        text = f"{{% do salt['test.sleep'](0.2) %}}\n{name}-{number}:\n"
+        text += f"  test.succeed_without_changes:\n    - name: '{number}'\n"
         (scratch / f"{name}.sls").write_text(text)
     # One after the other: a switch between two of them is what is looked for.
     includes = "include:\n  - numbered.one\n  - numbered.two\n  - numbered.three\n"

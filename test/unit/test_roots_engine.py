@@ -280,6 +280,24 @@ def test_a_source_that_has_nothing_yet_is_asked_again_soon(masters):
     assert masters.engines[FOLLOWER].ask_due - time.monotonic() < 3
 
 
+def test_after_one_answer_that_was_lost_the_next_question_comes_soon(equal):
+    engine, pauses = equal.engines[FOLLOWER], []
+    change(equal)
+    equal.carry = lambda reply: None
+    for _ in range(8):
+        engine.ask_due = 0.0
+        equal.turn(FOLLOWER)
+        engine.asked -= 100
+        equal.turn(FOLLOWER, look=False)
+        pauses.append(round(engine.ask_due - time.monotonic()))
+    assert pauses == [2, 4, 8, 16, 32, 60, 60, 60]
+    equal.carry = lambda reply: reply
+    engine.ask_due = 0.0
+    equal.follow()
+    assert equal.served(FOLLOWER) == equal.served(SOURCE)
+    assert engine.pause == 2
+
+
 def test_a_source_that_does_not_answer_is_named_once_and_the_last_content_stays(equal, caplog):
     before = equal.served(FOLLOWER)
     equal.carry = lambda reply: None
