@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from lab import cli
 from lab.laboratory import PATIENCE, Laboratory, applied, changed, failures
 from lab.model import LabError
 from lab.wait import until
@@ -92,7 +93,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
 
 def declare(lab: Laboratory, remote: Remote) -> None:
     # The formula and its own pillar stay where the laboratory has them.
+    files, pillars = lab.driver.tree_paths(cli.trees_of(lab.lab.directory))
     config = {
+        "file_roots": {"base": files},
+        "pillar_roots": {"base": pillars},
         "fileserver_backend": ["roots", "gitfs"],
         "gitfs_update_interval": UPDATE,
         "git_pillar_update_interval": UPDATE,
