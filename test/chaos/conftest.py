@@ -71,11 +71,8 @@ def trial(lab: Laboratory, mode: dict[str, Any]) -> Iterator[Trial]:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Leave to ``make chaos`` what needs a machine of its own: containers, and promised seconds."""
-    if Path(__file__).parent not in item.path.parents:
-        return
-    in_containers = item.callspec.params["built"] == "docker"  # type: ignore[attr-defined]
-    if in_containers or "trial" in item.fixturenames:  # type: ignore[attr-defined]
+    """Leave all of it to ``make chaos``: it needs a machine of its own, and long."""
+    if Path(__file__).parent in item.path.parents:
         item.add_marker("long")
 
 

@@ -171,7 +171,17 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+# The others, too, with ``make test-long``: each takes a quarter of a minute.
+USUAL = ("worker_threads", "a secret", "a pillar")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=[] if name in USUAL else pytest.mark.long)
+        for name, case in CASES.items()
+    ],
+)
 def test_a_difference_of_one_master_is_named_and_mended_as_told(
     lab: Laboratory, case: Case
 ) -> None:
