@@ -1138,7 +1138,8 @@ def git_problems(declaration, config_dir=None):
         return ["there is no program git on this host; see roots:git:package"]
     with _translated():
         topology = __utils__["multimaster_topology.parse"](declaration)
-    opts = _effective("master", config_dir or _config_dir())
+    config_dir = config_dir or _config_dir()
+    opts, key = _effective("master", config_dir), _hash_key("master", config_dir)
     problems = []
     if topology.roots["git"].get("provider") == "gitcli" and not _has_key_cache(opts):
         # Both came with that release.
@@ -1153,9 +1154,9 @@ def git_problems(declaration, config_dir=None):
         if not takes(remote.url):
             problem = f"Salt {salt.version.__version__} takes http, https, ssh, ftp, sftp and file"
         if problem:
-            # A URL may have a password in it.
-            shown = re.sub(r"(?<=://)[^/@]+@", "***@", remote.url)
-            problems.append(f"{shown}: {problem}")
+            # A URL may have a password in it, and git repeats it.
+            line = f"{remote.url}: {problem}"
+            problems.append(__utils__["multimaster_options.without_userinfo"](line, key))
     return problems
 
 
@@ -1191,7 +1192,7 @@ def _ask_remote(remote, user):
         return str(err)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"git ended with {done.returncode}"]
-        return re.sub(r"(?<=://)[^/@\s]+@", "***@", said[-1])
+        return said[-1]
     names = {line.split("\t")[1].split("/", 2)[2] for line in done.stdout.splitlines()}
     if remote.branch and remote.branch not in names:
         return f"no branch {remote.branch}; it has {', '.join(sorted(names)) or 'none'}"

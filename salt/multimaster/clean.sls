@@ -49,6 +49,7 @@ multimaster-clean-master-files:
     - names:
       - {{ master_drop_in }}
       - {{ config_dir }}/multimaster
+      - {{ config_dir }}/multimaster.credentials
       - {{ extension_dir }}
     - require:
       - sls: multimaster.modules
