@@ -6,6 +6,7 @@ here returns a private key.
 """
 
 import collections.abc
+import concurrent.futures
 import contextlib
 import difflib
 import fnmatch
@@ -75,6 +76,8 @@ SYNCED = {
     ),
 }
 DROP_IN = "multimaster.conf"
+# Read before it, so that what it says has the last word.
+SHARED_DROP_IN = "multimaster-shared.conf"
 # Below the directory of the configuration.
 CREDENTIALS = "multimaster.credentials"
 # Decisions in one answer: with keys of 4096 bits still less than an event may have.
@@ -907,7 +910,8 @@ def stale(service, files, config_dir=None):
     service
         ``salt-master`` or ``salt-minion``.
     files
-        Paths that the daemon read when it started; of a master, its key pair is looked at, too.
+        Paths, or globs, of what the daemon read when it started; of a master, its key pair is
+        looked at, too.
 
     Returns the paths that are newer than the daemon; nothing if it does not run.
 
@@ -925,7 +929,8 @@ def stale(service, files, config_dir=None):
         files = [*files, *map(str, _pair_paths(opts))]
     # The start of a process is known to a fraction of a second only.
     started = daemon.create_time() + 1
-    return [path for path in files if os.path.exists(path) and os.path.getmtime(path) > started]
+    there = [path for pattern in files for path in sorted(glob.glob(pattern))]
+    return [path for path in there if os.path.getmtime(path) > started]
 
 
 def prepare_cut_over(drop_in, options, masters, timeout, config_dir=None):
@@ -1160,7 +1165,32 @@ def git_problems(declaration, config_dir=None):
     return problems
 
 
-def _ask_remote(remote, user):
+def git_answers(timeout=3, config_dir=None):
+    """
+    Ask the git remotes that this host's master is configured for, all at once.
+
+    timeout
+        Seconds to wait for their answers.
+
+    Returns remote -> what is wrong with it, without secrets, for those that are not well.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm2 multimaster.git_answers
+    """
+    config_dir = config_dir or _config_dir()
+    opts, key = _effective("master", config_dir), _hash_key("master", config_dir)
+    remotes = __utils__["multimaster_topology.configured_remotes"](opts)
+    hidden = __utils__["multimaster_options.without_userinfo"]
+    with concurrent.futures.ThreadPoolExecutor(max_workers=8) as pool:
+        said = pool.map(lambda remote: _ask_remote(remote, opts["user"], timeout), remotes)
+        told = zip(remotes, said, strict=True)
+        return {hidden(remote.url, key): hidden(why, key) for remote, why in told if why}
+
+
+def _ask_remote(remote, user, timeout=REMOTE_WITHIN):
     """Return what is wrong with a git remote, or None."""
     owner = pwd.getpwnam(user)
     environment = {
@@ -1181,13 +1211,13 @@ def _ask_remote(remote, user):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=REMOTE_WITHIN,
+            timeout=timeout,
             cwd="/",
             check=False,
             **(as_user if owner.pw_uid != os.geteuid() else {}),
         )
     except subprocess.TimeoutExpired:
-        return f"no answer within {REMOTE_WITHIN} seconds"
+        return f"no answer within {timeout} seconds"
     except OSError as err:
         return str(err)
     if done.returncode:
@@ -1239,6 +1269,70 @@ def unshareable(declaration, options, config_dir=None):
     # As they are on the disk, whatever links lead there.
     real = {name: os.path.realpath(opts[name]) for name in ("pki_dir", "cachedir")}
     return __utils__["multimaster_topology.unshareable"](mounts, {**opts, **real})
+
+
+def shared_config(directory, declaration, config_dir=None):
+    """
+    Tell why this host's master cannot read its options from a directory on shared storage.
+
+    directory
+        As declared under ``multimaster:master:config_dir``.
+    declaration
+        The mapping ``multimaster``, merged over the defaults.
+
+    Whatever reads the options on this host, the master's daemon or a command of Salt, has to find
+    the same.  So ``<directory>/master`` includes the formula's drop-in and nothing else is in it,
+    the options are in ``<directory>/master.d``, and no file of the host's own adds to them.
+
+    Returns a line for each finding, without secrets.  Raises CommandExecutionError if Salt cannot
+    parse the options.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm2 multimaster.shared_config /srv/shared/config '{masters: [...], ...}'
+    """
+    config_dir = config_dir or _config_dir()
+    if not salt.utils.systemd.booted(__context__):
+        return ["master:config_dir: this host has no systemd, whose unit would name the directory"]
+    main, drop_ins = os.path.join(directory, "master"), os.path.join(directory, "master.d/*.conf")
+    ours = os.path.join(config_dir, "master.d", DROP_IN)
+    try:
+        content = salt.utils.yaml.safe_load(_read(pathlib.Path(main)) or "")
+    except salt.utils.yaml.YAMLError:
+        content = None
+    if content != {"include": ours}:
+        got = ", ".join(map(str, content)) if isinstance(content, dict) else "no options"
+        return [
+            f"{main}: got {got}; supported: the line 'include: {ours}' alone, and all else in "
+            f"{drop_ins}"
+        ]
+    findings = [
+        f"{path}: others than its owner can write to it, and would be every master"
+        for path in _exposed([directory, main, os.path.dirname(drop_ins), *glob.glob(drop_ins)])
+    ]
+    with _scratch("master", None, config_dir) as host, _scratch("master", None, directory) as there:
+        # Less our drop-in, which both have and which has the last word in both.
+        pathlib.Path(there).write_text("")
+        pathlib.Path(f"{host}.d", SHARED_DROP_IN).write_text(
+            salt.utils.yaml.safe_dump({"include": drop_ins})
+        )
+        commands, daemon = (
+            _without_private(_plain(_parsed("master", path))) for path in (host, there)
+        )
+    difference = __utils__["multimaster_options.phrases"](
+        commands,
+        daemon,
+        _hash_key("master", config_dir),
+        "{path} is {there} with this host's own files and {here} without",
+    )
+    if difference:
+        findings.append(f"{config_dir}: {difference}; move it to {drop_ins}, or remove it")
+    mounts = declaration["roots"]["shared"]["mounts"]
+    paths = [os.path.realpath(mount["path"]) for mount in mounts]
+    real = {name: os.path.realpath(commands[name]) for name in ("pki_dir", "cachedir")}
+    return findings + __utils__["multimaster_topology.unshareable"](paths, {**commands, **real})
 
 
 def install_credentials(config_dir=None, test=False):
@@ -1425,12 +1519,22 @@ def _loaded(role, options, config_dir):
     with _scratch(role, options, config_dir) as main:
         opts = _plain(_parsed(role, main))
         opts = __utils__["multimaster_options.with_references"](opts, _combined(role, main))
-    private = ("conf_file", "config_dir", "grains", "pillar")
+    return _without_private(opts)
+
+
+def _without_private(opts):
+    """Return options less those that say where they were read, and what the loader adds."""
+    private = ("conf_file", "config_dir", "grains", "pillar", "include", "default_include")
     return {
         name: value
         for name, value in opts.items()
         if name not in private and not name.startswith("__")
     }
+
+
+def _exposed(paths):
+    """Return those of some paths that others than their owner can write to."""
+    return [path for path in paths if os.path.exists(path) and os.stat(path).st_mode & 0o022]
 
 
 def _plain(value):

@@ -72,6 +72,7 @@ def report(
     ask = ask and look.daemon and (minions or asker != __opts__["id"])
     answers = _Asked(look.opts, minions, timeout) if ask else None
     told = {"master": look.master(), "host": __salt__["multimaster.masters"]()}
+    told["remotes"] = look.remotes()
     if watch is not None:
         look.note(watch)
     leaves, places = look.subjects()
@@ -240,6 +241,12 @@ class _Look:
                 found[f"{remote} {name}"] = commit
         return found
 
+    def remotes(self):
+        """Return git remote -> what is wrong with it."""
+        if not __utils__["multimaster_topology.configured_remotes"](self.opts):
+            return {}
+        return __salt__["multimaster.git_answers"]()
+
     def modules(self, hashes):
         """Return the content of the directories that this master takes modules from."""
         found = {}
@@ -257,11 +264,8 @@ class _Look:
     def files(self):
         """Return the files of this master's configuration, in Salt's order."""
         pattern = self.opts.get("default_include", "master.d/*.conf")
-        more = self.opts.get("include") or []
-        patterns = [pattern, *([more] if isinstance(more, str) else more)]
-        found = [self.path]
-        for pattern in patterns:
-            found += sorted(glob.glob(os.path.join(self.config_dir, pattern)))
+        found = [self.path, *_included(pattern, self.path)]
+        found += _included(_content(self.path).get("include"), self.path)
         return [path for path in dict.fromkeys(found) if os.path.isfile(path)]
 
     def sources(self, details):
@@ -269,15 +273,14 @@ class _Look:
         wanted = {path.partition(":")[0] for found in details.values() for path in found}
         sources, declared = {}, {}
         for path in self.files():
-            with contextlib.suppress(OSError, salt.utils.yaml.YAMLError, AttributeError):
-                content = salt.utils.yaml.safe_load(pathlib.Path(path).read_text()) or {}
-                for option in content:
-                    if option in wanted:
-                        sources.setdefault(option, []).append(path)
-                if os.path.basename(path) == DROP_IN:
-                    leaves = __utils__["multimaster_options.leaves"](content)
-                    mine = __utils__["multimaster_drift.comparable"](leaves, self.prefixes)
-                    declared = {p: self.shown(p, v) for p, v in mine.items()}
+            content = _content(path)
+            for option in content:
+                if option in wanted:
+                    sources.setdefault(option, []).append(path)
+            if os.path.basename(path) == DROP_IN:
+                leaves = __utils__["multimaster_options.leaves"](content)
+                mine = __utils__["multimaster_drift.comparable"](leaves, self.prefixes)
+                declared = {p: self.shown(p, v) for p, v in mine.items()}
         return sources, declared
 
     def stale(self):
@@ -364,6 +367,23 @@ class _Look:
             return json.loads(done.stdout)
         except (OSError, ValueError, subprocess.TimeoutExpired) as err:
             return {"problem": type(err).__name__}
+
+
+def _included(include, origin):
+    """Return the files that a file includes, and those that these include."""
+    found = []
+    for pattern in [include] if isinstance(include, str) else include or ():
+        for path in sorted(glob.glob(os.path.join(os.path.dirname(origin), pattern))):
+            found += [path, *_included(_content(path).get("include"), path)]
+    return found
+
+
+def _content(path):
+    """Return the options of one file of a configuration."""
+    with contextlib.suppress(OSError, salt.utils.yaml.YAMLError):
+        content = salt.utils.yaml.safe_load(pathlib.Path(path).read_text())
+        return content if isinstance(content, dict) else {}
+    return {}
 
 
 def _is_synced(module):

@@ -98,7 +98,7 @@ def drift(subject=None, timeout=5, sample=None):
         found = [one for one in found if subject in (one["subject"], _kind(one["subject"]))]
     silent = [name for name, report in look.reports.items() if report is None]
     problems = [f"the host of master {name} does not report" for name in silent]
-    problems += _unproved(look)
+    problems += _unproved(look) + _remotes_down(look)
     return {
         "outputter": "multimaster",
         "data": {
@@ -396,7 +396,8 @@ def _status(timeout, sample, detail=False):
     problems = _problems(masters, rows, addresses, mode)
     # The ledgers have a line of their own.
     others = [one for one in found if one.subject != "keys"]
-    problems += __utils__["multimaster_drift.problems"](others) + _unproved(look)
+    problems += __utils__["multimaster_drift.problems"](others)
+    problems += _unproved(look) + _remotes_down(look)
     troubled = [name for name, row in rows.items() if _trouble(name, row, masters, addresses, mode)]
     return data | {
         "masters": masters,
@@ -461,6 +462,18 @@ def _unproved(look):
     ]
 
 
+def _remotes_down(look):
+    """Say which git remotes do not answer which masters."""
+    found = {}
+    for name, report in look.reports.items():
+        for remote, why in (report or {}).get("remotes", {}).items():
+            found.setdefault(f"git remote {remote}: {why}", []).append(name)
+    return [
+        f"{', '.join(names)}: {text}; what was fetched last is served"
+        for text, names in found.items()
+    ]
+
+
 def _kind(subject):
     return subject.partition(":")[0]
 
@@ -493,6 +506,7 @@ def _master_row(master, report):
         row[field] = told[field] if told else None
     row["formula"] = told["formula"] if told else None
     row["offset"] = report["offset"] if report else None
+    row["remotes_down"] = len(report.get("remotes", ())) if report else None
     row["reported"] = bool(report)
     return row
 

@@ -212,6 +212,40 @@ def shareable(name, declaration, config_dir, extension_dir):
     return ret
 
 
+def shared_config(name, directory, declaration, config_dir):
+    """
+    Have this host's commands read a master's options from shared storage, as its daemon will.
+
+    name
+        Path of the drop-in that includes them.
+    directory
+        Where they are.
+    declaration, config_dir
+        As for ``master_config``.
+    """
+    mounts = [mount["path"] for mount in declaration["roots"]["shared"]["mounts"]]
+    if __opts__["test"] and not __salt__["file.file_exists"](f"{directory}/master"):
+        away = [path for path in mounts if not __salt__["mount.is_mounted"](path)]
+        if any(directory == path or directory.startswith(f"{path}/") for path in away):
+            ret = _ret(name)
+            ret.update(result=None, comment=f"{directory} would be read once it is mounted")
+            return ret
+    try:
+        findings = __salt__["multimaster.shared_config"](directory, declaration, config_dir)
+    except CommandExecutionError as err:
+        return _failed(_ret(name), str(err))
+    if findings:
+        return _failed(_ret(name), "Nothing was changed:\n" + "\n".join(findings))
+    return __states__["file.serialize"](
+        name,
+        dataset={"include": f"{directory}/master.d/*.conf"},
+        serializer="yaml",
+        mode="0644",
+        makedirs=True,
+        dir_mode="0755",
+    )
+
+
 def credentials(name, config_dir):
     """
     Write the pillar's ``multimaster:credentials`` to files that only the master can read.
@@ -428,7 +462,7 @@ def current(name, files, config_dir, timeout=600):
     name
         The service, ``salt-minion`` or ``salt-master``.
     files
-        What the daemon reads when it starts.
+        What the daemon reads when it starts: paths, or globs of them.
     timeout
         Seconds that running jobs are waited for before the restart.
 

@@ -541,6 +541,7 @@ def metrics(data: Mapping[str, Any], now: float) -> str:
     family("key_conflicts", "Minion ids with more than one key.", each("conflicts"))
     family("connected_minions", "Minions that are connected to a master.", each("connections"))
     family("clock_offset_seconds", "A master's clock less that of the asking one.", each("offset"))
+    family("git_remotes_down", "Git remotes that do not answer a master.", each("remotes_down"))
     subjects = dict.fromkeys([*data["subjects"], "running", "clock"])
     counts = Counter(
         (one["subject"], master) for one in data["differences"] for master in one["remedies"]

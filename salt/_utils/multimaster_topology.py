@@ -577,14 +577,31 @@ class Remote:
 def git_remotes(topology: Topology) -> list[Remote]:
     """Return the remotes that ``roots`` declares, each once."""
     git = topology.roots.get("git", {})
+    return _remotes(git.get("remotes", []), git.get("pillar", []), topology.master_config)
+
+
+def configured_remotes(options: Mapping[str, Any]) -> list[Remote]:
+    """Return the git remotes that a master with these effective options serves, each once."""
+    backends = options.get("fileserver_backend") or []
+    files = options.get("gitfs_remotes") or [] if {"git", "gitfs"} & set(backends) else []
+    pillars = options.get("ext_pillar") or []
+    named = (entry.get("git") for entry in pillars if isinstance(entry, Mapping))
+    # Another kind of its argument is a question to Salt, not a list of remotes.
+    pillar = [one for listed in named if isinstance(listed, list) for one in listed]
+    return _remotes(files, pillar, options)
+
+
+def _remotes(
+    files: Iterable[Any], pillar: Iterable[Any], config: Mapping[str, Any]
+) -> list[Remote]:
     found = []
-    for role, entries in (("gitfs", git.get("remotes", [])), ("git_pillar", git.get("pillar", []))):
+    for role, entries in (("gitfs", files), ("git_pillar", pillar)):
         for entry in entries:
             text = next(iter(entry)) if isinstance(entry, Mapping) else entry
             options = _own_options(entry)
 
             def option(name: str, default: Any = None, own: Any = options, of: str = role) -> Any:
-                return own.get(name, topology.master_config.get(f"{of}_{name}", default))
+                return own.get(name, config.get(f"{of}_{name}", default))
 
             url, branch = text, None
             if role == "git_pillar":
@@ -718,10 +735,10 @@ def overrides(topology: Topology) -> list[str]:
 def _check_roots(declaration: Mapping[str, Any], refuse: Refuse) -> None:
     """Check the one way of keeping roots equal that is declared, if any."""
     roots = declaration.get("roots")
-    if not isinstance(roots, Mapping) or not roots:
-        return
+    roots = roots if isinstance(roots, Mapping) else {}
     config = _lookup(declaration, "master:config")[1]
     config = config if isinstance(config, Mapping) else {}
+    config_dir = _lookup(declaration, "master:config_dir")[1]
     for way, options in _BY_ROOTS.items():
         for option in set(options) & set(config) if way in roots else ():
             refuse(f"master:config:{option}", config[option], f"nothing here; see roots:{way}")
@@ -743,9 +760,9 @@ def _check_roots(declaration: Mapping[str, Any], refuse: Refuse) -> None:
                     refuse(where, entry, _REMOTE_FORMS[name])
                 elif git.get("provider") == "gitcli" and "root" in _own_options(entry):
                     refuse(f"{where}:root", "gitcli", "pygit2, gitpython; gitcli finds no states")
+    paths: list[str] = []
     if isinstance(shared, Mapping):
         mounts = shared.get("mounts")
-        paths = []
         for place, mount in enumerate(mounts if isinstance(mounts, list) else [], 1):
             where = f"roots:shared:mounts: entry {place}"
             needed = {"path": _is_path, "device": _is_text, "fstype": _is_word}
@@ -760,7 +777,7 @@ def _check_roots(declaration: Mapping[str, Any], refuse: Refuse) -> None:
             paths.append(str(mount["path"]))
         for option in SHARED_OPTIONS:
             given = shared.get(option)
-            if given is None and git:
+            if given is None and (git or config_dir):
                 # The storage is for something else, as for the cache of the remotes.
                 continue
             if not isinstance(given, Mapping) or not _is_environments(given):
@@ -769,6 +786,9 @@ def _check_roots(declaration: Mapping[str, Any], refuse: Refuse) -> None:
             for directory in (one for listed in given.values() for one in listed):
                 if not any(_is_below(directory, path) for path in paths):
                     refuse(f"roots:shared:{option}", directory, f"below one of {', '.join(paths)}")
+    if _is_text(config_dir) and not any(_is_below(config_dir, path) for path in paths):
+        where = ", ".join(paths) or "a mount that roots:shared:mounts declares"
+        refuse("master:config_dir", config_dir, f"below one of {where}")
 
 
 _REMOTE_FORMS = {
@@ -1033,6 +1053,7 @@ _SHAPE: dict[str, Any] = {
         "package": None,
         "service": None,
         "config": None,
+        "config_dir": None,
         "override": None,
         **dict.fromkeys(AUTOSIGN),
     },
@@ -1077,6 +1098,7 @@ _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "master:package": _KINDS["word"],
     "master:service": _KINDS["word"],
     "master:config": _KINDS["mapping"],
+    "master:config_dir": _KINDS["path"],
     "master:override": _KINDS["names"],
     "master:autosign": _KINDS["globs"],
     "master:autoreject": _KINDS["globs"],

@@ -1,5 +1,5 @@
 # Takes this node back to what it was before the formula.
-{%- from 'multimaster/map.jinja' import master, minion, config_dir, extension_dir, restart_timeout with context %}
+{%- from 'multimaster/map.jinja' import master, master_unit, minion, config_dir, extension_dir, restart_timeout with context %}
 {%- set master_drop_in = config_dir ~ '/master.d/multimaster.conf' %}
 {%- set minion_drop_in = config_dir ~ '/minion.d/multimaster.conf' %}
 {%- set is_master = salt['file.file_exists'](master_drop_in) %}
@@ -48,6 +48,8 @@ multimaster-clean-master-files:
   file.absent:
     - names:
       - {{ master_drop_in }}
+      - {{ config_dir }}/master.d/multimaster-shared.conf
+      - {{ master_unit }}
       - {{ config_dir }}/multimaster
       - {{ config_dir }}/multimaster.credentials
       - {{ extension_dir }}

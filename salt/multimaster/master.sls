@@ -1,5 +1,5 @@
 # Makes this node a master: key pair first, then configuration, then the daemon.
-{%- from 'multimaster/map.jinja' import multimaster, install, master, config_dir, extension_dir, replace_keypair, restart_timeout with context %}
+{%- from 'multimaster/map.jinja' import multimaster, install, master, config_dir, extension_dir, master_unit, replace_keypair, restart_timeout with context %}
 {%- set drop_in = config_dir ~ '/master.d/multimaster.conf' %}
 {%- set extensions = [
   'engines/multimaster.py',
@@ -33,6 +33,7 @@ include:
   - multimaster.declared
   - multimaster.install
   - multimaster.roots
+  - multimaster.shared_config
 
 multimaster-keypair:
   multimaster.keypair:
@@ -116,6 +117,13 @@ multimaster-master-restart:
     - name: {{ master.service }}
     - files:
       - {{ drop_in }}
+      # Changes when the unit's drop-in in it comes or goes.
+      - {{ salt['file.dirname'](master_unit) }}
+      {%- if master.config_dir %}
+      - {{ master.config_dir }}/master
+      - {{ master.config_dir }}/master.d
+      - {{ master.config_dir }}/master.d/*.conf
+      {%- endif %}
       {%- for path in extensions %}
       - {{ extension_dir }}/{{ path }}
       {%- endfor %}

@@ -79,5 +79,5 @@ multimaster-mounts:
     - require:
       - multimaster: multimaster-shareable
     - require_in:
-      - multimaster: multimaster-master-config
+      - multimaster: multimaster-keypair
 {%- endif %}

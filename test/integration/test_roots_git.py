@@ -161,9 +161,17 @@ def test_while_the_remote_is_down_its_last_content_is_served(
     result = lab.apply()
     assert not failures(result)
     assert changed(result) == []
+    code, data = lab.status()
+    assert code == 1
+    said = [
+        line for line in data["problems"] if line.startswith("saltm1, saltm2, saltm3: git remote")
+    ]
+    assert said == data["problems"]
+    assert said[0].endswith("what was fetched last is served")
     with remote.served():
         remote.push("three")
         until_served(lab, "three")
+        lab.until_connected()
 
 
 def _git(*argv: str) -> None:

@@ -168,6 +168,7 @@ class TestOrderOnAMaster:
 
     def test_remotes_and_mounts_are_checked_before_anything_else(self, states, package, topology):
         checks = {"git": "multimaster-git-remotes", "shared": "multimaster-shareable"}
+        checks["config"] = checks["shared"]
         there = {state_id for state_id in checks.values() if state_id in states.ids()}
         assert there == ({checks[topology]} if topology in checks else set())
         for check in there:
@@ -176,11 +177,29 @@ class TestOrderOnAMaster:
                 assert check in states.required("multimaster-master-held")
 
     def test_what_serves_roots_is_there_before_the_configuration_names_it(self, states, topology):
-        needed = {"git": {"git", "git-provider"}, "shared": {"mounts"}}.get(topology, set())
+        needed = {"git": {"git", "git-provider"}, "shared": {"mounts"}, "config": {"mounts"}}
+        needed = needed.get(topology, set())
         found = states.required("multimaster-master-config")
         assert {f"multimaster-{name}" for name in needed} <= found
         mounts = [chunk for chunk in states.chunks if chunk["state"] == "mount"]
-        assert len(mounts) == (2 if topology == "shared" else 0)
+        assert len(mounts) == {"shared": 2, "config": 1}.get(topology, 0)
+
+    def test_options_on_shared_storage_are_checked_before_the_unit_names_them(
+        self, states, topology
+    ):
+        names = ("shared-config", "master-unit", "own-config")
+        there = {name for name in names if f"multimaster-{name}" in states.ids()}
+        if topology != "config":
+            assert there == {"own-config"}
+            return
+        assert there == {"shared-config", "master-unit"}
+        assert "multimaster-mounts" in states.required("multimaster-shared-config")
+        assert "multimaster-shared-config" in states.required("multimaster-keypair")
+        assert "multimaster-shared-config" in states.required("multimaster-master-unit")
+        assert "multimaster-master-unit" in states.required("multimaster-master-service")
+        unit = states.get("multimaster-master-unit")["contents"]
+        assert "RequiresMountsFor=/srv/shared/config" in unit
+        assert unit[-1].endswith("salt-master -c /srv/shared/config")
 
     def test_a_repository_is_there_before_the_package(self, states, topology, family):
         if topology != "repository":
@@ -199,12 +218,22 @@ class TestOrderOnAMaster:
             if chunk["state"] == "service" or chunk["__id__"].endswith("-restart"):
                 assert chunk["name"] == f"{prefix}salt-{role}"
 
-    def test_the_master_restarts_for_what_it_reads_at_its_start(self, states):
+    def test_the_master_restarts_for_what_it_reads_at_its_start(self, states, topology):
         restart = states.get("multimaster-master-restart")
         written = states.get("multimaster-master-config")["name"]
         extensions = states.get("multimaster-extensions")
         paths = [f"{extensions['name']}/{path}" for path in extensions["files"]]
-        assert restart["files"] == [written, *paths]
+        service = states.get("multimaster-master-service")["name"]
+        units = next(path for path in restart["files"] if path.endswith(f"{service}.service.d"))
+        shared = [
+            "/srv/shared/config/" + name for name in ("master", "master.d", "master.d/*.conf")
+        ]
+        assert restart["files"] == [
+            written,
+            units,
+            *(shared if topology == "config" else []),
+            *paths,
+        ]
         written = {"multimaster-master-config", "multimaster-extensions"}
         assert written <= states.required("multimaster-master-restart")
 

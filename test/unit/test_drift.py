@@ -278,7 +278,13 @@ def test_another_value_is_another_difference():
 
 def row(**changed: Any) -> dict[str, Any]:
     states = {"accepted": 3, "pending": 1, "denied": 0, "rejected": 0, "conflicts": 0}
-    more = {"connections": 4, "offset": -0.5, "formula": "0.1.0", "version": "3008.3"}
+    more = {
+        "connections": 4,
+        "offset": -0.5,
+        "formula": "0.1.0",
+        "version": "3008.3",
+        "remotes_down": 0,
+    }
     return {"reachable": True, "reported": True, **states, **more, **changed}
 
 

@@ -207,6 +207,24 @@ class TestRemotes:
         assert "no program git" in check(host, [remote]).comment
 
 
+def test_a_master_asks_the_remotes_that_it_serves_and_tells_of_those_that_are_down(host, remote):
+    secret = "http://me:hunter2@127.0.0.1:1/a.git"
+    options = {
+        "fileserver_backend": ["roots", "gitfs"],
+        "gitfs_remotes": [remote, {f"{remote}-gone": [{"root": "salt"}]}],
+        "ext_pillar": [{"git": [f"main {remote}", f"nowhere {secret}"]}, {"cmd_json": "x"}],
+    }
+    host.write("etc/salt/master.d/roots.conf", options)
+    found = host.call("git_answers")
+    assert len(found) == 2
+    assert f"{remote}-gone" in found
+    assert "hunter2" not in repr(found)
+    options["fileserver_backend"] = ["roots"]
+    host.write("etc/salt/master.d/roots.conf", options)
+    # Not served: the master does not fetch it.
+    assert f"{remote}-gone" not in host.call("git_answers")
+
+
 class TestCredentials:
     def write(self, host, given, test=False):
         host.pillar = {"multimaster": {"credentials": given}}
@@ -256,3 +274,105 @@ def test_shared_storage_with_the_masters_key_is_refused_whatever_link_leads_ther
     )
     assert found.result is False
     assert "it holds master.pem" in found.comment
+
+
+class TestSharedConfig:
+    @pytest.fixture(autouse=True)
+    def storage(self, host, monkeypatch, tmp_path):
+        """Options on a mount; and a host that says it has systemd, as no unit is looked at here."""
+        import salt.utils.systemd
+
+        monkeypatch.setattr(salt.utils.systemd, "booted", lambda context=None: True)
+        self.directory = tmp_path / "shared/config"
+        (self.directory / "master.d").mkdir(parents=True)
+        self.drop_in = host.config_dir / "master.d/multimaster-shared.conf"
+        ours = host.config_dir / "master.d/multimaster.conf"
+        self.say("master", f"include: {ours}\n")
+        root = (host.config_dir / "master").read_text()
+        self.say("master.d/site.conf", f"{root}\nworker_threads: 7\n")
+
+    def say(self, name, text):
+        (self.directory / name).write_text(text)
+        (self.directory / name).chmod(0o644)
+
+    def read(self, host, test=False):
+        mount = {"path": str(self.directory.parent), "device": "x", "fstype": "nfs"}
+        return host.state(
+            "shared_config",
+            test=test,
+            name=str(self.drop_in),
+            directory=str(self.directory),
+            declaration={"masters": MASTERS, "roots": {"shared": {"mounts": [mount]}}},
+            config_dir=str(host.config_dir),
+        )
+
+    def refused(self, host):
+        found = self.read(host)
+        assert found.result is False
+        assert not self.drop_in.exists()
+        return found.comment
+
+    def test_is_included_and_then_left_alone(self, host):
+        would = self.read(host, test=True)
+        assert would.result is None
+        assert not self.drop_in.exists()
+        assert self.read(host).result is True
+        assert host.call("check_config", "master", {})["worker_threads"] == 7
+        assert self.read(host).changes == {}
+
+    def test_with_a_file_of_the_hosts_own_that_says_otherwise_is_refused(self, host):
+        host.write("etc/salt/master.d/own.conf", "worker_threads: 3\nid: other\ntimeout: 9\n")
+        said = self.refused(host)
+        assert "timeout is 9 with this host's own files and 5 without" in said
+        assert f"move it to {self.directory}/master.d" in said
+
+    def test_does_not_show_the_secret_that_differs(self, host):
+        host.write("etc/salt/master.d/own.conf", "ext_pillar: [{vault: {token: WORD-OF-MOUTH}}]\n")
+        assert "WORD-OF-MOUTH" not in self.refused(host)
+
+    @pytest.mark.parametrize(
+        ("text", "got"),
+        [
+            ("", "got no options"),
+            ("[", "got no options"),
+            ("include: /elsewhere\n", "got include"),
+            ("worker_threads: 3\n", "got worker_threads"),
+        ],
+    )
+    def test_that_is_not_where_all_would_find_it_is_refused(self, host, text, got):
+        self.say("master", text)
+        assert got in (said := self.refused(host))
+        assert f"the line 'include: {host.config_dir}/master.d/multimaster.conf' alone" in said
+
+    @pytest.mark.parametrize("name", [".", "master", "master.d", "master.d/site.conf"])
+    def test_that_others_can_write_is_refused(self, host, name):
+        (self.directory / name).chmod(0o777)
+        path = self.directory / name
+        assert f"{path}: others than its owner can write to it" in self.refused(host)
+
+    def test_that_salt_cannot_parse_is_refused(self, host):
+        self.say("master.d/site.conf", "a: [")
+        assert "cannot parse" in self.refused(host)
+
+    def test_that_puts_the_masters_key_on_the_storage_is_refused(self, host):
+        # Whatever link leads there.
+        (host.root / "etc/storage").symlink_to(self.directory.parent)
+        site = (self.directory / "master.d/site.conf").read_text()
+        self.say("master.d/site.conf", f"{site}pki_dir: /etc/storage/pki\n")
+        assert "it holds master.pem" in self.refused(host)
+
+    def test_needs_systemd(self, host, monkeypatch):
+        import salt.utils.systemd
+
+        monkeypatch.setattr(salt.utils.systemd, "booted", lambda context=None: False)
+        assert "no systemd" in self.refused(host)
+
+    @pytest.mark.parametrize("shared", [{}, {"mounts": [MOUNT]}])
+    def test_outside_of_every_declared_mount_is_refused(self, shared):
+        declared = {"masters": MASTERS, "roots": {"shared": shared} if shared else {}}
+        with pytest.raises(topology.TopologyError, match="master:config_dir: got '/etc/shared'"):
+            topology.parse({**declared, "master": {"config_dir": "/etc/shared"}})
+
+    def test_needs_no_roots_there(self):
+        declared = {"masters": MASTERS, "roots": {"shared": {"mounts": [MOUNT]}}}
+        topology.parse({**declared, "master": {"config_dir": "/srv/shared/config"}})

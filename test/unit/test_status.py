@@ -29,7 +29,13 @@ def master(address, **changed):
     row = {"address": address, "reachable": True, "version": "3008.3", "fingerprint": "f" * 64}
     row |= {"accepted": 3, "pending": 0, "denied": 0, "rejected": 0}
     row |= {"digest": "d" * 64, "conflicts": 0, "signs": False, "signing_fingerprint": None}
-    row |= {"connections": 3, "formula": "0.1.0", "offset": 0.0, "reported": True}
+    row |= {
+        "connections": 3,
+        "formula": "0.1.0",
+        "offset": 0.0,
+        "reported": True,
+        "remotes_down": 0,
+    }
     return row | changed
 
 
@@ -275,6 +281,7 @@ def report(answers=True, stale=(), offset=0.0, subjects=None, **changed):
         "proof": {"sample": None},
         "stale": list(stale),
         "places": {},
+        "remotes": {},
         "minions": None,
         "now": offset,
     }
@@ -296,6 +303,16 @@ def test_all_is_well_with_exit_status_0(status):
         "cutover": {},
     }
     assert (data["problems"], data["retcode"]) == ([], 0)
+
+
+def test_a_git_remote_that_is_down_is_named_once_with_the_masters_that_say_so(status):
+    down = {"https://git.example.com/salt.git": "Connection refused"}
+    both = status({name: report() | {"remotes": down} for name in IDS}, CONFIGURED)["data"]
+    assert both["problems"] == [
+        "saltm1, saltm2: git remote https://git.example.com/salt.git: Connection refused; "
+        "what was fetched last is served"
+    ]
+    assert both["masters"]["saltm2"]["remotes_down"] == both["retcode"] == 1
 
 
 @pytest.mark.parametrize(
