@@ -743,7 +743,7 @@ def follow_masters(service="salt-minion", timeout=600, test=False):
     return ret
 
 
-def check_config(role, options, config_dir=None):
+def check_config(role, options, config_dir=None, raw=False):
     """
     Parse a role's configuration with Salt's own loader as it would be with the given drop-in.
 
@@ -751,10 +751,13 @@ def check_config(role, options, config_dir=None):
         ``master`` or ``minion``.
     options
         Content of the drop-in ``multimaster.conf``; None for a configuration without it.
+    raw
+        True for the states, which need it all: the options with the secrets that are among them.
 
-    Returns the main file and all drop-ins, combined as Salt combines them.  Raises
-    CommandExecutionError if the result does not parse, if an option is of a type that Salt
-    complains about, or if another file overrides the drop-in.
+    Returns the main file and all drop-ins, combined as Salt combines them: a keyed hash for what
+    may be a secret, and mappings with their paths joined by colons.  Raises CommandExecutionError
+    if the result does not parse, if an option is of a type that Salt complains about, or if another
+    file overrides the drop-in.
 
     CLI Example:
 
@@ -763,23 +766,14 @@ def check_config(role, options, config_dir=None):
         salt web1 multimaster.check_config minion '{master: [192.0.2.1, 192.0.2.2]}'
     """
     config_dir = config_dir or _config_dir()
-    options = options or None
-    _refuse_types(role, options or {}, config_dir)
-    with _scratch(role, options, config_dir) as main:
-        _parsed(role, main)
-        loaded = _combined(role, main)
-    for option, value in (options or {}).items():
-        if loaded.get(option) != value:
-            there = {option: loaded.get(option)}
-            difference = __utils__["multimaster_options.phrases"](
-                there, {option: value}, _hash_key(role, config_dir), "{path} would be {there}"
-            )
-            files = _setting(role, option, config_dir)
-            raise CommandExecutionError(
-                f"{files or config_dir}: another file also sets {option!r}, so that {difference}, "
-                "not what the formula sets; remove it there"
-            )
-    return loaded
+    loaded = _checked(role, options, config_dir)
+    if raw:
+        return loaded
+    key = _hash_key(role, config_dir)
+    leaves = __utils__["multimaster_options.leaves"](loaded)
+    return {
+        path: __utils__["multimaster_options.shown"](path, v, key) for path, v in leaves.items()
+    }
 
 
 def unstated(role, options, override=(), config_dir=None):
@@ -802,7 +796,7 @@ def unstated(role, options, override=(), config_dir=None):
         salt saltm1 multimaster.unstated master '{worker_threads: 8}'
     """
     config_dir = config_dir or _config_dir()
-    there = check_config(role, None, config_dir)
+    there = _checked(role, None, config_dir)
     suspects = [
         option
         for option, value in options.items()
@@ -893,7 +887,7 @@ def autosign_dir(config_dir=None):
     """
     config_dir = config_dir or _config_dir()
     path = os.path.join(config_dir, "multimaster")
-    root = check_config("master", None, config_dir).get("root_dir", "/")
+    root = _checked("master", None, config_dir).get("root_dir", "/")
     inside = os.path.relpath(os.path.realpath(path), os.path.realpath(root))
     if inside.split(os.sep)[0] == os.pardir:
         raise CommandExecutionError(
@@ -1645,6 +1639,27 @@ def _hash_key(role, config_dir):
     return os.urandom(32)
 
 
+def _checked(role, options, config_dir):
+    """Return what the files of a role say together with this drop-in; fail where Salt would."""
+    options = options or None
+    _refuse_types(role, options or {}, config_dir)
+    with _scratch(role, options, config_dir) as main:
+        _parsed(role, main)
+        loaded = _combined(role, main)
+    for option, value in (options or {}).items():
+        if loaded.get(option) != value:
+            there = {option: loaded.get(option)}
+            difference = __utils__["multimaster_options.phrases"](
+                there, {option: value}, _hash_key(role, config_dir), "{path} would be {there}"
+            )
+            files = _setting(role, option, config_dir)
+            raise CommandExecutionError(
+                f"{files or config_dir}: another file also sets {option!r}, so that {difference}, "
+                "not what the formula sets; remove it there"
+            )
+    return loaded
+
+
 def _effective(role, config_dir, drop_in=None):
     """Return a role's options as its daemon would see them; a master's, with another drop-in."""
     path = os.path.join(config_dir, role)
@@ -1653,7 +1668,7 @@ def _effective(role, config_dir, drop_in=None):
     opts = salt.config.master_config(path)
     old_stem, old_driver = _stem(opts), opts.get("keys.cache_driver")
     if drop_in is not None:
-        opts = salt.config.apply_master_config(check_config(role, drop_in, config_dir))
+        opts = salt.config.apply_master_config(_checked(role, drop_in, config_dir))
     # Before the drop-in is there, a master's id follows from the host's name, and with it the
     # name of its key pair. The formula gives it the minion's id, under which the pair has to be
     # there, or the master would make itself a new one.

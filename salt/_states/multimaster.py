@@ -58,7 +58,7 @@ def minion_config(name, declaration, config_dir):
     """
     topology = __utils__["multimaster_topology.parse"](declaration)
     try:
-        existing = __salt__["multimaster.check_config"]("minion", None, config_dir)
+        existing = __salt__["multimaster.check_config"]("minion", None, config_dir, raw=True)
         # Its engine follows the masters, and whoever gets this far is at one with one of them.
         verifies = __salt__["multimaster.verifies"](config_dir)
     except CommandExecutionError as err:
@@ -560,7 +560,7 @@ def _restart(ret, timeout, config_dir):
 
 def _master_options(declaration, config_dir, extension_dir):
     """Return the content of the master's drop-in."""
-    existing = __salt__["multimaster.check_config"]("master", None, config_dir)
+    existing = __salt__["multimaster.check_config"]("master", None, config_dir, raw=True)
     topology = __utils__["multimaster_topology.parse"](declaration)
     # Who signs goes on if it is applied from a master that has no signing pair to offer.
     signs = topology.signing and (

@@ -248,20 +248,26 @@ class TestCheckConfig:
     @pytest.mark.parametrize("role", ["minion", "master"])
     def test_returns_main_file_and_drop_ins_together(self, host, role):
         host.write(f"etc/salt/{role}.d/a.conf", {"log_level": "debug"})
-        options = host.call("check_config", role, {"timeout": 7})
+        options = host.call("check_config", role, {"timeout": 7}, raw=True)
         assert options["root_dir"] == str(host.root)
         assert options["log_level"] == "debug"
         assert options["timeout"] == 7
 
+    def test_shows_no_secret_unless_told_to(self, host):
+        host.write("etc/salt/master.d/a.conf", {"ext_pillar": [{"vault": {"token": "hunter2"}}]})
+        assert "hunter2" not in repr(host.call("check_config", "master", {"timeout": 7}))
+        raw = host.call("check_config", "master", {"timeout": 7}, raw=True)
+        assert raw["ext_pillar"] == [{"vault": {"token": "hunter2"}}]
+
     @pytest.mark.parametrize("role", ["minion", "master"])
     def test_puts_the_new_drop_in_in_place_of_the_old_one(self, host, role):
         host.write(f"etc/salt/{role}.d/multimaster.conf", {"timeout": 1, "log_level": "debug"})
-        assert "log_level" not in host.call("check_config", role, {"timeout": 7})
+        assert "log_level" not in host.call("check_config", role, {"timeout": 7}, raw=True)
         assert "timeout" not in host.call("check_config", role, None)
 
     def test_takes_a_host_without_any_configuration(self, host):
         (host.config_dir / "master").unlink()
-        assert host.call("check_config", "master", {"timeout": 7})["timeout"] == 7
+        assert host.call("check_config", "master", {"timeout": 7}, raw=True)["timeout"] == 7
 
     @pytest.mark.parametrize(
         ("role", "name", "content"),

@@ -303,7 +303,7 @@ class TestTypes:
         ids=str,
     )
     def test_that_salt_takes_are_taken(self, host, option, value):
-        assert host.call("check_config", "master", {option: value})[option] == value
+        assert host.call("check_config", "master", {option: value}, raw=True)[option] == value
 
     @both_modes
     @pytest.mark.parametrize(("option", "value"), [("worker_threads", "8"), ("autosign_file", {})])
