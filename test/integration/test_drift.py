@@ -228,6 +228,56 @@ def assert_named_and_mended(lab: Laboratory, case: Case, file: Path, before: str
     until_agreed(lab)
 
 
+# One value for every kind of option that masters are to have in common; none is of the defaults.
+EVERY = {
+    "external_auth": {"pam": {"eve": [".*"]}},
+    "publisher_acl": {"eve": [".*"]},
+    "publisher_acl_blacklist": {"users": ["root"]},
+    "peer": {"eve": ["test.*"]},
+    "peer_run": {"eve": ["manage.up"]},
+    "autoreject_file": "/etc/salt/autoreject.conf",
+    "autosign_grains_dir": "/etc/salt/grains",
+    "reactor": [{"salt/x": ["/srv/reactor/x.sls"]}],
+    "schedule": {"often": {"function": "manage.up", "seconds": 3600}},
+    "nodegroups": {"db": "db*"},
+    "file_roots": {"dev": ["/srv/dev"]},
+    "pillar_roots": {"dev": ["/srv/dev-pillar"]},
+    "gitfs_remotes": ["https://192.0.2.1/x.git"],
+    "gitfs_base": "trunk",
+    "git_pillar_base": "trunk",
+    "ext_pillar": [{"cmd_json": f"echo {WORD}"}],
+    "master_job_cache": "sqlite3",
+    "ext_job_cache": "sqlite3",
+    "cache": "redis",
+    "gather_job_timeout": 11,
+    "timeout": 12,
+    "worker_threads": 3,
+}
+
+
+@pytest.mark.long
+def test_every_option_that_one_master_has_otherwise_is_named(lab: Laboratory) -> None:
+    until_agreed(lab)
+    file = Path(lab.host(ODD).root, DROP_IN)
+    file.write_text(yaml.safe_dump(EVERY))
+    try:
+        code, data = drift(lab)
+        assert code == 1
+        found: dict[str, set[str]] = {}
+        for one in data["drift"]:
+            if one["subject"] in ("config", "access"):
+                assert list(one["remedies"]) == [ODD], one
+                option = one["path"].partition(":")[0]
+                found.setdefault(option, set()).add(one["remedies"][ODD]["text"])
+        assert set(EVERY) <= set(found)
+        for option in EVERY:
+            assert any(str(file) in text for text in found[option]), (option, found[option])
+    finally:
+        file.unlink()
+        lab.run("saltm1", "salt", ODD, "multimaster.restart", "salt-master")
+    until_agreed(lab)
+
+
 def mend(file: Path, before: str | None) -> None:
     """Do what the words of a remedy say."""
     if before is None:

@@ -63,7 +63,7 @@ def daemon(lab: Laboratory, master: str) -> str:
 
 def workers(lab: Laboratory, master: str) -> int:
     """Return how many workers a master's daemon has: what it has read, and nobody else."""
-    return int(lab.run(master, "pgrep", "--count", "--full", "MWorker-[0-9]").stdout)
+    return int(lab.run(master, "pgrep", "--count", "--full", "MWorker-[^ ]*[0-9]$").stdout)
 
 
 def until_workers(lab: Laboratory, count: int) -> None:
