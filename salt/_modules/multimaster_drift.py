@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import pwd
+import re
 import secrets
 import subprocess
 import sys
@@ -27,6 +28,7 @@ import salt.version
 __virtualname__ = "multimaster_drift"
 
 DROP_IN = "multimaster.conf"
+BROUGHT = re.compile(r"(runners|states|utils)/multimaster\w*\.py")
 # Seconds for the compilation of one minion's pillar and top file.
 COMPILED_WITHIN = 60
 # Proofs of so many samples are kept.
@@ -258,7 +260,9 @@ class _Look:
             named.append(("formula" if ours else place, path))
         for name, path in named:
             for file, value in trees([path], hashes).items():
-                found[f"{name}/{file}"] = value
+                # Each orchestration brings its own to the master that it runs on.
+                if name != "extension_modules" or not BROUGHT.fullmatch(file):
+                    found[f"{name}/{file}"] = value
         return found
 
     def files(self):

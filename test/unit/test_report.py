@@ -136,6 +136,13 @@ def test_a_file_changes_the_subject_that_it_belongs_to(report, host, file, subje
     assert path in after["details"][subject]
 
 
+def test_what_an_orchestration_brings_to_one_master_makes_it_no_other_one(report, host):
+    host.write("var/cache/salt/master/extmods/runners/mine.py", "x")
+    before = report()["subjects"]["modules"]
+    host.write("var/cache/salt/master/extmods/states/multimaster_orch.py", "x")
+    assert report()["subjects"]["modules"] == before
+
+
 def test_grains_that_sign_a_minion_in_are_not_shown(report, host):
     host.write("etc/salt/master.d/a.conf", {"autosign_grains_dir": f"{host.root}/etc/salt/grains"})
     before = report()
