@@ -308,6 +308,7 @@ def test_a_running_master_with_an_older_configuration_is_named(lab: Laboratory) 
     until_agreed(lab)
 
 
+@pytest.mark.long
 def test_an_event_tells_of_a_difference_and_of_its_end(lab: Laboratory) -> None:
     until_agreed(lab)
 
@@ -324,6 +325,7 @@ def test_an_event_tells_of_a_difference_and_of_its_end(lab: Laboratory) -> None:
     assert "multimaster/drift'" not in lab.events("saltm2")
 
 
+@pytest.mark.long
 def test_the_next_master_looks_while_the_first_is_away(lab: Laboratory) -> None:
     until_agreed(lab)
     file = Path(lab.host("saltm3").root, "srv/salt/late.sls")

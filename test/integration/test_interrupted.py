@@ -10,7 +10,10 @@ import pytest
 from lab.laboratory import PATIENCE, Laboratory, changed, failures, laboratory
 from lab.wait import until
 
-DRIVERS = ["process", pytest.param("docker", marks=pytest.mark.docker)]
+DRIVERS = [
+    pytest.param("process", marks=pytest.mark.long),
+    pytest.param("docker", marks=pytest.mark.docker),
+]
 NETS = {"process": "127.0.62", "docker": "192.168.62"}
 
 

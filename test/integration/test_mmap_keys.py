@@ -10,6 +10,7 @@ from lab.decisions import MASTERS, decide
 from lab.laboratory import PATIENCE, Laboratory, applied, failures
 from lab.wait import until
 
+pytestmark = pytest.mark.long
 NET = "127.0.66"
 
 

@@ -110,6 +110,7 @@ def test_preflight_shows_all_faults_at_once_and_changes_nothing(lab: Laboratory)
     assert drop_ins(lab) == []
 
 
+@pytest.mark.long
 def test_a_port_that_another_process_has_is_found(lab: Laboratory) -> None:
     import socket
 
@@ -121,6 +122,7 @@ def test_a_port_that_another_process_has_is_found(lab: Laboratory) -> None:
     )
 
 
+@pytest.mark.long
 def test_in_test_mode_it_says_what_would_be_done_and_does_nothing(lab: Laboratory) -> None:
     result = orchestrate(lab, DEPLOY, "test=True")
     assert result.code == 0, result.steps
@@ -162,6 +164,7 @@ def test_a_second_run_resumes_and_deploys_what_is_left(lab: Laboratory) -> None:
     assert set(data["minions"]) == lab.ids
 
 
+@pytest.mark.long
 def test_a_third_run_changes_nothing(lab: Laboratory) -> None:
     result = orchestrate(lab, DEPLOY, master="saltm3")
     assert result.code == 0, result.steps
@@ -186,6 +189,7 @@ def test_masters_are_restarted_in_turn_and_no_command_on_the_others_is_lost(
     lab.until_connected()
 
 
+@pytest.mark.long
 def test_a_minion_that_is_away_does_not_count_as_one_that_answers(lab: Laboratory) -> None:
     with lab.stopped("web4", "salt-minion"):
         for function in ("test.ping", "multimaster_orch.facts"):
@@ -193,6 +197,7 @@ def test_a_minion_that_is_away_does_not_count_as_one_that_answers(lab: Laborator
             assert set(answers["saltm2"]) == {"web3"}
 
 
+@pytest.mark.long
 def test_no_master_is_restarted_while_another_one_is_down(lab: Laboratory) -> None:
     with lab.stopped("saltm2", "salt-master"):
         before = daemons(lab)

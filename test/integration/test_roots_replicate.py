@@ -227,7 +227,7 @@ def test_an_edit_on_a_follower_is_kept_aside_and_reported(lab: Laboratory, live:
     assert shown == expected
 
 
-@pytest.mark.parametrize("victim", [SOURCE, "saltm2"])
+@pytest.mark.parametrize("victim", [SOURCE, pytest.param("saltm2", marks=pytest.mark.long)])
 def test_who_is_killed_in_the_middle_of_a_transfer_catches_up(
     lab: Laboratory, live: Roots, victim: str
 ) -> None:
@@ -249,6 +249,7 @@ def test_who_is_killed_in_the_middle_of_a_transfer_catches_up(
     live.until_served("many/1", None)
 
 
+@pytest.mark.long
 def test_without_the_source_the_last_content_is_served(lab: Laboratory, live: Roots) -> None:
     live.write("lasting", "yes")
     live.until_served("lasting", "yes")

@@ -324,6 +324,7 @@ def test_a_minion_that_knows_its_masters_refuses_an_impostor_and_goes_on(lab: La
     until_all_answer(lab, lab.ids, True)
 
 
+@pytest.mark.long
 def test_an_impostor_that_does_not_sign_does_not_make_minions_stop_verifying(
     lab: Laboratory,
 ) -> None:
@@ -353,6 +354,7 @@ def test_when_no_master_signs_no_minion_verifies_also_one_that_was_away(lab: Lab
     assert changed(result) == []
 
 
+@pytest.mark.long
 def test_without_signing_an_impostor_is_believed_at_first_contact(lab: Laboratory) -> None:
     # What the refusals above are worth.
     lab.driver.control(lab.lab, lab.host("web2"), "stop", "salt-minion")
