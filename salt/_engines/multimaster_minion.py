@@ -38,7 +38,7 @@ SLICE = 1.0
 # Seconds between two times that a change of configuration is taken up again, if it has to be.
 FINISH = 5
 # Seconds that the return of a job is kept for its master, or for another one; between two times
-# that it is sent to the same one; and how many are sent at once.
+# that it is sent to the same one; and how many at most are on their way at once.
 KEPT = 120
 AGAIN = 5
 AT_ONCE = 10
@@ -391,6 +391,9 @@ class _Returns:
         self.again = max(AGAIN, salts)
         # Id of the request -> _Return, of those that no master has taken yet; when to look at them.
         self.waiting, self.due = {}, 0.0
+        # Id -> when it was sent again, of those on their way; and how many these may be.  Half as
+        # many when none arrives, or a minion that is short of time would be given more to do.
+        self.flight, self.window = {}, AT_ONCE
         self.bus = salt.utils.event.get_event("minion", opts=__opts__, listen=True)
 
     def run(self):
@@ -410,9 +413,12 @@ class _Returns:
             number, master = tag[len(PAYLOAD) :].split("/")
             self.waiting.setdefault(number, _Return(data, now)).tried(master, now)
         elif tag.startswith(TAKEN) and not data.get("error"):
-            one = self.waiting.pop(tag[len(TAKEN) :], None)
+            number = tag[len(TAKEN) :]
+            one = self.waiting.pop(number, None)
             if one:
                 self.taken[one.master] = now
+            if self.flight.pop(number, None):
+                self.window = min(self.window + 1, AT_ONCE)
         if not self.waiting or now < self.due:
             return
         # Most are taken before that.
@@ -420,12 +426,21 @@ class _Returns:
         self.waiting = {n: one for n, one in self.waiting.items() if now - one.since <= KEPT}
         there = self._there()
         self.since = {master: self.since.get(master, now) for master in there}
-        sent = 0
-        for number, one in self.waiting.items():
+        if any(now - at > self.again for at in self.flight.values()):
+            self.window = max(self.window // 2, 1)
+        self.flight = {
+            number: at
+            for number, at in self.flight.items()
+            if number in self.waiting and now - at <= self.again
+        }
+        # One that is never taken does not keep back the others.
+        for number, one in sorted(self.waiting.items(), key=lambda item: item[1].at):
             master = next(iter(there), None) if self.act else one.master
             moved = master != one.master
-            if master in there and (moved or now - one.at > self.again) and sent < AT_ONCE:
-                sent += 1
+            if len(self.flight) >= self.window:
+                break
+            if master in there and (moved or now - one.at > self.again):
+                self.flight[number] = now
                 log.info("The return of job %s is sent again, to %s", one.data.get("jid"), master)
                 one.tried(master, now)
                 if moved:

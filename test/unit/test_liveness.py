@@ -253,6 +253,29 @@ def test_a_return_that_was_not_taken_is_sent_again_to_the_master_that_is_back(wo
     assert len(followed(found, TAKEN)) == 2
 
 
+def test_where_no_return_is_taken_ever_fewer_are_sent_again(world):
+    found = world(act=False)
+
+    def some(tag, count, **data):
+        return [{"tag": f"{tag.format(n)}", "data": data} for n in range(count)]
+
+    returns = some(f"__master_req_channel_payload/{{}}/{MASTERS[0]}", 50, cmd="_return")
+    assert followed(found, *returns) == []
+    sent = []
+    for _ in range(5):
+        later(found)
+        found.returns.flight = {n: at - 6 for n, at in found.returns.flight.items()}
+        before = len(found.fired)
+        followed(found)
+        sent.append(len(found.fired) - before)
+    assert sent == [10, 5, 2, 1, 1]
+    # And more as soon as they are.
+    later(found)
+    found.fired.clear()
+    followed(found, *some("__master_req_channel_return/{}", 50, ret=True))
+    assert found.returns.window == found.module.AT_ONCE
+
+
 def test_a_return_to_one_master_goes_to_no_other_in_hot_mode(world):
     found = world(act=False)
     found.present = MASTERS[1]
