@@ -467,10 +467,12 @@ def _remotes_down(look):
     found = {}
     for name, report in look.reports.items():
         for remote, why in (report or {}).get("remotes", {}).items():
-            found.setdefault(f"git remote {remote}: {why}", []).append(name)
+            # Git's words may have a time in them; those of one master will do.
+            found.setdefault(remote, {})[name] = why
     return [
-        f"{', '.join(names)}: {text}; what was fetched last is served"
-        for text, names in found.items()
+        f"{', '.join(said)}: git remote {remote}: {next(iter(said.values()))}; "
+        "what was fetched last is served"
+        for remote, said in found.items()
     ]
 
 

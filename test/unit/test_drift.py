@@ -335,7 +335,7 @@ def test_promtool_accepts_the_metrics():
 def test_promtool_accepts_the_alert_rules():
     done = promtool("rules", str(ALERTS))
     assert done.returncode == 0, done.stderr
-    assert "SUCCESS: 7 rules found" in done.stdout
+    assert "SUCCESS: 8 rules found" in done.stdout
 
 
 def test_the_alert_rules_are_over_metrics_that_there_are():

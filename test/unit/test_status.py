@@ -306,10 +306,12 @@ def test_all_is_well_with_exit_status_0(status):
 
 
 def test_a_git_remote_that_is_down_is_named_once_with_the_masters_that_say_so(status):
-    down = {"https://git.example.com/salt.git": "Connection refused"}
-    both = status({name: report() | {"remotes": down} for name in IDS}, CONFIGURED)["data"]
+    url = "https://git.example.com/salt.git"
+    down = {name: {url: f"Connection refused after {ms} ms"} for ms, name in enumerate(IDS)}
+    told = {name: report() | {"remotes": down[name]} for name in IDS}
+    both = status(told, CONFIGURED)["data"]
     assert both["problems"] == [
-        "saltm1, saltm2: git remote https://git.example.com/salt.git: Connection refused; "
+        f"saltm1, saltm2: git remote {url}: Connection refused after 0 ms; "
         "what was fetched last is served"
     ]
     assert both["masters"]["saltm2"]["remotes_down"] == both["retcode"] == 1
