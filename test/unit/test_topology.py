@@ -103,7 +103,7 @@ REFUSED = [
         declare(master={"pkg": "x"}),
         "master:pkg",
         "pkg",
-        "package, service, config, override, autosign, autoreject, autosign_grains",
+        "package, service, config, config_dir, override, autosign, autoreject, autosign_grains",
     ),
     refused(
         "unknown key in minion",
