@@ -19,8 +19,8 @@ from lab.wait import until
 DEPLOY, RESTART = "multimaster.orch.deploy", "multimaster.orch.restart"
 STEPS = ["preflight", "masters", "minions"]
 LOAD = Path(__file__).with_name("steady_commands.py")
-# Commands a second under which masters are restarted, each a job on four minions: with twice as many
-# a minion may have more at a time than Salt takes where all share two cores (docs/limits.md).
+# Commands a second under which masters are restarted, each a job on four minions: with twice as
+# many, a minion may have more at a time than Salt takes, as all share two cores (docs/limits.md).
 RATE = 1
 
 
