@@ -11,7 +11,6 @@ import json
 import os
 import pathlib
 import pwd
-import re
 import secrets
 import subprocess
 import sys
@@ -28,7 +27,13 @@ import salt.version
 __virtualname__ = "multimaster_drift"
 
 DROP_IN = "multimaster.conf"
-BROUGHT = re.compile(r"(runners|states|utils)/multimaster\w*\.py")
+# What orch/modules.sls brings to the master that an orchestration runs on.
+BROUGHT = {
+    "runners/multimaster_orch.py",
+    "states/multimaster_orch.py",
+    "utils/multimaster_deploy.py",
+    "utils/multimaster_topology.py",
+}
 # Seconds for the compilation of one minion's pillar and top file.
 COMPILED_WITHIN = 60
 # Proofs of so many samples are kept.
@@ -260,8 +265,7 @@ class _Look:
             named.append(("formula" if ours else place, path))
         for name, path in named:
             for file, value in trees([path], hashes).items():
-                # Each orchestration brings its own to the master that it runs on.
-                if name != "extension_modules" or not BROUGHT.fullmatch(file):
+                if name != "extension_modules" or file not in BROUGHT:
                     found[f"{name}/{file}"] = value
         return found
 
