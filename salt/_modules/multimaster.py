@@ -923,7 +923,11 @@ def stale(service, files, config_dir=None):
         files = [*files, *map(str, _pair_paths(opts))]
     # The start of a process is known to a fraction of a second only.
     started = daemon.create_time() + 1
-    there = [path for pattern in files for path in sorted(glob.glob(pattern))]
+    there = [
+        path
+        for name in files
+        for path in ([name] if os.path.exists(name) else sorted(glob.glob(name)))
+    ]
     return [path for path in there if os.path.getmtime(path) > started]
 
 

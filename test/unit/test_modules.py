@@ -315,11 +315,12 @@ class TestStale:
 
         run_daemon(host, service.removeprefix("salt-"))
         started = psutil.Process().create_time()
-        old, new = host.write("var/old", "x"), host.write("var/new", "x")
+        old, new = host.write("var/old", "x"), host.write("var/[new]", "x")
         os.utime(old, (started - 10, started - 10))
         os.utime(new, (started + 10, started + 10))
         paths = [str(old), str(new), str(host.root / "var/missing")]
         assert host.call("stale", service, paths) == [str(new)]
+        assert host.call("stale", service, [str(host.root / "var/[o[]*")]) == [str(new)]
 
     @pytest.mark.parametrize("pid", [None, "", "nonsense", "999999999"], ids=repr)
     def test_is_nothing_without_a_daemon(self, host, pid):
