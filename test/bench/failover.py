@@ -155,7 +155,11 @@ class Client:
         return given
 
     def until_returned(
-        self, masters: Sequence[str], minions: Iterable[str], limit: float
+        self,
+        masters: Sequence[str],
+        minions: Iterable[str],
+        limit: float,
+        interval: float = INTERVALS["fault"],
     ) -> tuple[list[Command], dict[str, float]]:
         """Give commands until each minion has answered one; return them, and when that was."""
         given: list[Command] = []
@@ -163,8 +167,8 @@ class Client:
         begun = time.monotonic()
         while (passed := time.monotonic() - begun) < limit and set(minions) - set(found):
             # A minion that is late is not to be buried under commands.
-            interval = INTERVALS["fault"] * (1 if passed < FROZEN else 5)
-            given += self.steady(masters, 2 * interval, interval)
+            pause = interval if passed < FROZEN else 5 * INTERVALS["fault"]
+            given += self.steady(masters, 2 * pause, pause)
             for minion in minions:
                 times = [at for command in given if (at := self.returned(command, minion))]
                 if times:
@@ -296,7 +300,8 @@ def hot(site: Masters, runs: int) -> dict[str, Any]:
         started = site.control("start", victim)
         until(partial(client.takes, victim), PATIENCE, f"{victim} to be ready", interval=0.05)
         ready = time.time()
-        back, first = client.until_returned([victim], SIDES, GIVEN_UP["kill"])
+        # Each of them makes work for both minions, on a machine that has just started a master.
+        back, first = client.until_returned([victim], SIDES, GIVEN_UP["kill"], INTERVALS["steady"])
         back += client.steady(site.ids, STEADY, INTERVALS["steady"])
         client.until_all_returned([*before, *after, *back])
         found["ready"].append(ready - started)
