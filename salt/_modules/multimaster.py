@@ -6,7 +6,6 @@ here returns a private key.
 """
 
 import collections.abc
-import concurrent.futures
 import contextlib
 import difflib
 import fnmatch
@@ -17,7 +16,6 @@ import os
 import pathlib
 import pwd
 import re
-import shlex
 import shutil
 import socket
 import subprocess
@@ -1152,8 +1150,9 @@ def git_problems(declaration, config_dir=None):
         )
     # Salt 3008 does not start with a URL that it does not take; older ones look at none.
     takes = getattr(salt.utils.gitfs.GitBase, "validate_remote", lambda _: True)
-    for remote in __utils__["multimaster_topology.git_remotes"](topology):
-        problem = _ask_remote(remote, opts["user"])
+    remotes = __utils__["multimaster_topology.git_remotes"](topology)
+    said = __utils__["multimaster_remotes.ask"](remotes, opts["user"], REMOTE_WITHIN)
+    for remote, problem in zip(remotes, said, strict=True):
         if not takes(remote.url):
             problem = f"Salt {salt.version.__version__} takes http, https, ssh, ftp, sftp and file"
         if problem:
@@ -1161,70 +1160,6 @@ def git_problems(declaration, config_dir=None):
             line = f"{remote.url}: {problem}"
             problems.append(__utils__["multimaster_options.without_userinfo"](line, key))
     return problems
-
-
-def git_answers(timeout=3, config_dir=None):
-    """
-    Ask the git remotes that this host's master is configured for, all at once.
-
-    timeout
-        Seconds to wait for their answers.
-
-    Returns remote -> what is wrong with it, without secrets, for those that are not well.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt saltm2 multimaster.git_answers
-    """
-    config_dir = config_dir or _config_dir()
-    opts, key = _effective("master", config_dir), _hash_key("master", config_dir)
-    remotes = __utils__["multimaster_topology.configured_remotes"](opts)
-    hidden = __utils__["multimaster_options.without_userinfo"]
-    with concurrent.futures.ThreadPoolExecutor(max_workers=8) as pool:
-        said = pool.map(lambda remote: _ask_remote(remote, opts["user"], timeout), remotes)
-        told = zip(remotes, said, strict=True)
-        return {hidden(remote.url, key): hidden(why, key) for remote, why in told if why}
-
-
-def _ask_remote(remote, user, timeout=REMOTE_WITHIN):
-    """Return what is wrong with a git remote, or None."""
-    owner = pwd.getpwnam(user)
-    environment = {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "HOME": owner.pw_dir,
-        "LC_ALL": "C",
-        "GIT_TERMINAL_PROMPT": "0",
-        # As Salt's provider does, but without questions.
-        "GIT_SSH_COMMAND": "ssh -o BatchMode=yes -o StrictHostKeyChecking=no"
-        + (f" -i {shlex.quote(remote.privkey)}" if remote.privkey else ""),
-    }
-    if not remote.ssl_verify:
-        environment["GIT_SSL_NO_VERIFY"] = "true"
-    as_user = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
-    try:
-        done = subprocess.run(
-            ["git", "ls-remote", "--heads", "--tags", "--", remote.url],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            cwd="/",
-            check=False,
-            **(as_user if owner.pw_uid != os.geteuid() else {}),
-        )
-    except subprocess.TimeoutExpired:
-        return f"no answer within {timeout} seconds"
-    except OSError as err:
-        return str(err)
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"git ended with {done.returncode}"]
-        return said[-1]
-    names = {line.split("\t")[1].split("/", 2)[2] for line in done.stdout.splitlines()}
-    if remote.branch and remote.branch not in names:
-        return f"no branch {remote.branch}; it has {', '.join(sorted(names)) or 'none'}"
-    return None
 
 
 def git_declared(declaration, config_dir=None):

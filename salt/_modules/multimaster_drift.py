@@ -38,6 +38,8 @@ BROUGHT = {
 COMPILED_WITHIN = 60
 # Proofs of so many samples are kept.
 KEPT = 4
+# Seconds that a git remote has for its answer.
+REMOTE_WITHIN = 3
 
 
 def __virtual__():
@@ -249,10 +251,12 @@ class _Look:
         return found
 
     def remotes(self):
-        """Return git remote -> what is wrong with it."""
-        if not __utils__["multimaster_topology.configured_remotes"](self.opts):
-            return {}
-        return __salt__["multimaster.git_answers"]()
+        """Return git remote -> what is wrong with it, for those that are not well."""
+        remotes = __utils__["multimaster_topology.configured_remotes"](self.opts)
+        said = __utils__["multimaster_remotes.ask"](remotes, self.opts["user"], REMOTE_WITHIN)
+        hidden = __utils__["multimaster_options.without_userinfo"]
+        told = zip(remotes, said, strict=True)
+        return {hidden(one.url, self.key): hidden(why, self.key) for one, why in told if why}
 
     def modules(self, hashes):
         """Return the content of the directories that this master takes modules from."""

@@ -215,14 +215,18 @@ def test_a_master_asks_the_remotes_that_it_serves_and_tells_of_those_that_are_do
         "ext_pillar": [{"git": [f"main {remote}", f"nowhere {secret}"]}, {"cmd_json": "x"}],
     }
     host.write("etc/salt/master.d/roots.conf", options)
-    found = host.call("git_answers")
+
+    def reported():
+        return host.modules["multimaster_drift.report"]()["remotes"]
+
+    found = reported()
     assert len(found) == 2
     assert f"{remote}-gone" in found
     assert "hunter2" not in repr(found)
     options["fileserver_backend"] = ["roots"]
     host.write("etc/salt/master.d/roots.conf", options)
     # Not served: the master does not fetch it.
-    assert f"{remote}-gone" not in host.call("git_answers")
+    assert f"{remote}-gone" not in reported()
 
 
 class TestCredentials:
