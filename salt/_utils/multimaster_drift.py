@@ -438,9 +438,12 @@ def _module_remedy(
     return _file_remedy(path, master, other, values, reports, subject)
 
 
-def _git_remedy(command: str) -> Callable[..., Remedy]:
+def _git_remedy(kind: str, command: str) -> Callable[..., Remedy]:
     def make(path: str, master: str, *_: Any) -> Remedy:
-        text = f"fetch on {master}; if that fails, its log says why"
+        text = (
+            f"fetch on {master}; if that changes nothing, its log says why, and there "
+            f"salt-run cache.clear_git_lock {kind} type=update removes a lock that was left behind"
+        )
         return Remedy(text, command, master)
 
     return make
@@ -452,8 +455,8 @@ _REMEDIES: dict[str, Callable[..., Remedy]] = {
     "files": _file_remedy,
     "pillar": _file_remedy,
     "modules": _module_remedy,
-    "gitfs": _git_remedy("salt-run fileserver.update"),
-    "git_pillar": _git_remedy("salt-run git_pillar.update"),
+    "gitfs": _git_remedy("gitfs", "salt-run fileserver.update"),
+    "git_pillar": _git_remedy("git_pillar", "salt-run git_pillar.update"),
     "roots": lambda path, master, other, *_: Remedy(
         f"wait until {master} has followed, or look at its log"
     ),

@@ -394,18 +394,28 @@ def rolling(site: Masters, commands: int) -> dict[str, Any]:
     """All masters are restarted by the orchestration, while minions get commands in turn."""
     turns: list[tuple[float, str, str]] = []
     restarts = []
+    stranded = 0
     with load(site.lab, False, ROLLING_RATE, apart=True) as running:
         start = time.time()
         for master in site.ids:
             running.until_answered(start, PATIENCE, master)
         while not restarts or sum(len(running.attempts(m)) for m in site.ids) < commands:
             began = time.monotonic()
-            lines = orchestrate(site.lab, "multimaster.orch.restart")
+            lines, failed = orchestrate(site.lab, "multimaster.orch.restart")
             restarts.append(time.monotonic() - began)
             turns += [
                 (at, match[1], match[2]) for at, line in lines if (match := TURN.search(line))
             ]
             print(f"  restart {len(restarts)}: {restarts[-1]:.1f} s", flush=True)
+            if failed:
+                # It stops before the next master when a minion has not come back, whosever it is.
+                if any(not line.startswith(f"{ALONE}: ") for line in failed):
+                    raise SystemExit(f"the restart stopped: {failed}")
+                print(f"  {ALONE} did not come back, and is restarted: {failed}", flush=True)
+                stranded += 1
+                with site.lab.stopped(ALONE, "salt-minion"):
+                    pass
+                site.until_settled(True)
     account = running.account(RETURNS)
     away: dict[str, list[list[float]]] = defaultdict(list)
     for at, master, what in turns:
@@ -417,7 +427,7 @@ def rolling(site: Masters, commands: int) -> dict[str, Any]:
     def at_its_turn(given: Given) -> bool:
         return any(begin <= given.at <= end for begin, end in away[given.master])
 
-    found: dict[str, Any] = {"restarts": restarts}
+    found: dict[str, Any] = {"restarts": restarts, "stranded": stranded}
     for name, besides in (("all", lambda given: False), ("elsewhere", at_its_turn)):
         found[name] = {side: Figures() for side in SIDES}
         for side in SIDES:
@@ -428,8 +438,12 @@ def rolling(site: Masters, commands: int) -> dict[str, Any]:
     return found
 
 
-def orchestrate(lab: Laboratory, name: str) -> list[tuple[float, str]]:
-    """Run an orchestration on the first master; return its progress, with the time of each line."""
+def orchestrate(lab: Laboratory, name: str) -> tuple[list[tuple[float, str]], list[str]]:
+    """
+    Run an orchestration on the first master.
+
+    Returns its progress, with the time of each line, and what went wrong where it stopped.
+    """
     lines: list[tuple[float, str]] = []
     reading, writing = os.pipe()
 
@@ -451,9 +465,12 @@ def orchestrate(lab: Laboratory, name: str) -> list[tuple[float, str]]:
     finally:
         os.close(writing)
         follower.join()
-    if done.returncode:
-        raise SystemExit(f"{name} failed: {output.read_text()[-3000:]}")
-    return lines
+    if not done.returncode:
+        return lines, []
+    (states,) = json.loads(output.read_text())["data"].values()
+    # After the line that says where.
+    said = [one["comment"].splitlines()[1:] for one in states.values() if not one["result"]]
+    return lines, [line for comment in said for line in comment] or [str(states)]
 
 
 def cutover(scratch: Path, number: int) -> dict[str, Any]:
@@ -574,7 +591,9 @@ def deploy(scratch: Path, number: int) -> dict[str, Any]:
     ) as lab:
         lab.declare(minions=number + MASTERS)
         started = time.monotonic()
-        lines = orchestrate(lab, "multimaster.orch.deploy")
+        lines, failed = orchestrate(lab, "multimaster.orch.deploy")
+        if failed:
+            raise SystemExit(f"the deployment stopped: {failed}")
         seconds = time.monotonic() - started
         batches = [
             {"minions": len(match[1].split(", ")), "each": float(match[2])}
@@ -651,6 +670,10 @@ def rows(data: dict[str, Any]) -> list[Row]:
     if one := data.get("rolling"):
         found += lost("rolling restart", one["all"])
         found += lost("rolling restart, commands on the others", one["elsewhere"])
+        found.append(
+            Row("rolling restart: times that Salt alone did not come back", one["stranded"],
+                "restarts of all masters", len(one["restarts"]))
+        )  # fmt: skip
     if one := data.get("cutover"):
         times = list(one["silent"].values())
         for what, of in SPREAD.items():
@@ -697,23 +720,30 @@ def main() -> int:
     parser.add_argument("--minions", type=int, default=10, help="in a deployment (default 10)")
     arguments = parser.parse_args()
     data: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="multimaster-bench-") as directory:
-        scratch = Path(directory)
-        if {"hot", "rolling", *FAULTS} & set(arguments.only):
-            with laboratory(
-                scratch / "masters", "process", masters=MASTERS, minions=2, net=NETS["masters"]
-            ) as lab:
-                on_masters(Masters(lab), arguments, data)
-        if "cutover" in arguments.only:
-            data["cutover"] = cutover(scratch, CUTOVER_MINIONS)
-        if "deploy" in arguments.only:
-            data["deploy"] = deploy(scratch, arguments.minions)
-    missed = report(rows(data))
-    for part in PARTS:
-        if part not in arguments.only:
-            print(f"NOT RUN: {part}")
-    save("failover", json.loads(json.dumps(data, default=vars)))
+    try:
+        with tempfile.TemporaryDirectory(prefix="multimaster-bench-") as directory:
+            measure(Path(directory), arguments, data)
+    finally:
+        # Also of what was measured before something went wrong.
+        missed = report(rows(data))
+        for part in PARTS:
+            if part not in data:
+                print(f"NOT RUN: {part}")
+        save("failover", json.loads(json.dumps(data, default=vars)))
     return 1 if missed else 0
+
+
+def measure(scratch: Path, arguments: argparse.Namespace, data: dict[str, Any]) -> None:
+    """Take the figures of the chosen parts."""
+    if {"hot", "rolling", *FAULTS} & set(arguments.only):
+        with laboratory(
+            scratch / "masters", "process", masters=MASTERS, minions=2, net=NETS["masters"]
+        ) as lab:
+            on_masters(Masters(lab), arguments, data)
+    if "cutover" in arguments.only:
+        data["cutover"] = cutover(scratch, CUTOVER_MINIONS)
+    if "deploy" in arguments.only:
+        data["deploy"] = deploy(scratch, arguments.minions)
 
 
 def on_masters(site: Masters, arguments: argparse.Namespace, data: dict[str, Any]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.server
+import json
 import os
+import shlex
 import socket
 import subprocess
 import threading
@@ -172,6 +174,50 @@ def test_while_the_remote_is_down_its_last_content_is_served(
         remote.push("three")
         until_served(lab, "three")
         lab.until_connected()
+
+
+def test_a_master_that_fetches_no_more_is_named_until_it_does(
+    lab: Laboratory, remote: Remote
+) -> None:
+    odd = lab.host("saltm2")
+    with remote.served(), held_up(Path(odd.master_cache_dir, "gitfs/work")) as locks:
+        remote.push("four")
+        for master in ("saltm1", "saltm3"):
+            until(lambda on=master: served(lab, on) == {"four"}, PATIENCE, f"'four' on {master}")
+        # Its pillar comes from another repository, with a lock of its own.
+        until(lambda: served(lab, odd.id) == {"three", "four"}, PATIENCE, "the old state there")
+        done = lab.run("saltm1", "salt-run", "multimaster.drift", "--out=json")
+        assert done.returncode == 1
+        (one,) = json.loads(done.stdout)["drift"]
+        assert (one["subject"], one["side"]) == ("gitfs", "most masters")
+        assert one["path"] == f"{remote.url} refs/remotes/origin/{BRANCH}"
+        assert set(one["remedies"]) == {odd.id}
+        for lock in locks:
+            lock.unlink()
+        lab.run(odd.id, *shlex.split(one["remedies"][odd.id]["command"]))
+        assert served(lab, odd.id) == {"four"}
+        lab.until_connected()
+
+
+@contextlib.contextmanager
+def held_up(work: Path) -> Iterator[list[Path]]:
+    """Take Salt's lock of every repository, as a process does that hangs in a fetch."""
+    locks = [directory / "update.lk" for directory in work.glob("*/_")]
+    assert locks
+
+    def taken(lock: Path) -> bool:
+        with contextlib.suppress(FileExistsError), open(lock, "x") as stream:
+            stream.write(f"{os.getpid()}\n")
+            return True
+        return False
+
+    try:
+        for lock in locks:
+            until(functools.partial(taken, lock), PATIENCE, f"the lock {lock}", interval=0.01)
+        yield locks
+    finally:
+        for lock in locks:
+            lock.unlink(missing_ok=True)
 
 
 def _git(*argv: str) -> None:
