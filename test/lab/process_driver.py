@@ -185,13 +185,8 @@ class ProcessDriver:
             for process in processes:
                 process.send_signal(SIGNALS[verb])
             if verb == "kill":
-                # Not before init has reaped them all: a minion takes a zombie of its predecessor
-                # for a running instance, and exits.
-                until(
-                    lambda: not any(process.is_running() for process in processes),
-                    STOP,
-                    stopped,
-                )
+                # Zombies may stay for seconds; whoever starts a daemon waits for them.
+                until(lambda: not any(map(_alive, processes)), STOP, stopped, interval=0.01)
 
     def cut(self, lab: Lab, one: Host, other: Host) -> None:
         """Refuse: all hosts share one loopback interface."""
@@ -369,6 +364,12 @@ class ProcessDriver:
         result = subprocess.run(argv, capture_output=True, text=True, check=False)
         if result.returncode:
             raise LabError(f"{argv[0]}: {result.stderr.strip() or result.stdout.strip()}")
+
+
+def _alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def _listens(address: str, port: int) -> bool:
