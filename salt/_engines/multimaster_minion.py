@@ -232,6 +232,8 @@ class _Watch:
         self.interval = interval
         # An answer may take half an interval before the next question is asked.
         self.patience = interval / 2
+        # The one that the minion was seen with last.
+        self.last = None
         self.reported = set()
         self.silent = pathlib.Path(__opts__["cachedir"], "multimaster", "silent")
 
@@ -242,12 +244,27 @@ class _Watch:
             try:
                 master = self.master or self.minion.master(self.masters)
                 if master is not None:
+                    self.stay_with(master)
                     self.judge(master)
                 else:
                     # Salt looks for one already; this is whether any would let the minion in.
                     self.doubt.set()
             except Exception:  # A watch that ends is missed by nobody until it is needed.
                 log.exception("Cannot watch the master")
+
+    def stay_with(self, master):
+        """
+        Have Salt look only at the connection to this master.
+
+        After a move Salt 3008.3 goes on looking at those to all that it was with before, too, a job
+        for each in every interval.
+        """
+        if self.master is None and master != self.last:
+            for other in self.masters:
+                if other != master:
+                    name = salt.minion.master_event(type="alive", master=other)
+                    _fire({"func": "delete", "name": name, "persist": False}, "manage_schedule")
+        self.last = master
 
     def judge(self, master):
         """Ask a master; leave or report it if no question gets an answer."""

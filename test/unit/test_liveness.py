@@ -377,6 +377,25 @@ def test_an_engine_with_nothing_to_do_is_small_and_ends_with_the_minion(minion, 
         assert idle.wait(10) == 0
 
 
+def test_after_a_move_salt_looks_no_longer_at_the_masters_before(world):
+    found = world()
+    found.watch.stay_with(MASTERS[0])
+    found.fired.clear()
+    found.watch.stay_with(MASTERS[0])
+    assert found.fired == []
+    found.watch.stay_with(MASTERS[1])
+    assert [(tag, data["func"], data["name"]) for tag, data in found.fired] == [
+        ("manage_schedule", "delete", f"__master_alive_{other}")
+        for other in (MASTERS[0], MASTERS[2])
+    ]
+
+
+def test_a_hot_minion_looks_at_all_its_masters(world):
+    found = world(act=False)
+    found.watch.stay_with(MASTERS[0])
+    assert found.fired == []
+
+
 def test_a_lost_master_is_asked_through_the_minions_own_channel_until_it_is_back(world):
     found = world(act=False)
     lost = found.module._Lost(found.watch.minion, MASTERS)
