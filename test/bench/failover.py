@@ -48,6 +48,8 @@ SIDES = (OURS, ALONE)
 # Seconds between two questions to a master, and what is promised of a frozen one.
 INTERVAL = 1
 KILLED, FROZEN, BACK = 2.0, INTERVAL * 3 + 2.0, 2.0
+# A return on its way holds up the move: Salt closes its channel after the time that it has.
+BUSY = KILLED + 2.0
 # After that time a minion that Salt's documentation has configured is given up (seconds).
 GIVEN_UP = {"kill": 60.0, "freeze": 15.0}
 # How often that is looked at: it has never moved.
@@ -107,6 +109,7 @@ class Command:
 
     jid: str
     master: str
+    minions: tuple[str, ...]
     asked: float
     taken: float
 
@@ -121,15 +124,15 @@ class Client:
             for host in lab.lab.masters
         }
 
-    def give(self, master: str) -> Command | None:
-        """Give a command to both minions, without waiting for them; None if it is refused."""
+    def give(self, master: str, minions: Sequence[str] = SIDES) -> Command | None:
+        """Give a command to minions, without waiting for them; None if it is refused."""
         asked = time.time()
         try:
             with salt.client.LocalClient(mopts=self.opts[master]) as client:
-                told = client.pub(list(SIDES), "lab_evidence.note", tgt_type="list", timeout=2)
+                told = client.pub(list(minions), "lab_evidence.note", tgt_type="list", timeout=2)
         except (salt.exceptions.SaltException, OSError):
             return None
-        return Command(told["jid"], master, asked, time.time()) if told else None
+        return Command(told["jid"], master, tuple(minions), asked, time.time()) if told else None
 
     def returned(self, command: Command, minion: str) -> float | None:
         """Return when (epoch) a minion's return was there, on whichever master."""
@@ -140,7 +143,13 @@ class Client:
                 return Path(path, minion, "return.p").stat().st_mtime
         return None
 
-    def steady(self, masters: Sequence[str], seconds: float, interval: float) -> list[Command]:
+    def steady(
+        self,
+        masters: Sequence[str],
+        seconds: float,
+        interval: float,
+        minions: Sequence[str] = SIDES,
+    ) -> list[Command]:
         """Give commands on some masters in turn, at a steady rate."""
         given = []
         due, over = time.monotonic(), time.monotonic() + seconds
@@ -148,7 +157,7 @@ class Client:
             if due >= over:
                 break
             until(partial(_past, due), 10 * interval, "the next command", interval=0.01)
-            command = self.give(master)
+            command = self.give(master, minions)
             if command:
                 given.append(command)
             due = max(due + interval, time.monotonic())
@@ -166,10 +175,11 @@ class Client:
         found: dict[str, float] = {}
         begun = time.monotonic()
         while (passed := time.monotonic() - begun) < limit and set(minions) - set(found):
-            # A minion that is late is not to be buried under commands.
+            # A minion is not to be buried under commands, be it late or back already.
             pause = interval if passed < FROZEN else 5 * INTERVALS["fault"]
-            given += self.steady(masters, 2 * pause, pause)
-            for minion in minions:
+            left = [minion for minion in minions if minion not in found]
+            given += self.steady(masters, 2 * pause, pause, left)
+            for minion in left:
                 times = [at for command in given if (at := self.returned(command, minion))]
                 if times:
                     found[minion] = min(times)
@@ -177,7 +187,7 @@ class Client:
 
     def until_all_returned(self, given: Iterable[Command], minions: Iterable[str] = SIDES) -> None:
         """Wait for the returns of minions, for a limited time; what is missing is lost."""
-        left = [(command, minion) for command in given for minion in minions]
+        left = [(one, minion) for one in given for minion in minions if minion in one.minions]
 
         def complete() -> bool:
             left[:] = [(one, minion) for one, minion in left if not self.returned(one, minion)]
@@ -312,7 +322,8 @@ def hot(site: Masters, runs: int) -> dict[str, Any]:
                 # All of those before; and then the first one on each of the others.
                 for one, at in list(zip(given, times, strict=True))[:number_]:
                     found[name][side].add(at and at - one.asked, RETURNS)
-            found["back"][side].count(back, [client.returned(one, side) for one in back])
+            mine = [one for one in back if side in one.minions]
+            found["back"][side].count(mine, [client.returned(one, side) for one in mine])
             took = first[side] - ready if side in first else None
             found["back"][side].add(took, GIVEN_UP["kill"])
         print(
@@ -662,7 +673,7 @@ def rows(data: dict[str, Any]) -> list[Row]:
         found += lost("hot, master started, since it is ready", one["back"])
     for part, work, bound in (
         ("kill", "failover, master killed", KILLED),
-        ("busy", "failover, master killed, a return on its way to it", KILLED),
+        ("busy", "failover, master killed, a return on its way to it", BUSY),
         ("freeze", "failover, master frozen", FROZEN),
     ):
         if one := data.get(part):
