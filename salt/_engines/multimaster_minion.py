@@ -203,7 +203,7 @@ class _Minion:
     def links(self, master):
         """Return its connections to a master; a new one has another port of its own."""
         addresses = __utils__["multimaster_dial.resolve"](master)
-        links = __utils__["multimaster_dial.links"](self.pid)
+        links = __utils__["multimaster_dial.links"](self.pid, False)
         return {link for link in links if link[0] in addresses}
 
 
