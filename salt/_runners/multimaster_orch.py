@@ -301,9 +301,14 @@ def _until_restarted(plan, roles, before):
     """Wait until the daemons of some hosts are other processes than before."""
     waiting = {name: set(some) for name, some in roles.items() if some}
     heard = dict.fromkeys(waiting, time.monotonic())
+    silent, patience = 0, GLANCE
 
     def look():
-        facts = _facts(plan, waiting, GLANCE)
+        nonlocal silent, patience
+        facts = _facts(plan, waiting, patience)
+        # All are being restarted; or have so much to do that a look is one thing more to do.
+        silent = 0 if facts else silent + 1
+        patience = min(WORK, GLANCE * 2 ** max(0, silent - 1))
         heard.update(dict.fromkeys(facts, time.monotonic()))
         for name in list(waiting):
             waiting[name] = {

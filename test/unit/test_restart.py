@@ -52,6 +52,14 @@ def init(tmp_path, monkeypatch):
             one.daemon.wait()
 
 
+def test_jobs_that_only_look_at_a_minion_are_not_waited_for(monkeypatch):
+    import salt.utils.minion
+
+    functions = ["saltutil.find_job", "state.apply", "multimaster_orch.facts"]
+    monkeypatch.setattr(salt.utils.minion, "running", lambda _: [{"fun": f} for f in functions])
+    assert restart._jobs({}) == [{"fun": "state.apply"}]
+
+
 @pytest.mark.parametrize("refusals", [0, 1, 2])
 def test_a_daemon_is_started_until_it_is_there(init, refusals):
     system = init(refusals)
