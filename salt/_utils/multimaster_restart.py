@@ -20,8 +20,8 @@ from typing import Any
 POLL = 0.2
 # How long a master's job may stay without any new return before it counts as over.
 QUIET = 30
-# Jobs that nobody misses: who looks so looks again, and on a host with much to do there is always
-# one of them.
+# Jobs that nobody misses: who looks so looks again, and on a host with much to do there may always
+# be one of them.
 LOOKS = {"multimaster_orch.facts", "saltutil.find_job"}
 # Seconds between two times that a daemon is started that does not come, and after which it is given
 # up.

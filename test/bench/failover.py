@@ -48,8 +48,6 @@ SIDES = (OURS, ALONE)
 # Seconds between two questions to a master, and what is promised of a frozen one.
 INTERVAL = 1
 KILLED, FROZEN, BACK = 2.0, INTERVAL * 3 + 2.0, 2.0
-# A return on its way holds up the move: Salt closes its channel after the time that it has.
-BUSY = KILLED + 2.0
 # After that time a minion that Salt's documentation has configured is given up (seconds).
 GIVEN_UP = {"kill": 60.0, "freeze": 15.0}
 # How often that is looked at: it has never moved.
@@ -673,7 +671,7 @@ def rows(data: dict[str, Any]) -> list[Row]:
         found += lost("hot, master started, since it is ready", one["back"])
     for part, work, bound in (
         ("kill", "failover, master killed", KILLED),
-        ("busy", "failover, master killed, a return on its way to it", BUSY),
+        ("busy", "failover, master killed, a return on its way to it", KILLED),
         ("freeze", "failover, master frozen", FROZEN),
     ):
         if one := data.get(part):

@@ -16,10 +16,7 @@ from lab.load import Account, Given, Load
 ALIVE_INTERVAL = 1
 # The promises, in seconds.
 AT_ONCE = 1
-# Under load there is mostly a return on its way, which Salt waits for before it moves on.
-NOTICED = 2 + 2
-# A sign-in at a master that is down (Salt's auth_timeout).
-SIGN_IN = 5
+NOTICED = 2
 UNNOTICED = ALIVE_INTERVAL * 3 + 2
 RECOVERY = 60
 # A job that a master takes less than a second before it fails may not get out any more, nor its
