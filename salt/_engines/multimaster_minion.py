@@ -46,6 +46,8 @@ AT_ONCE = 10
 # that is; after some time they become fewer, since Salt logs each that gets no answer.
 AWAY = 1.0
 SOME_TIME, SELDOM = 120, 60
+# Seconds for which connections are taken to be as they were while the sockets are the same ones.
+SAME = 10
 # Seconds that no return gets through to a master that is there and answers, after which the minion
 # is restarted; and between two such restarts.
 STUCK = 45
@@ -105,7 +107,7 @@ def start(masters=(), act=False, interval=10, service="salt-minion", restart_tim
         masters = (
             __opts__["master"] if isinstance(__opts__["master"], list) else [__opts__["master"]]
         )
-    minion = _Minion()
+    minion = _Minion(1 if act else len(masters))
     directory = pathlib.Path(__opts__["cachedir"], "multimaster")
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(directory / "engine.lock", "w") as lock:
@@ -166,9 +168,17 @@ def _get_unstuck(masters, mark, service, timeout):
 
 
 class _Minion:
-    """The minion's daemon, seen from outside, as an engine is a process of its own."""
+    """
+    The minion's daemon, seen from outside, as an engine is a process of its own.
 
-    def __init__(self):
+    enough
+        How many masters it is connected to if all is well.
+    """
+
+    def __init__(self, enough):
+        self.enough = enough
+        # Sockets, the masters that they were found to lead to, and until when that is believed.
+        self.before = frozenset(), [], 0.0
         self.pid = os.getppid()
         self.pidfile = __opts__["pidfile"]
         if not self._named():
@@ -192,9 +202,18 @@ class _Minion:
 
     def connected(self, masters):
         """Return the addresses of the masters that the minion is connected to."""
+        # To see which sockets there are costs little; where they lead, a look at the whole host's.
+        sockets = __utils__["multimaster_dial.sockets"](self.pid)
+        same, found, until = self.before
+        if sockets and sockets == same and time.monotonic() < until:
+            return found
         port = __opts__["master_port"]
         # The connections are the daemon's own; its children are jobs and engines.
-        return __utils__["multimaster_dial.connected"](self.pid, masters, port, False)
+        found = __utils__["multimaster_dial.connected"](self.pid, masters, port, False)
+        # One that is on its way has a socket already.
+        if len(found) >= self.enough:
+            self.before = sockets, found, time.monotonic() + SAME
+        return found
 
     def master(self, masters):
         """Return the address of the first of them, or None."""

@@ -131,7 +131,7 @@ def deploy_masters(plan=None, test=False):
 
 def deploy_minions(plan=None, test=False):
     """
-    Apply the formula to the minions: one, then two, then four ...
+    Apply the formula to the minions: one, then two, then four, for as long as that spares time.
 
     Each batch has to answer on every master (``mode: failover``: on one) before the next one's
     turn.  Minions that are absent at the beginning are left for a later run.
@@ -158,19 +158,23 @@ def deploy_minions(plan=None, test=False):
         return _outcome([], dict.fromkeys(todo, "would be deployed"), notes)
     if done:
         _say(f"minions: {len(done)} have the declared configuration already")
-    changes, started, after = {}, time.monotonic(), 0
-    for number, batch in enumerate(__utils__["multimaster_deploy.batches"](todo, plan.batch), 1):
-        step = f"batch {number} ({', '.join(batch)})" if number > 1 else f"canary {batch[0]}"
-        after += len(batch)
-        _say(f"{step}: the formula is applied; {after} of {len(todo)} with it")
+    changes, started = {}, time.monotonic()
+    most = __utils__["multimaster_deploy.largest"](plan.batch, len(todo))
+    left, past = todo, []
+    while left:
+        size = __utils__["multimaster_deploy.batch_size"](past, most)
+        batch, left = left[:size], left[size:]
+        step = f"batch {len(past) + 1} ({', '.join(batch)})" if past else f"canary {batch[0]}"
+        _say(f"{step}: the formula is applied; {len(todo) - len(left)} of {len(todo)} with it")
         begun = time.monotonic()
         problems = _deploy_minions(plan, batch, here)
         changes |= dict.fromkeys(batch, "applied" if problems else "deployed")
         if problems:
             return _outcome(
-                [f"stopped at {step}", *problems, *_later(todo[after:], "minions")], changes, notes
+                [f"stopped at {step}", *problems, *_later(left, "minions")], changes, notes
             )
-        _say(f"{step}: well, {(time.monotonic() - begun) / len(batch):.1f} s for each")
+        past.append((len(batch), (time.monotonic() - begun) / len(batch)))
+        _say(f"{step}: well, {past[-1][1]:.1f} s for each")
     if todo:
         each = (time.monotonic() - started) / len(todo)
         notes.append(f"{len(todo)} minions deployed, {each:.1f} s for each")

@@ -21,6 +21,8 @@ LISTENS = ("interface", "ipv6", *PORTS)
 # How a state says that it has a daemon restarted after the job.
 RESTART = "restart"
 BATCH = re.compile(r"([1-9]\d*)(%?)")
+# The part of the time for each minion that twice as many at once may take and still be worth it.
+PAYS = 0.8
 
 
 @dataclass(frozen=True)
@@ -104,15 +106,26 @@ def plan(declaration: Any, findings: Iterable[str] = ()) -> Plan:
     )
 
 
-def batches(ids: Iterable[str], batch: Any) -> Iterator[list[str]]:
-    """Yield the canary, and then batches that double up to the largest: a number or percentage."""
-    left = sorted(ids)
-    most = largest(batch, len(left))
-    size = 1
-    while left:
-        yield left[:size]
-        left = left[size:]
-        size = min(2 * size, most)
+def batch_size(past: Sequence[tuple[int, float]], most: int) -> int:
+    """
+    Return the size of the next batch of minions.
+
+    past
+        The batches so far: how many minions, and the seconds for each of them.
+    most
+        The size of the largest.
+
+    The first is one minion, the canary; the others double up.  When that no longer spares time,
+    the minions wait for something that they share, a master or a host: more of them at once would
+    only run into time limits, and half as many are as fast.
+    """
+    if not past:
+        return 1
+    size, seconds = past[-1]
+    smaller = next((each for number, each in reversed(past) if 2 * number <= size), None)
+    if smaller is None or seconds <= PAYS * smaller:
+        return min(2 * size, most)
+    return size // 2
 
 
 def largest(batch: Any, total: int) -> int:

@@ -6,6 +6,7 @@ the liveness engine, the execution module and the cut-over, a program, all need 
 """
 
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -136,6 +137,16 @@ def links(pid: int, family: bool = True) -> set[tuple[str, int, int]]:
                         address = connection.raddr.ip.removeprefix("::ffff:")
                         found.add((address, connection.raddr.port, connection.laddr.port))
     return found
+
+
+def sockets(pid: int) -> frozenset[str]:
+    """Return the sockets of a process, each by a name that no other one has; none if unknown."""
+    directory, found = f"/proc/{pid}/fd", set()
+    with contextlib.suppress(OSError):
+        for name in os.listdir(directory):
+            with contextlib.suppress(OSError):
+                found.add(os.readlink(f"{directory}/{name}"))
+    return frozenset(name for name in found if name.startswith("socket:"))
 
 
 def resolve(address: str) -> set[str]:

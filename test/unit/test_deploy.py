@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict
 from pathlib import Path
 
@@ -84,23 +85,40 @@ def test_a_refused_declaration_gives_a_plan_all_the_same(declaration):
 
 
 @pytest.mark.parametrize(
-    ("total", "batch", "sizes"),
-    [
-        (0, "25%", []),
-        (1, "25%", [1]),
-        (3, "25%", [1, 1, 1]),
-        (20, "25%", [1, 2, 4, 5, 5, 3]),
-        (20, "100%", [1, 2, 4, 8, 5]),
-        (20, 3, [1, 2, 3, 3, 3, 3, 3, 2]),
-        (5, 1, [1, 1, 1, 1, 1]),
-        (5, 100, [1, 2, 2]),
-    ],
+    ("batch", "total", "size"),
+    [("25%", 0, 1), ("25%", 3, 1), ("25%", 20, 5), ("100%", 20, 20), (3, 20, 3), (100, 5, 100)],
 )
-def test_batches_double_from_one_up_to_the_largest(total, batch, sizes):
-    ids = [f"web{number:03}" for number in range(total)]
-    made = list(deploy.batches(reversed(ids), batch))
-    assert [len(some) for some in made] == sizes
-    assert [name for some in made for name in some] == ids
+def test_the_largest_batch_is_a_number_or_a_percentage(batch, total, size):
+    assert deploy.largest(batch, total) == size
+
+
+def sizes(most, total, seconds):
+    """Return the batches of so many minions, of which each batch takes some seconds."""
+    past = []
+    while total > 0:
+        size = min(deploy.batch_size(past, most), total)
+        total -= size
+        past.append((size, seconds(size) / size))
+    return [size for size, _ in past]
+
+
+@pytest.mark.parametrize(
+    ("most", "total", "expected"),
+    [(5, 20, [1, 2, 4, 5, 5, 3]), (1, 3, [1, 1, 1]), (100, 40, [1, 2, 4, 8, 16, 9])],
+)
+def test_batches_double_from_one_up_to_the_largest(most, total, expected):
+    assert sizes(most, total, lambda size: 20) == expected
+
+
+def test_batches_of_minions_that_share_a_processor_grow_no_further():
+    # As measured on one machine with two cores.
+    assert sizes(12, 50, lambda size: 14 + 6 * size) == [1, 2, 4, 8, 4, 8, 4, 8, 4, 7]
+
+
+def test_one_slow_batch_does_not_keep_the_others_small():
+    # The third waits for a minion's job to end.
+    seconds = itertools.chain([20, 20, 300], itertools.repeat(20))
+    assert sizes(64, 100, lambda _: next(seconds)) == [1, 2, 4, 2, 4, 8, 16, 32, 31]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ The masters are made up here, with their delays in parts of an interval; test/ch
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +16,9 @@ import time
 
 import pytest
 
+import multimaster_dial
+
+LOCAL = ["127.0.0.1", "127.0.0.2"]
 MASTERS = ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
 INTERVAL = 0.4
 NEVER = None
@@ -39,7 +44,8 @@ class World:
             master for master in [self.present] if master
         ]
         module._fire = self.fire
-        minion = module._Minion()
+        module.__utils__["multimaster_dial.sockets"] = lambda _: frozenset()
+        minion = module._Minion(1)
         minion.runs = lambda: True
         self.watch = module._Watch(
             minion, MASTERS, None if act else MASTERS[0], INTERVAL, threading.Event(), {}
@@ -338,9 +344,57 @@ def minion(world, tmp_path, monkeypatch):
 
     def make(content):
         pidfile.write_text(content)
-        return module._Minion(), pidfile
+        return module._Minion(2), pidfile
 
     return make
+
+
+@pytest.fixture
+def looks(minion, monkeypatch):
+    """That daemon with real connections, and the addresses of each look at where they lead."""
+    found, _ = minion(str(os.getpid()))
+    utils, made = found.connected.__globals__["__utils__"], []
+
+    def look(*arguments):
+        made.append(multimaster_dial.connected(*arguments))
+        return made[-1]
+
+    utils["multimaster_dial.sockets"] = multimaster_dial.sockets
+    utils["multimaster_dial.connected"] = look
+    return found, made
+
+
+@contextlib.contextmanager
+def connection(address):
+    with socket.create_server((address, 0)) as server:
+        with socket.create_connection(server.getsockname()):
+            yield
+
+
+def test_connections_are_looked_at_again_when_the_sockets_are_others(looks):
+    minion, made = looks
+    with connection(LOCAL[0]):
+        with connection(LOCAL[1]):
+            assert [minion.connected(LOCAL) for _ in range(3)] == 3 * [LOCAL]
+            assert len(made) == 1
+        assert minion.connected(LOCAL) == LOCAL[:1]
+
+
+def test_a_connection_that_is_missing_is_looked_for_each_time(looks):
+    minion, made = looks
+    with connection(LOCAL[0]):
+        assert [minion.connected(LOCAL) for _ in range(3)] == 3 * [LOCAL[:1]]
+    assert len(made) == 3
+
+
+def test_connections_are_looked_at_again_after_a_while(looks, monkeypatch):
+    minion, made = looks
+    with connection(LOCAL[0]), connection(LOCAL[1]):
+        minion.connected(LOCAL)
+        now = time.monotonic()
+        monkeypatch.setattr("time.monotonic", lambda: now + 60)
+        minion.connected(LOCAL)
+    assert len(made) == 2
 
 
 def test_the_end_of_the_minion_is_seen_though_its_process_waits(minion, monkeypatch):
