@@ -246,6 +246,9 @@ class _Watch:
         self.heard = heard
         # The connections at the time of the last answer.
         self.links = None
+        # Master -> the channel of the last question, for the next one: to make another takes
+        # thirty times as long as to ask, since Salt reads the minion's key again.
+        self.kept = {}
         self.masters = masters
         self.master = master
         self.interval = interval
@@ -279,6 +282,7 @@ class _Watch:
         for each in every interval.
         """
         if self.master is None and master != self.last:
+            __utils__["multimaster_dial.forget"](self.kept.pop(self.last, []))
             for other in self.masters:
                 if other != master:
                     name = salt.minion.master_event(type="alive", master=other)
@@ -290,7 +294,9 @@ class _Watch:
         # Whoever lets this minion in once lets it in until it is restarted.
         links = self.minion.links(master)
         # An answer to any of them counts, so that who is merely slow is not silent.
-        heard = self._ask(master, None, "ask" if links == self.links else "afresh")
+        way = "ask" if links == self.links else "afresh"
+        kept = self.kept.setdefault(master, [])
+        heard = self._ask(master, None, way, kept)
         if heard.wait(self.patience):
             self.links = links
             self._heard(master)
@@ -303,7 +309,7 @@ class _Watch:
         # A master with too much to do is not left by all at once, but relieved.
         to_spare = random.uniform(0, self.patience) if act else 0
         for patience in (self.patience + to_spare, self.patience):
-            self._ask(master, heard)
+            self._ask(master, heard, "ask", kept)
             if heard.wait(patience):
                 self._heard(master)
                 return
@@ -322,10 +328,10 @@ class _Watch:
         else:
             self._silence(master)
 
-    def _ask(self, address, heard=None, way="ask"):
+    def _ask(self, address, heard=None, way="ask", kept=None):
         heard = heard or threading.Event()
         # For as long as that master may be in doubt.
-        self._put(address, 2 * self.interval, heard, way)
+        self._put(address, 2 * self.interval, heard, way, kept)
         return heard
 
     def _put(self, *arguments):

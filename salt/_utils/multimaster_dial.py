@@ -18,7 +18,9 @@ from typing import Any
 REQUEST = {"cmd": "_file_envs"}
 
 
-def ask(opts: Mapping[str, Any], address: str, timeout: float) -> bool:
+def ask(
+    opts: Mapping[str, Any], address: str, timeout: float, kept: list[Any] | None = None
+) -> bool:
     """
     Ask a master something as this minion, and tell whether a real answer came.
 
@@ -26,17 +28,53 @@ def ask(opts: Mapping[str, Any], address: str, timeout: float) -> bool:
         The minion's options.
     timeout
         Seconds for signing in and for the answer, each; the call may take twice as long.
+    kept
+        Where the channel is left for the next question, and taken from.
 
     Signs in where needed, so that a master with another key, or without this minion's, counts as
     one that does not answer.
     """
-    return isinstance(_send(opts, address, timeout, dict(REQUEST)), list)
+    return isinstance(_send(opts, address, timeout, dict(REQUEST), kept), list)
 
 
 def _send(
-    opts: Mapping[str, Any], address: str, timeout: float, load: dict[str, Any], **kwargs: Any
+    opts: Mapping[str, Any],
+    address: str,
+    timeout: float,
+    load: dict[str, Any],
+    kept: list[Any] | None = None,
+    **kwargs: Any,
 ) -> Any:
     """Return a master's answer, or None."""
+    answer = None
+    # Whatever goes wrong, and Salt even exits on some answers, is no answer.
+    with contextlib.suppress(Exception, SystemExit):
+        channel = _taken(kept or []) or _channel(opts, address, timeout, **kwargs)
+        try:
+            answer = channel.send(load, tries=1, timeout=timeout)
+        finally:
+            if answer is not None and kept == []:
+                kept.append(channel)
+            else:
+                channel.close()
+    return answer
+
+
+def _taken(kept: list[Any]) -> Any:
+    # Threads take it from each other.
+    try:
+        return kept.pop()
+    except IndexError:
+        return None
+
+
+def forget(kept: list[Any]) -> None:
+    """Close the channels that were kept."""
+    while channel := _taken(kept):
+        channel.close()
+
+
+def _channel(opts: Mapping[str, Any], address: str, timeout: float, **kwargs: Any) -> Any:
     import salt.channel.client
     import salt.minion
 
@@ -44,17 +82,14 @@ def _send(
     # Left from the master that the daemon is with; the address that is asked has its own.
     for name in ("master_ip", "master_uri", "master_uri_list"):
         mine.pop(name, None)
-    try:
-        mine.update(salt.minion.prep_ip_port(mine))
-        mine.update(salt.minion.resolve_dns(mine, fallback=False))
-        with salt.channel.client.ReqChannel.factory(mine, **kwargs) as channel:
-            return channel.send(load, tries=1, timeout=timeout)
-    # Whatever goes wrong, and Salt even exits on some answers, is no answer.
-    except (Exception, SystemExit):
-        return None
+    mine.update(salt.minion.prep_ip_port(mine))
+    mine.update(salt.minion.resolve_dns(mine, fallback=False))
+    return salt.channel.client.ReqChannel.factory(mine, **kwargs)
 
 
-def is_there(opts: Mapping[str, Any], address: str, timeout: float) -> bool:
+def is_there(
+    opts: Mapping[str, Any], address: str, timeout: float, kept: list[Any] | None = None
+) -> bool:
     """
     Tell whether some master answers at an address, be it one that this minion may not sign in to.
 
@@ -63,7 +98,9 @@ def is_there(opts: Mapping[str, Any], address: str, timeout: float) -> bool:
     return _send(opts, address, timeout, {"cmd": "ping"}, crypt="clear") is not None
 
 
-def ask_afresh(opts: Mapping[str, Any], address: str, timeout: float) -> bool:
+def ask_afresh(
+    opts: Mapping[str, Any], address: str, timeout: float, kept: list[Any] | None = None
+) -> bool:
     """
     Ask a master as ``ask`` does, after signing in once more.
 
@@ -73,7 +110,8 @@ def ask_afresh(opts: Mapping[str, Any], address: str, timeout: float) -> bool:
     import salt.crypt
 
     salt.crypt.AsyncAuth.creds_map.clear()
-    return ask(opts, address, timeout)
+    forget(kept or [])
+    return ask(opts, address, timeout, kept)
 
 
 WAYS = {"ask": ask, "afresh": ask_afresh, "there": is_there}
@@ -85,11 +123,12 @@ def put(
     timeout: float,
     heard: threading.Event,
     way: str = "ask",
+    kept: list[Any] | None = None,
 ) -> None:
     """Ask a master in one of the ``WAYS``, in a thread; set the event when the answer is yes."""
 
     def run() -> None:
-        if WAYS[way](opts, address, timeout):
+        if WAYS[way](opts, address, timeout, kept):
             heard.set()
 
     # Not waited for when this process ends.

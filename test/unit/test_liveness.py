@@ -34,6 +34,10 @@ class World:
         self.asked = []
         # Masters that are there, and do not let the minion in.
         self.refusing = set()
+        # The channels that were closed.
+        self.forgotten = []
+        # The masters that were asked, and where the channel for it is kept.
+        self.kept = []
         self.module = module
         module.__opts__ = {"id": "web1", "cachedir": str(tmp_path), "master": MASTERS[0]}
         module.__opts__ |= {"master_port": 4506, "pidfile": str(tmp_path / "salt-minion.pid")}
@@ -45,6 +49,7 @@ class World:
         ]
         module._fire = self.fire
         module.__utils__["multimaster_dial.sockets"] = lambda _: frozenset()
+        module.__utils__["multimaster_dial.forget"] = self.forgotten.append
         minion = module._Minion(1)
         minion.runs = lambda: True
         self.watch = module._Watch(
@@ -54,12 +59,13 @@ class World:
         self.links, self.ways = {MASTERS[0]}, []
         minion.links = lambda master: set(self.links)
 
-    def put(self, opts, address, timeout, heard, way):
+    def put(self, opts, address, timeout, heard, way, kept=None):
         if way == "there":
             if address in self.refusing:
                 heard.set()
             return
         self.asked.append(address)
+        self.kept.append((address, kept))
         self.ways.append(way)
         if self.delays[address] is not NEVER:
             timer = threading.Timer(self.delays[address] * INTERVAL, heard.set)
@@ -333,6 +339,18 @@ def test_what_is_no_return_goes_nowhere_else(world):
     found = world()
     found.present = MASTERS[1]
     assert followed(found, payload(MASTERS[0], cmd="_pillar")) == []
+
+
+def test_a_channel_serves_one_master_only(world):
+    found = world(act=True)
+    for found.present in (MASTERS[0], MASTERS[0], MASTERS[1]):
+        found.watch.stay_with(found.present)
+        found.watch.judge(found.present)
+    assert [address for address, _ in found.kept] == [MASTERS[0], MASTERS[0], MASTERS[1]]
+    first, again, other = (kept for _, kept in found.kept)
+    assert first is again
+    assert other is not first
+    assert any(closed is first for closed in found.forgotten)
 
 
 @pytest.fixture
