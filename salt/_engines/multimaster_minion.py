@@ -7,6 +7,8 @@ Looks after a minion's masters, from within the minion; see docs/failover.md and
   but only when another one answers.  Otherwise, and in hot mode, it is reported.
 - Sends the returns of jobs again that their master has not taken: to it when it is back, or to the
   master that the minion has moved to.
+- Has a minion in failover mode move when the connection to its master has ended, as Salt's check
+  does once every ``master_alive_interval``.
 - Keeps a hot minion dialling a master that it has lost, so that it is there when that is back.
 - Restarts a minion whose channel to a master hangs, though that master answers.
 - Has the minion verify the signature over its masters' key as soon as they all sign, and stop as
@@ -42,6 +44,8 @@ FINISH = 5
 KEPT = 120
 AGAIN = 5
 AT_ONCE = 10
+# Seconds between two looks whether a minion in failover mode has a connection.
+CUT = 0.2
 # Seconds between two looks whether a master is lost, and two questions through the channel to one
 # that is; after some time they become fewer, since Salt logs each that gets no answer.
 AWAY = 1.0
@@ -126,8 +130,8 @@ def start(masters=(), act=False, interval=10, service="salt-minion", restart_tim
         for master in [None] if act else masters:
             _in_thread(_Watch(minion, masters, master, interval, doubt, heard).run)
         _in_thread(lambda: _follow_signing(minion, doubt, service, restart_timeout))
-        if not act:
-            _in_thread(_Lost(minion, masters).run)
+        look = _Cut(minion, masters).look if act else _Lost(minion, masters).look
+        _in_thread(lambda: _repeat(look, CUT if act else AWAY))
         returns = _Returns(minion, masters, act, heard, interval)
         _in_thread(returns.run)
         looked = 0.0
@@ -365,6 +369,55 @@ class _Watch:
             _tell("answers", {"master": master})
 
 
+def _spread():
+    """Return the seconds in which the minions of a master come back to it."""
+    return (__opts__["recon_default"] + __opts__["recon_max"]) / 1000
+
+
+def _repeat(look, pause):
+    """Look at the minion's connections again and again for as long as there is an engine."""
+    took = 0.0
+    while True:
+        # On a host with very many connections a look takes long: no more than 2 % of its time.
+        time.sleep(max(pause, 50 * took))
+        started = time.thread_time()
+        try:
+            look(time.monotonic())
+        except Exception:  # Missed by nobody until a master is lost.
+            log.exception("Cannot look for lost masters")
+        took = time.thread_time() - started
+
+
+class _Cut:
+    """
+    Has a minion in failover mode try the next master when the connection to its own has ended.
+
+    Salt's own check looks every ``master_alive_interval`` seconds, which is 10 or more, by a job.
+    """
+
+    def __init__(self, minion, masters):
+        self.minion = minion
+        self.masters = masters
+        # The master that it was connected to, and when it is to leave it.
+        self.master, self.due = None, None
+
+    def look(self, now):
+        """Look for a connection; fire the event of Salt's check if there is none any more."""
+        master = self.minion.master(self.masters)
+        if master is not None:
+            self.master, self.due = master, None
+        elif self.master is None:
+            # It is on its way, or was never anywhere.
+            return
+        elif self.due is None:
+            # Not for one that is back at once; and with many others, not all at the same time.
+            self.due = now + random.uniform(0, _spread())
+        elif now >= self.due and self.minion.runs():
+            log.warning("The connection to %s has ended; moving on", self.master)
+            _fire({"master": self.master}, salt.minion.master_event(type="disconnected"))
+            self.master = self.due = None
+
+
 class _Lost:
     """
     Asks masters that the minion has lost for something, through the minion's own channel.
@@ -377,24 +430,10 @@ class _Lost:
         self.minion = minion
         self.masters = masters
         # As many minions come back at a time as to the masters' publishers.
-        spread = (__opts__["recon_default"] + __opts__["recon_max"]) / 1000
-        self.pace = max(AWAY, spread)
+        self.pace = max(AWAY, _spread())
         # Masters that the minion has been connected to; since when each is lost, and when it is
         # asked next.
         self.known, self.lost, self.due = set(), {}, {}
-
-    def run(self):
-        """Look for as long as there is an engine."""
-        took = 0.0
-        while True:
-            # On a host with very many connections a look takes long: no more than 2 % of its time.
-            time.sleep(max(AWAY, 50 * took))
-            started = time.thread_time()
-            try:
-                self.look(time.monotonic())
-            except Exception:  # Missed by nobody until a master is lost.
-                log.exception("Cannot look for lost masters")
-            took = time.thread_time() - started
 
     def look(self, now):
         """Ask those that are lost, and those that are back after some time."""

@@ -305,6 +305,7 @@ def _until_restarted(plan, roles, before):
     """Wait until the daemons of some hosts are other processes than before."""
     waiting = {name: set(some) for name, some in roles.items() if some}
     heard = dict.fromkeys(waiting, time.monotonic())
+    answered = set()
     silent, patience = 0, GLANCE
 
     def look():
@@ -314,6 +315,7 @@ def _until_restarted(plan, roles, before):
         silent = 0 if facts else silent + 1
         patience = min(WORK, GLANCE * 2 ** max(0, silent - 1))
         heard.update(dict.fromkeys(facts, time.monotonic()))
+        answered.update(facts)
         for name in list(waiting):
             waiting[name] = {
                 role
@@ -327,11 +329,16 @@ def _until_restarted(plan, roles, before):
 
     limit = plan.restart_timeout + plan.timeout
     _until(limit, look, lambda busy: not busy)
-    return [
-        f"{name}: its {' and '.join(sorted(left))} has not been restarted; "
-        "see multimaster-restart.log on it"
-        for name, left in waiting.items()
-    ]
+    problems = []
+    for name, left in waiting.items():
+        what = f"its {' and '.join(sorted(left))}"
+        told = (
+            f"{what} has not been"
+            if name in answered
+            else f"does not answer since {what} was to be"
+        )
+        problems.append(f"{name}: {told} restarted; see multimaster-restart.log on it")
+    return problems
 
 
 def _until_well(plan, ready, here, connected=()):

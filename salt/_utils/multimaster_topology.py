@@ -35,11 +35,14 @@ FAILOVER = {
 # back after it was away.  Each question takes a worker some milliseconds; a connection, less.
 QUESTIONS_PER_SECOND = 100
 COMEBACKS_PER_SECOND = 500
-# Minions that are reckoned with where nobody said how many there are.
+# Minions that are reckoned with where nobody said how many there are; and as many as any master
+# lets in again within a second or two.
 SOME_MINIONS = 1000
+FEW_MINIONS = 100
 # Seconds.
 SHORTEST_INTERVAL = 10
 LONGEST_SPREAD = 60
+SHORTEST_SPREAD = 0.2
 
 # Set by the formula: in ``config`` they would contradict the declaration.
 SIGNING_MASTER = (
@@ -329,7 +332,7 @@ def minion_settings(topology: Topology, minion_id: str) -> list[Setting]:
                 "which would silently turn the entry into 127.0.0.1",
             )
         )
-    settings += _comeback_settings(number, interval)
+    settings += _comeback_settings(number, interval, failover)
     config = topology.minion_config
     return [
         replace(setting, value=config[setting.option], reason="set under minion: config")
@@ -368,38 +371,47 @@ def _failover_settings(topology: Topology, interval: int) -> list[Setting]:
             "each return to the first master interrupts the minion once more",
         ),
     ]
+    if topology.minions <= FEW_MINIONS:
+        reason = (
+            "seconds that a master which is down takes before the next one is tried; Salt's 5 are "
+            "for more minions at a time"
+        )
+        settings.append(Setting("auth_timeout", 3, reason))
     if declared.get("master_failback"):
         reason = "as often as the present master is asked"
         settings.append(setting("master_failback_interval", interval, reason))
     return settings
 
 
-def _comeback_settings(number: int, interval: int) -> list[Setting]:
-    spread = max(1, min(LONGEST_SPREAD, math.ceil(number / COMEBACKS_PER_SECOND)))
+def _comeback_settings(number: int, interval: int, failover: bool) -> list[Setting]:
+    spread = max(SHORTEST_SPREAD, min(LONGEST_SPREAD, number / COMEBACKS_PER_SECOND))
     least = 100
+    # A minion does not leave a master before that has passed.
+    patience = 1 if failover else 2
     return [
         Setting(
             "return_retry_timer",
-            2,
+            patience,
             "seconds, at least: a return that waits for a master occupies the minion, and some "
             "twenty keep it from all else; the engine sends it again",
         ),
         Setting(
             "return_retry_timer_max",
-            2,
-            "seconds, at most: after that Salt dials anew, which brings a lost master back sooner",
+            patience,
+            "seconds, at most: after that Salt dials anew, which brings a lost master back "
+            "sooner, or goes to the next one",
         ),
         Setting("return_retry_tries", 1, "see return_retry_timer"),
         Setting("recon_default", least, "milliseconds; a returning master is found at once"),
         Setting(
             "recon_max",
-            spread * 1000 - least,
-            f"milliseconds: {number} minions come back within {spread} s, at most "
+            round(spread * 1000) - least,
+            f"milliseconds: {number} minions come back within {spread:g} s, at most "
             f"{COMEBACKS_PER_SECOND} a second",
         ),
         Setting(
             "random_reauth_delay",
-            spread,
+            math.ceil(spread),
             "seconds that a minion whose sign-in failed waits at most before it starts again: "
             "spread like connections",
         ),

@@ -468,6 +468,44 @@ def test_a_hot_minion_looks_at_all_its_masters(world):
     assert found.fired == []
 
 
+@pytest.mark.parametrize(
+    ("seen", "left"),
+    [
+        # None: no connection.
+        ([0, None, None, None, None], [0]),
+        ([0, None, 0, None, 0], []),
+        ([0, None, 1, 1, 1], []),
+        ([0, None, None, 1, None, None], [0, 1]),
+        ([None, None, None], []),
+    ],
+    ids=["gone", "back at the next look", "moved by itself", "gone twice", "never there"],
+)
+def test_a_master_is_left_when_its_connection_has_ended(world, seen, left):
+    found = world()
+    cut = found.module._Cut(found.watch.minion, MASTERS)
+    for number, place in enumerate(seen):
+        found.present = None if place is None else MASTERS[place]
+        # A second: as long as many minions take to come back to a master.
+        cut.look(number)
+    assert found.left == [MASTERS[place] for place in left]
+
+
+def test_minions_do_not_leave_a_master_all_at_the_same_time(world):
+    found = world()
+    moments = set()
+    for _ in range(30):
+        cut = found.module._Cut(found.watch.minion, MASTERS)
+        found.present, found.fired = MASTERS[0], []
+        cut.look(0)
+        found.present, now = None, 0.0
+        while not found.fired:
+            now += 0.1
+            cut.look(now)
+        moments.add(round(now, 1))
+    assert len(moments) > 3
+    assert max(moments) < 1.3
+
+
 def test_a_lost_master_is_asked_through_the_minions_own_channel_until_it_is_back(world):
     found = world(act=False)
     lost = found.module._Lost(found.watch.minion, MASTERS)

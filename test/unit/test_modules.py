@@ -464,7 +464,7 @@ class TestSettings:
         host.modules.pack["__pillar__"]["multimaster"] = {"masters": masters, "minions": 700}
         found = host.call("settings")
         assert found["master"]["value"] == ["192.0.2.1"]
-        assert found["recon_max"]["value"] == 1900
+        assert found["recon_max"]["value"] == 1300
         assert "700 minions" in found["recon_max"]["reason"]
 
     def test_of_an_invalid_declaration_are_refused(self, host):

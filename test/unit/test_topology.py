@@ -829,14 +829,26 @@ def test_a_repeated_master_is_refused_wherever_it_stands(declaration, data):
 
 @pytest.mark.parametrize(
     ("minions", "interval", "spread"),
-    [(1, 10, 1), (500, 10, 1), (1_000, 10, 2), (5_000, 50, 10), (100_000, 1_000, 60)],
+    [(1, 10, 0.2), (150, 10, 0.3), (1_000, 10, 2), (5_000, 50, 10), (100_000, 1_000, 60)],
 )
 def test_what_one_master_has_to_bear_is_bounded(minions, interval, spread):
     parsed = topology.parse(declare(mode="failover", minions=minions))
     options = topology.minion_options(parsed, "web1")
     assert options["master_alive_interval"] == interval
     assert options["recon_default"] + options["recon_max"] == spread * 1000
-    assert options["random_reauth_delay"] == spread
+    # Salt takes whole seconds, and not 0.
+    assert options["random_reauth_delay"] == math.ceil(spread)
+
+
+@pytest.mark.parametrize(
+    ("mode", "minions", "patience", "timeout"),
+    [("hot", 100, 2, None), ("failover", 100, 1, 3), ("failover", 101, 1, None)],
+)
+def test_how_long_a_dead_master_keeps_a_minion(mode, minions, patience, timeout):
+    parsed = topology.parse(declare(mode=mode, minions=minions))
+    options = topology.minion_options(parsed, "web1")
+    assert options["return_retry_timer"] == options["return_retry_timer_max"] == patience
+    assert options.get("auth_timeout") == timeout
 
 
 def test_every_derived_option_has_a_reason_and_an_overridden_one_says_so():

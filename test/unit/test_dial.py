@@ -1,0 +1,96 @@
+"""
+Which channel a question goes through.
+
+The channels are made up here, to answer when a test wants it; the laboratory has masters.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+import multimaster_dial as dial
+
+ADDRESS = "192.0.2.1"
+
+
+class Channel:
+    """A channel that answers at once, or when it is told to, with what it is told to."""
+
+    def __init__(self):
+        self.answer = ["base"]
+        self.goes_on = threading.Event()
+        self.goes_on.set()
+        self.asked = self.closed = 0
+
+    def send(self, load, tries, timeout):
+        self.asked += 1
+        assert self.goes_on.wait(timeout)
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.fixture
+def channels(monkeypatch):
+    """All channels that were made."""
+    made = []
+
+    def make(opts, address, timeout, **kwargs):
+        made.append(Channel())
+        return made[-1]
+
+    monkeypatch.setattr(dial, "_channel", make)
+    return made
+
+
+def test_a_channel_is_kept_for_the_next_question(channels):
+    kept = []
+    assert [dial.ask({}, ADDRESS, 5, kept) for _ in range(3)] == [True] * 3
+    assert [(one.asked, one.closed) for one in channels] == [(3, 0)]
+    assert kept == channels
+
+
+def test_no_channel_is_kept_by_who_does_not_ask_again(channels):
+    assert [dial.ask({}, ADDRESS, 5) for _ in range(2)] == [True] * 2
+    assert [(one.asked, one.closed) for one in channels] == [(1, 1)] * 2
+
+
+@pytest.mark.parametrize("answer", [None, OSError("gone"), SystemExit(1)], ids=repr)
+def test_a_channel_without_an_answer_is_not_used_again(channels, answer):
+    kept = []
+    dial.ask({}, ADDRESS, 5, kept)
+    channels[0].answer = answer
+    assert not dial.ask({}, ADDRESS, 5, kept)
+    assert (channels[0].closed, kept) == (1, [])
+    assert dial.ask({}, ADDRESS, 5, kept)
+    assert kept == channels[1:]
+
+
+def test_two_questions_at_once_have_a_channel_each(channels):
+    kept = []
+    dial.ask({}, ADDRESS, 5, kept)
+    first = channels[0]
+    first.goes_on.clear()
+    heard = threading.Event()
+    dial.put({}, ADDRESS, 5, heard, "ask", kept)
+    while kept:
+        assert not heard.wait(0.01)
+    assert dial.ask({}, ADDRESS, 5, kept)
+    first.goes_on.set()
+    assert heard.wait(5)
+    assert [one.asked for one in channels] == [2, 1]
+    # One is enough for the next.
+    assert kept == channels[1:]
+
+
+def test_to_sign_in_once_more_takes_another_channel(channels):
+    kept = []
+    dial.ask({}, ADDRESS, 5, kept)
+    assert dial.ask_afresh({}, ADDRESS, 5, kept)
+    assert [(one.asked, one.closed) for one in channels] == [(1, 1), (1, 0)]
+    assert kept == channels[1:]
