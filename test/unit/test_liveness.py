@@ -384,9 +384,9 @@ def looks(minion, monkeypatch):
 
 @contextlib.contextmanager
 def connection(address):
-    with socket.create_server((address, 0)) as server:
-        with socket.create_connection(server.getsockname()):
-            yield
+    with socket.create_server((address, 0)) as server, socket.socket() as client:
+        client.connect(server.getsockname())
+        yield
 
 
 def test_connections_are_looked_at_again_when_the_sockets_are_others(looks):
