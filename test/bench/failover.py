@@ -493,11 +493,13 @@ def cutover(scratch: Path, number: int) -> dict[str, Any]:
         if failures(result) or set(result) != {"saltm1", *ours}:
             raise SystemExit(f"the apply failed: {failures(result)} {set(result)}")
         steps = {name: Cutover(lab, name) for name in ours}
-        until(
+        if not waited(
             lambda: all(one.step == "kept" for one in steps.values()),
             2 * PATIENCE,
             "all cut-overs to the first list",
-        )
+        ):
+            journals = {n: one.journal for n, one in steps.items() if one.step != "kept"}
+            raise SystemExit(f"no cut-over to the first list: {journals}")
         lab.until_answering("saltm1")
         dead = [f"{NETS['cutover']}.{last}" for last in (240, 241)]
         lab.declare(

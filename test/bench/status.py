@@ -145,7 +145,8 @@ def rows(data: dict[str, Any]) -> list[Row]:
         )
     work = f"status, 3 masters, {most} keys, the runner alone"
     found.append(Row(work, data["keys"][most]["own"], "the command", data["keys"][most]["status"]))
-    found.append(Row(f"drift that names one, {most} keys", data["differing"], "two seconds", BOUND))
+    work = f"drift that names an option, {most} keys"
+    found.append(Row(work, data["differing"], "two seconds", BOUND, 1.0))
     return found
 
 
