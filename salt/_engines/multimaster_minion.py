@@ -9,7 +9,8 @@ Looks after a minion's masters, from within the minion; see docs/failover.md and
   master that the minion has moved to.
 - Has a minion in failover mode move when the connection to its master has ended, as Salt's check
   does once every ``master_alive_interval``.
-- Keeps a hot minion dialling a master that it has lost, so that it is there when that is back.
+- Keeps a hot minion dialling a master that it has lost, so that it is there when that is back;
+  restarts it if the master's name leads elsewhere now, since Salt looks that up at its start only.
 - Restarts a minion whose channel to a master hangs, though that master answers.
 - Has the minion verify the signature over its masters' key as soon as they all sign, and stop as
   soon as none does: Salt lets it sign in to no master that does the other thing.
@@ -50,6 +51,9 @@ CUT = 0.2
 # that is; after some time they become fewer, since Salt logs each that gets no answer.
 AWAY = 1.0
 SOME_TIME, SELDOM = 120, 60
+# Seconds for which a master is lost that answers at another address than before, until the minion
+# is restarted.
+ASTRAY = 5
 # Seconds for which connections are taken to be as they were while the sockets are the same ones.
 SAME = 10
 # Seconds that no return gets through to a master that is there and answers, after which the minion
@@ -130,8 +134,9 @@ def start(masters=(), act=False, interval=10, service="salt-minion", restart_tim
         for master in [None] if act else masters:
             _in_thread(_Watch(minion, masters, master, interval, doubt, heard).run)
         _in_thread(lambda: _follow_signing(minion, doubt, service, restart_timeout))
-        look = _Cut(minion, masters).look if act else _Lost(minion, masters).look
-        _in_thread(lambda: _repeat(look, CUT if act else AWAY))
+        lost = None if act else _Lost(minion, masters, heard)
+        look = lost.look if lost else _Cut(minion, masters).look
+        _in_thread(lambda: _repeat(look, AWAY if lost else CUT))
         returns = _Returns(minion, masters, act, heard, interval)
         _in_thread(returns.run)
         looked = 0.0
@@ -141,6 +146,9 @@ def start(masters=(), act=False, interval=10, service="salt-minion", restart_tim
                 looked = time.monotonic()
                 _finish_cut_over(service, restart_timeout)
                 _get_unstuck(returns.stuck(), directory / "stuck", service, restart_timeout)
+                if lost and (astray := lost.astray()):
+                    log.warning("Found at another address, restarting: %s", ", ".join(astray))
+                    __salt__["multimaster.restart"](service, restart_timeout, job=False)
 
 
 def _in_thread(function):
@@ -222,6 +230,10 @@ class _Minion:
     def master(self, masters):
         """Return the address of the first of them, or None."""
         return next(iter(self.connected(masters)), None)
+
+    def places(self):
+        """Return the addresses that it is connected to."""
+        return {link[0] for link in __utils__["multimaster_dial.links"](self.pid, False)}
 
     def links(self, master):
         """Return its connections to a master; a new one has another port of its own."""
@@ -426,9 +438,12 @@ class _Lost:
     Salt 3008.3).  A question that gets no answer makes Salt dial anew, without a pause.
     """
 
-    def __init__(self, minion, masters):
+    def __init__(self, minion, masters, heard):
         self.minion = minion
         self.masters = masters
+        self.heard = heard
+        # Master -> where it was when the minion was connected to it.
+        self.places = {}
         # As many minions come back at a time as to the masters' publishers.
         self.pace = max(AWAY, _spread())
         # Masters that the minion has been connected to; since when each is lost, and when it is
@@ -439,6 +454,8 @@ class _Lost:
         """Ask those that are lost, and those that are back after some time."""
         there = self.minion.connected(self.masters)
         for master in there:
+            if master in self.lost or master not in self.places:
+                self.places[master] = __utils__["multimaster_dial.resolve"](master)
             if now - self.lost.pop(master, now) > SOME_TIME:
                 self._ask(master)
         self.known.update(there)
@@ -447,6 +464,19 @@ class _Lost:
             if since == now or now >= self.due[master]:
                 self.due[master] = now + (self.pace if now - since < SOME_TIME else SELDOM)
                 self._ask(master)
+
+    def astray(self):
+        """Return, once, the lost masters that answer, but not where the minion looks for them."""
+        found = []
+        for master, since in list(self.lost.items()):
+            if self.heard.get(master, 0) > since + ASTRAY:
+                now = __utils__["multimaster_dial.resolve"](master)
+                # A name may lead to several places in turn, and the minion be at another of them.
+                if not self.places[master] & (now | self.minion.places()):
+                    found.append(master)
+                    self.known.discard(master)
+                    self.lost.pop(master, None)
+        return found
 
     def _ask(self, master):
         _fire({"cmd": "_file_envs"}, f"{PAYLOAD}{uuid.uuid4()}/{master}")

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,6 +27,8 @@ OUTCOMES = ("kept", "restored")
 # Seconds that a master has for an answer, and between two looks.
 PATIENCE = 5.0
 POLL = 0.2
+# How many times as long a daemon may take that is slow, and not its masters.
+SLOW = 3
 
 log = logging.getLogger("multimaster.restart")
 
@@ -161,8 +164,7 @@ def carry_out(
                 os.unlink(_saved(path))
             return journal
         log.warning(
-            "only %s of %s masters answer within %s s; going back",
-            len(heard), journal["masters"], journal["timeout"],
+            "only %s of %s masters answer in time; going back", len(heard), journal["masters"],
         )  # fmt: skip
         if not go("restoring", wanted=_masters(opts())):
             return journal
@@ -196,25 +198,49 @@ def _has_read(journal: dict[str, Any], begun: float) -> bool:
 def _verify(
     opts: Callable[[], dict[str, Any]], daemon: Callable[[], int], journal: dict[str, Any]
 ) -> list[str]:
-    """Return the masters that answer, as soon as there are enough, or when the time is over."""
+    """
+    Return the masters that answer, as soon as there are enough, or when the time is over.
+
+    A host with too much to do may need longer to start its minion.  If enough masters answer this
+    program, and the daemon runs, the list is no reason to go back: it has ``SLOW`` times as long.
+    """
     import multimaster_dial as dial
 
-    deadline = time.monotonic() + journal["timeout"]
     options = opts()
     addresses = _masters(options)
+    answers = {address: threading.Event() for address in addresses}
     heard: list[str] = []
+    started, limit = time.monotonic(), journal["timeout"]
+    asked = False
     while True:
         # The daemon's own connection shows that a command would reach it, and not just this host.
         linked = dial.connected(daemon(), addresses, options["master_port"])
         hot = options["master_type"] != "failover"
-        left = deadline - time.monotonic()
+        left = started + limit - time.monotonic()
+        if not asked and left <= PATIENCE:
+            asked = True
+            for address, answer in answers.items():
+                dial.put(options, address, PATIENCE, answer)
         if linked:
             heard = dial.answering(
                 options, linked if hot else addresses, min(PATIENCE, max(1, left))
             )
-        if len(heard) >= journal["masters"] or left <= 0:
+        if len(heard) >= journal["masters"]:
             return heard
+        if left <= 0:
+            there = [address for address, answer in answers.items() if answer.is_set()]
+            enough = len(there) >= journal["masters"] and _runs(daemon())
+            if limit > journal["timeout"] or not enough:
+                return heard
+            log.warning("%s answer this host, and not its minion yet", ", ".join(there))
+            limit *= SLOW
         time.sleep(POLL)
+
+
+def _runs(pid: int) -> bool:
+    import psutil
+
+    return pid > 0 and psutil.pid_exists(pid)
 
 
 def _masters(options: dict[str, Any]) -> list[str]:

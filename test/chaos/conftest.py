@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from lab.laboratory import Laboratory, applied, failures
+from lab.laboratory import PATIENCE, Laboratory, applied, failures
 from lab.load import current, load, serve_evidence
 from lab.trial import ALIVE_INTERVAL, Trial
+from lab.wait import until
 
 ROWS = pytest.StashKey[list[str]]()
 NETS = {"process": "127.0.75", "docker": "192.168.75"}
@@ -47,6 +48,12 @@ def mode(request: pytest.FixtureRequest, built: Laboratory) -> dict[str, Any]:
     result = built.apply()
     assert not (failed := failures(result)), failed
     assert set(result) == built.ids, "a return was lost"
+    if request.param == "failover":
+        # Who was there before its master restarted has left it: the tests begin on the first.
+        until(built.restarted, PATIENCE, "the end of every restart", interval=1)
+        for minion in sorted(built.ids.difference(host.id for host in built.lab.masters)):
+            with built.stopped(minion, "salt-minion"):
+                pass
     built.until_settled("saltm1")
     built.until_connected()
     return changes

@@ -35,7 +35,7 @@ def apply(trial: Trial, masters: list[dict[str, str]]) -> None:
     """Apply a list of masters to all hosts."""
     trial.lab.declare(**trial.declared, masters=masters)
     assert not (failed := failures(trial.lab.apply("*", trial.others[0]))), failed
-    trial.lab.until_settled(trial.others[0])
+    trial.lab.until_settled(*(trial.others[:1] if trial.hot else trial.masters))
     trial.lab.until_connected(trial.others[0])
 
 

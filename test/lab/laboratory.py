@@ -7,7 +7,7 @@ import contextlib
 import json
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,17 +85,19 @@ class Laboratory:
             return {name for name, value in json.loads(done.stdout).items() if value is True}
         return set()
 
-    def until_answering(self, master: str) -> None:
-        """Wait until all minions answer a command given on a master; the failure names the rest."""
+    def until_answering(self, *masters: str) -> None:
+        """Wait until all minions answer to one of some masters; the failure names the rest."""
         missing = self.ids
 
         def complete() -> bool:
             nonlocal missing
-            missing = self.ids - self.answering(master)
+            missing = self.ids.difference(*(self.answering(master) for master in masters))
             return not missing
 
         try:
-            until(complete, PATIENCE, f"all minions to answer to {master}", interval=1)
+            until(
+                complete, PATIENCE, f"all minions to answer to {' or '.join(masters)}", interval=1
+            )
         except LabError as err:
             raise AssertionError(f"{err}; missing: {sorted(missing)}") from err
 
@@ -122,16 +124,24 @@ class Laboratory:
             raise AssertionError(f"{err}; last problems: {seen.get('problems')}") from err
         return seen
 
-    def until_settled(self, master: str) -> None:
-        """Wait until a broken-off apply is over: no restart to come, and all minions answer."""
-        self.until_answering(master)
-        until(lambda: self._idle(master), PATIENCE, "the end of every apply", interval=1)
-        until(self.restarted, PATIENCE, "the end of every restart", interval=1)
-        self.until_answering(master)
+    def until_settled(self, *masters: str) -> None:
+        """
+        Wait until a broken-off apply is over: no restart to come, and all minions answer.
 
-    def _idle(self, master: str) -> bool:
-        running = self.salt(master, "*", "saltutil.is_running", "state.apply")
-        return all(jobs == [] for jobs in running.values())
+        In failover mode they may be with any master; then name all.
+        """
+        self.until_answering(*masters)
+        until(lambda: self._idle(masters), PATIENCE, "the end of every apply", interval=1)
+        until(self.restarted, PATIENCE, "the end of every restart", interval=1)
+        self.until_answering(*masters)
+
+    def _idle(self, masters: Sequence[str]) -> bool:
+        for master in masters:
+            here = ",".join(self.answering(master))
+            argv = ("saltutil.is_running", "state.apply")
+            if here and any(self.salt(master, here, *argv).values()):
+                return False
+        return True
 
     def restarted(self) -> bool:
         """Tell whether every restart that was asked for is over."""

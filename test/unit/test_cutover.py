@@ -7,6 +7,7 @@ Who answers is made up here; test/chaos has daemons.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 
@@ -31,12 +32,15 @@ class Minion:
         self.drop_in.parent.mkdir()
         self.journal = str(tmp_path / "cache/multimaster/cutover.json")
         self.reachable = set()
+        # When the daemon has its connections; and its process.
+        self.connects, self.pid = 0.0, os.getpid()
         self.running, self.restarts = OLD, 0
         self.drop_in.write_text(OLD)
         # Which is told by times of more than a second apart: see the tests of it.
         monkeypatch.setattr(cutover, "_has_read", lambda *_: self.running == self.read())
         monkeypatch.setattr(multimaster_dial, "connected", self.connected)
         monkeypatch.setattr(multimaster_dial, "answering", self.answering)
+        monkeypatch.setattr(multimaster_dial, "put", self.put)
 
     def read(self):
         return self.drop_in.read_text() if self.drop_in.exists() else ""
@@ -51,10 +55,16 @@ class Minion:
         return True
 
     def connected(self, pid, addresses, request_port):
+        if self.running == NEW and time.monotonic() < self.connects:
+            return []
         return [a for a in ADDRESSES[self.running] if a in self.reachable and a in addresses]
 
     def answering(self, opts, addresses, timeout):
         return [a for a in addresses if a in self.reachable]
+
+    def put(self, opts, address, timeout, heard):
+        if address in self.reachable:
+            heard.set()
 
     def opts(self):
         return {"master": ADDRESSES[self.read()], "master_type": "str", "master_port": 4506}
@@ -63,7 +73,7 @@ class Minion:
         return cutover.carry_out(
             self.journal,
             opts=self.opts,
-            daemon=lambda: 1,
+            daemon=lambda: self.pid,
             begun=lambda: 0.0,
             restart=self.restart,
         )
@@ -92,6 +102,26 @@ def test_without_an_answer_the_old_configuration_comes_back_and_runs(minion):
     assert journal["wanted"] == ADDRESSES[NEW]
     assert (minion.read(), minion.running, minion.restarts) == (OLD, OLD, 2)
     assert minion.drop_in.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_daemon_that_is_slow_to_start_has_longer_if_its_masters_are_there(minion):
+    minion.reachable = {"192.0.2.9"}
+    minion.prepare(NEW)
+    minion.connects = time.monotonic() + 1.5
+    assert minion.carry_out()["step"] == "kept"
+    assert minion.running == NEW
+
+
+@pytest.mark.parametrize(("runs", "limit"), [(True, cutover.SLOW), (False, 1)])
+def test_a_daemon_that_never_connects_goes_back_and_at_once_if_it_does_not_run(minion, runs, limit):
+    minion.reachable = {"192.0.2.1", "192.0.2.9"}
+    minion.prepare(NEW)
+    minion.connects = math.inf
+    minion.pid = minion.pid if runs else 0
+    journal = minion.carry_out()
+    assert (journal["step"], minion.running) == ("restored", OLD)
+    # Of a second, and at most a look more.
+    assert limit <= journal["seconds"] < limit + 1
 
 
 def test_fewer_masters_than_required_are_too_few(minion):

@@ -34,6 +34,8 @@ class World:
         self.asked = []
         # Masters that are there, and do not let the minion in.
         self.refusing = set()
+        # Master -> where its name leads to; and where the minion is connected.
+        self.names, self.places = {}, set()
         # The channels that were closed.
         self.forgotten = []
         # The masters that were asked, and where the channel for it is kept.
@@ -49,6 +51,7 @@ class World:
         ]
         module._fire = self.fire
         module.__utils__["multimaster_dial.sockets"] = lambda _: frozenset()
+        module.__utils__["multimaster_dial.resolve"] = lambda name: {self.names.get(name, name)}
         module.__utils__["multimaster_dial.forget"] = self.forgotten.append
         minion = module._Minion(1)
         minion.runs = lambda: True
@@ -58,6 +61,7 @@ class World:
         self.returns = module._Returns(minion, MASTERS, act, self.watch.heard, INTERVAL)
         self.links, self.ways = {MASTERS[0]}, []
         minion.links = lambda master: set(self.links)
+        minion.places = lambda: set(self.places)
 
     def put(self, opts, address, timeout, heard, way, kept=None):
         if way == "there":
@@ -508,7 +512,7 @@ def test_minions_do_not_leave_a_master_all_at_the_same_time(world):
 
 def test_a_lost_master_is_asked_through_the_minions_own_channel_until_it_is_back(world):
     found = world(act=False)
-    lost = found.module._Lost(found.watch.minion, MASTERS)
+    lost = found.module._Lost(found.watch.minion, MASTERS, {})
     asked = []
     found.module._fire = lambda data, tag: asked.append((data["cmd"], tag.rpartition("/")[2]))
     lost.look(100)
@@ -523,9 +527,37 @@ def test_a_lost_master_is_asked_through_the_minions_own_channel_until_it_is_back
     assert len(asked) == 2
 
 
+@pytest.mark.parametrize(
+    ("heard", "leads", "places", "astray"),
+    [
+        (110, "192.0.2.99", set(), True),
+        (104, "192.0.2.99", set(), False),
+        (110, MASTERS[0], set(), False),
+        (110, "192.0.2.99", {MASTERS[0]}, False),
+    ],
+    ids=["moved", "was not there since", "same address", "still connected to the old one"],
+)
+def test_a_minion_is_to_restart_when_a_lost_master_answers_elsewhere(
+    world, heard, leads, places, astray
+):
+    found = world(act=False)
+    answers = {}
+    lost = found.module._Lost(found.watch.minion, MASTERS, answers)
+    lost.look(90)
+    found.present = None
+    lost.look(100)
+    assert lost.astray() == []
+    answers[MASTERS[0]], found.names[MASTERS[0]], found.places = heard, leads, places
+    assert lost.astray() == ([MASTERS[0]] if astray else [])
+    if astray:
+        # Once: to restart takes longer than to look again.
+        lost.look(111)
+        assert lost.astray() == []
+
+
 def test_a_master_that_is_lost_for_long_is_asked_seldom_and_once_more_when_it_is_back(world):
     found = world(act=False)
-    lost = found.module._Lost(found.watch.minion, MASTERS)
+    lost = found.module._Lost(found.watch.minion, MASTERS, {})
     asked = []
     found.module._fire = lambda data, tag: asked.append(tag)
     lost.look(0)
@@ -543,7 +575,7 @@ def test_a_master_that_is_lost_for_long_is_asked_seldom_and_once_more_when_it_is
 def test_a_master_that_the_minion_was_never_connected_to_is_not_asked(world):
     found = world(act=False)
     found.present = None
-    lost = found.module._Lost(found.watch.minion, MASTERS)
+    lost = found.module._Lost(found.watch.minion, MASTERS, {})
     found.module._fire = lambda *_: pytest.fail("asked")
     lost.look(0)
     lost.look(10)
