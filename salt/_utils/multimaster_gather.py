@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-# Subjects short enough to be told leaf by leaf though nothing may differ: to ask twice takes longer.
+# Subjects short enough to be told leaf by leaf though they may be equal: to ask twice takes longer.
 SHORT = ["config", "access"]
 # Of more ids than that a command has their names in it no more, but a glob.
 NAMED = 1000

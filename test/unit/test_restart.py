@@ -6,7 +6,10 @@ The init system is made up here, as one that refuses; test/chaos has real ones.
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -72,3 +75,22 @@ def test_a_daemon_that_never_comes_is_given_up(init, monkeypatch):
     monkeypatch.setattr(restart, "PERSISTENCE", 1)
     system = init(99)
     assert restart._restart({}, "salt-minion", str(system.pidfile)) == 1
+
+
+# What the program does at its end, with a question that nobody has answered yet.
+QUESTION = """
+import sys
+import multimaster_dial, multimaster_restart, salt.config
+opts = salt.config.minion_config(sys.argv[1])
+print(multimaster_dial.answering(opts, ["127.0.9.8"], 1), flush=True)
+multimaster_restart.leave(3)
+"""
+
+
+def test_a_master_that_does_not_answer_does_not_keep_the_program(tmp_path):
+    (tmp_path / "minion").write_text(f"root_dir: {tmp_path}\nid: web1\npki_dir: {tmp_path}/pki\n")
+    (tmp_path / "pki").mkdir()
+    argv = [sys.executable, "-c", QUESTION, str(tmp_path / "minion")]
+    there = {**os.environ, "PYTHONPATH": str(Path(restart.__file__).parent)}
+    done = subprocess.run(argv, env=there, timeout=60, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (3, "[]\n"), done.stderr
