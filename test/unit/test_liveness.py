@@ -466,6 +466,16 @@ def test_after_a_move_salt_looks_no_longer_at_the_masters_before(world):
     ]
 
 
+def test_a_master_that_was_left_is_not_said_to_be_silent_for_good(world):
+    found = world()
+    found.watch.stay_with(MASTERS[0])
+    found.watch._silence(MASTERS[0])
+    assert (found.watch.silent / MASTERS[0]).exists()
+    found.watch.stay_with(MASTERS[1])
+    assert not (found.watch.silent / MASTERS[0]).exists()
+    assert found.watch.reported == set()
+
+
 def test_a_hot_minion_looks_at_all_its_masters(world):
     found = world(act=False)
     found.watch.stay_with(MASTERS[0])
