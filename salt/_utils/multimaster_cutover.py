@@ -53,6 +53,16 @@ def pending(path: str) -> bool:
     return read(path).get("step") in STEPS
 
 
+def alive(pid: int) -> bool:
+    """Tell whether there is a process of that number, and not only what is left of it."""
+    import psutil
+
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def at_work(path: str) -> bool:
     """Tell whether the job that prepared a cut-over still runs: it asks for the restart itself."""
     import psutil
@@ -229,18 +239,12 @@ def _verify(
             return heard
         if left <= 0:
             there = [address for address, answer in answers.items() if answer.is_set()]
-            enough = len(there) >= journal["masters"] and _runs(daemon())
+            enough = len(there) >= journal["masters"] and alive(daemon())
             if limit > journal["timeout"] or not enough:
                 return heard
             log.warning("%s answer this host, and not its minion yet", ", ".join(there))
             limit *= SLOW
         time.sleep(POLL)
-
-
-def _runs(pid: int) -> bool:
-    import psutil
-
-    return pid > 0 and psutil.pid_exists(pid)
 
 
 def _masters(options: dict[str, Any]) -> list[str]:

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         import salt.config
 
         opts = salt.config.minion_config(args.config)
-        if not _wait(lambda: not _alive(args.pid) and not _jobs(opts), deadline):
+        if not _wait(lambda: not cutover.alive(args.pid) and not _jobs(opts), deadline):
             log.warning("jobs still run after %s s; restarting all the same", args.timeout)
         if args.master_config and args.jid:
             _wait_for_returns(args.master_config, args.jid, deadline)
@@ -164,15 +164,6 @@ def _wait(condition: Callable[[], bool], deadline: float) -> bool:
             return False
         time.sleep(POLL)
     return True
-
-
-def _alive(pid: int) -> bool:
-    import psutil
-
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _jobs(opts: dict[str, Any]) -> list[Any]:
