@@ -32,8 +32,8 @@ def declared(lab: Laboratory, mode: dict[str, Any]) -> Iterator[dict[str, Any]]:
     quick = {**mode, "cutover": QUICK}
     yield quick
     lab.declare(**mode)
-    lab.apply(",".join(minions(lab)), some_master(lab))
-    lab.until_settled(some_master(lab))
+    run(lab, "state.apply", "multimaster")
+    lab.until_settled(*masters(lab))
     lab.until_connected()
 
 
@@ -42,14 +42,24 @@ def minions(lab: Laboratory) -> list[str]:
     return [host.id for host in lab.lab.hosts if "master" not in host.roles]
 
 
-def some_master(lab: Laboratory) -> str:
-    """Return a master that all minions answer to, as soon as there is one."""
-    masters = [host.id for host in lab.lab.masters]
+def masters(lab: Laboratory) -> list[str]:
+    """Return the masters: in failover mode a minion may be with any of them."""
+    return [host.id for host in lab.lab.masters]
 
-    def found() -> str | None:
-        return next((m for m in masters if lab.answering(m) == lab.ids), None)
 
-    return str(until(found, PATIENCE, "a master that all minions answer to", interval=0.5))
+def run(lab: Laboratory, *argv: str) -> dict[str, Any]:
+    """Give a command to all minions, each through a master that it answers to."""
+    missing, result = set(minions(lab)), dict[str, Any]()
+
+    def given() -> bool:
+        for master in masters(lab):
+            if here := missing & lab.answering(master):
+                result.update(lab.salt(master, ",".join(sorted(here)), *argv))
+                missing.difference_update(here)
+        return not missing
+
+    until(given, PATIENCE, "every minion to answer to a master", interval=0.5)
+    return result
 
 
 def nowhere(lab: Laboratory) -> list[dict[str, str]]:
@@ -61,9 +71,8 @@ def nowhere(lab: Laboratory) -> list[dict[str, str]]:
 
 def apply(lab: Laboratory, **declaration: Any) -> None:
     """Bring the minions to another declaration; returns when the job has been returned."""
-    master = some_master(lab)
     lab.declare(**declaration)
-    result = lab.salt(master, ",".join(minions(lab)), "state.apply", "multimaster.minion")
+    result = run(lab, "state.apply", "multimaster.minion")
     assert not failures(result)
     assert len(changed(result)) > 0
 
@@ -125,8 +134,8 @@ def test_a_list_of_which_no_master_answers_gives_way_to_the_old_one(
         assert found["cutover"]["step"] == "restored"
         assert found["cutover"]["wanted"] == [entry["address"] for entry in nowhere(lab)]
         assert found["configured"] == before
-    master = some_master(lab)
-    problems = lab.status(master)[1]["problems"]
+    lab.until_answering(*masters(lab))
+    problems = lab.status()[1]["problems"]
     assert any("web1 went back from" in problem for problem in problems), problems
     until(
         lambda: any("minion/web1/cutover" in lab.events(h.id) for h in lab.lab.masters),
@@ -153,23 +162,23 @@ def test_a_minion_that_is_killed_on_its_way_ends_with_masters_that_answer(
     for minion in minions(lab):
         found = outcome(lab, minion)
         assert (found["cutover"]["step"], found["configured"]) == ("restored", before)
-    some_master(lab)
+    lab.until_answering(*masters(lab))
 
 
 @everywhere
 def test_a_minion_that_is_killed_on_its_way_to_a_good_list_gets_there(
     lab: Laboratory, declared: dict[str, Any]
 ) -> None:
-    masters = lab.masters(3)[::-1]
-    apply(lab, **declared, masters=masters)
+    wanted = lab.masters(3)[::-1]
+    apply(lab, **declared, masters=wanted)
     for minion, step in zip(minions(lab), ("restarting", "verifying"), strict=True):
         until_step(lab, minion, step, "kept")
         kill(lab, minion)
     for minion in minions(lab):
         found = outcome(lab, minion)
         assert found["cutover"]["step"] == "kept"
-        assert found["configured"] == [master["address"] for master in masters]
-    some_master(lab)
+        assert found["configured"] == [master["address"] for master in wanted]
+    lab.until_answering(*masters(lab))
 
 
 @in_docker
@@ -184,4 +193,4 @@ def test_a_minion_that_is_cut_off_on_its_way_is_back_when_the_network_is(
         assert (found["cutover"]["step"], found["configured"]) == ("restored", before)
         assert found["cutover"]["heard"] == []
     assert outcome(lab, "web2")["cutover"]["step"] == "kept"
-    some_master(lab)
+    lab.until_answering(*masters(lab))
