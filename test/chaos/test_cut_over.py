@@ -32,7 +32,7 @@ def declared(lab: Laboratory, mode: dict[str, Any]) -> Iterator[dict[str, Any]]:
     quick = {**mode, "cutover": QUICK}
     yield quick
     lab.declare(**mode)
-    run(lab, "state.apply", "multimaster")
+    lab.command(set(minions(lab)), "state.apply", "multimaster")
     lab.until_settled(*masters(lab))
     lab.until_connected()
 
@@ -47,21 +47,6 @@ def masters(lab: Laboratory) -> list[str]:
     return [host.id for host in lab.lab.masters]
 
 
-def run(lab: Laboratory, *argv: str) -> dict[str, Any]:
-    """Give a command to all minions, each through a master that it answers to."""
-    missing, result = set(minions(lab)), dict[str, Any]()
-
-    def given() -> bool:
-        for master in masters(lab):
-            if here := missing & lab.answering(master):
-                result.update(lab.salt(master, ",".join(sorted(here)), *argv))
-                missing.difference_update(here)
-        return not missing
-
-    until(given, PATIENCE, "every minion to answer to a master", interval=0.5)
-    return result
-
-
 def nowhere(lab: Laboratory) -> list[dict[str, str]]:
     """Return a declaration of masters that do not exist."""
     return [
@@ -72,7 +57,7 @@ def nowhere(lab: Laboratory) -> list[dict[str, str]]:
 def apply(lab: Laboratory, **declaration: Any) -> None:
     """Bring the minions to another declaration; returns when the job has been returned."""
     lab.declare(**declaration)
-    result = run(lab, "state.apply", "multimaster.minion")
+    result = lab.command(set(minions(lab)), "state.apply", "multimaster.minion")
     assert not failures(result)
     assert len(changed(result)) > 0
 

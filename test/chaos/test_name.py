@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from lab.faults import alias, moved
-from lab.laboratory import failures
+from lab.laboratory import Laboratory, failures
 from lab.trial import AT_ONCE, RECOVERY, UNNOTICED, Trial
 from lab.wait import until
 
@@ -17,38 +17,40 @@ NAME = "master.example"
 BEFORE, AFTER = 201, 202
 
 
-@contextlib.contextmanager
-def declared_by_name(trial: Trial) -> Iterator[None]:
-    """Have the minions dial a master by a name."""
-    masters = trial.lab.masters(len(trial.masters))
-    for master in masters:
-        if master["id"] == trial.victim:
-            master["address"] = NAME
-    apply(trial, masters)
-    try:
-        yield
-    finally:
-        apply(trial, trial.lab.masters(len(masters)))
+@pytest.fixture
+def named(lab: Laboratory, mode: dict[str, Any]) -> Iterator[None]:
+    """Have the hosts dial the first master by a name, and the minions be with it."""
+    masters = lab.masters(3)
+    first = masters[0]["id"]
+    with alias(lab, first, NAME, BEFORE):
+        apply(lab, mode, [{"id": first, "address": NAME}, *masters[1:]])
+        try:
+            for minion in sorted(lab.ids - {host.id for host in lab.lab.masters}):
+                with lab.stopped(minion, "salt-minion"):
+                    pass
+            lab.until_settled(first)
+            yield
+        finally:
+            apply(lab, mode, masters)
 
 
-def apply(trial: Trial, masters: list[dict[str, str]]) -> None:
+def apply(lab: Laboratory, mode: dict[str, Any], masters: list[dict[str, str]]) -> None:
     """Apply a list of masters to all hosts."""
-    trial.lab.declare(**trial.declared, masters=masters)
-    assert not (failed := failures(trial.lab.apply("*", trial.others[0]))), failed
-    trial.lab.until_settled(*(trial.others[:1] if trial.hot else trial.masters))
-    trial.lab.until_connected(trial.others[0])
+    lab.declare(**mode, masters=masters)
+    assert not (failed := failures(lab.command(lab.ids, "state.apply", "multimaster"))), failed
+    lab.until_settled(*(host.id for host in lab.lab.masters))
+    lab.until_connected()
 
 
 @pytest.mark.parametrize("built", DOCKER, indirect=True)
-def test_a_name_that_changes_its_address_takes_no_minion_with_it(trial: Trial) -> None:
+def test_a_name_that_changes_its_address_takes_no_minion_with_it(named: None, trial: Trial) -> None:
     lab, plain = trial.lab, set(trial.load.minions)
-    with alias(lab, trial.victim, NAME, BEFORE), declared_by_name(trial):
-        with trial.fault(moved(lab, trial.victim, NAME, (BEFORE, AFTER))):
-            trial.answered_within(AT_ONCE if trial.hot else UNNOTICED)
-            if trial.hot:
-                until(
-                    lambda: plain <= lab.answering(trial.victim, "web*"),
-                    RECOVERY,
-                    f"an answer to {trial.victim} at its new address",
-                )
-        trial.recovered()
+    with trial.fault(moved(lab, trial.victim, NAME, (BEFORE, AFTER))):
+        trial.answered_within(AT_ONCE if trial.hot else UNNOTICED)
+        if trial.hot:
+            until(
+                lambda: plain <= lab.answering(trial.victim, "web*"),
+                RECOVERY,
+                f"an answer to {trial.victim} at its new address",
+            )
+    trial.recovered()

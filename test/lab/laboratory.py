@@ -8,6 +8,7 @@ import json
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,12 @@ import psutil, sys
 lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
 program = "multimaster_restart.py"
 sys.exit(any(sys.argv[1] in line and any(a.endswith(program) for a in line) for line in lines))
+"""
+# Prints which minions answer. For one that is away the program ``salt`` waits 10 s more.
+PING = """
+import json, sys, salt.client
+client = salt.client.LocalClient(sys.argv[1])
+print(json.dumps(client.cmd(sys.argv[2], "test.ping", timeout=5, gather_job_timeout=2)))
 """
 # Seconds. Several Salt hosts start on two cores; the waits end with their conditions.
 PATIENCE = 120
@@ -72,6 +79,27 @@ class Laboratory:
         ids = ",".join(sorted(self.ids)) if target == "*" else target
         return dict(self.json(master, "salt", *flags, ids, *argv))
 
+    def command(self, minions: set[str], *argv: str) -> dict[str, Any]:
+        """Give a command to minions at one time, each through a master that it answers to."""
+        homes: dict[str, set[str]] = {}
+
+        def found() -> bool:
+            homes.clear()
+            missing = minions
+            for master in self.lab.masters:
+                if missing and (here := missing & self.answering(master.id)):
+                    homes[master.id] = here
+                    missing = missing - here
+            return not missing
+
+        until(found, PATIENCE, f"{sorted(minions)} to answer to a master", interval=0.5)
+        with ThreadPoolExecutor() as pool:
+            given = [
+                pool.submit(self.salt, master, ",".join(sorted(here)), *argv)
+                for master, here in homes.items()
+            ]
+        return {minion: value for one in given for minion, value in one.result().items()}
+
     def apply(self, target: str = "*", master: str = "saltm1", *argv: str) -> dict[str, Any]:
         """Apply the formula, watching the arguments of all processes meanwhile."""
         with self._watching():
@@ -79,7 +107,7 @@ class Laboratory:
 
     def answering(self, master: str, target: str = "*") -> set[str]:
         """Return the minions that answer a command given on a master."""
-        argv = ["salt", "--static", "--out=json", "--timeout=5", target, "test.ping"]
+        argv = [self.python, "-c", PING, f"{self.host(master).config_dir}/master", target]
         done = self.run(master, *argv)
         with contextlib.suppress(ValueError):
             return {name for name, value in json.loads(done.stdout).items() if value is True}
@@ -91,7 +119,9 @@ class Laboratory:
 
         def complete() -> bool:
             nonlocal missing
-            missing = self.ids.difference(*(self.answering(master) for master in masters))
+            missing = self.ids
+            for master in masters:
+                missing = missing - self.answering(master) if missing else missing
             return not missing
 
         try:
