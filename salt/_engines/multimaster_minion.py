@@ -361,11 +361,10 @@ class _Watch:
         log.warning("No answer from %s, but from %s; moving on", master, ", ".join(better))
         _fire({"master": master}, salt.minion.master_event(type="disconnected"))
         deadline = time.monotonic() + 2 * self.interval
-        while (now := self.minion.master(self.masters)) in (None, master):
+        while self.minion.master(self.masters) in (None, master):
             if time.monotonic() > deadline:
                 break
             time.sleep(POLL)
-        _tell("moved", {"from": master, "to": now})
 
     def _silence(self, master):
         if master not in self.reported:
@@ -408,19 +407,23 @@ class _Cut:
     Has a minion in failover mode try the next master when the connection to its own has ended.
 
     Salt's own check looks every ``master_alive_interval`` seconds, which is 10 or more, by a job.
+    Tells of every move, whatever it was for.
     """
 
     def __init__(self, minion, masters):
         self.minion = minion
         self.masters = masters
-        # The master that it was connected to, and when it is to leave it.
+        # The master that it was connected to, and when it is to leave it; where it was told to be.
         self.master, self.due = None, None
+        self.told = None
 
     def look(self, now):
         """Look for a connection; fire the event of Salt's check if there is none any more."""
         master = self.minion.master(self.masters)
         if master is not None:
-            self.master, self.due = master, None
+            if self.told not in (None, master):
+                _tell("moved", {"from": self.told, "to": master})
+            self.master, self.due, self.told = master, None, master
         elif self.master is None:
             # It is on its way, or was never anywhere.
             return

@@ -75,6 +75,8 @@ class DockerDriver:
     def __init__(self, directory: Path, salt: str) -> None:
         self.directory = directory
         self.salt = salt
+        # Addresses that hosts have beside their own, and the ids of these hosts.
+        self.aliases: dict[str, str] = {}
 
     def tree_paths(self, trees: Trees) -> tuple[list[str], list[str]]:
         """Return file and pillar roots as every host sees them: where they are mounted."""
@@ -215,8 +217,10 @@ class DockerDriver:
     def subscribed(self, lab: Lab, host: Host) -> set[str]:
         """Return the ids of the masters to whose publishers a host's minion listens."""
         argv = [*_SOCKETS, "dport = :4505"]
-        peers = {line.split()[-1] for line in self._must(lab, host, argv).splitlines()}
-        return {master.id for master in lab.masters if f"{master.address}:4505" in peers}
+        lines = self._must(lab, host, argv).splitlines()
+        peers = {line.split()[-1].rpartition(":")[0] for line in lines}
+        places = {master.address: master.id for master in lab.masters} | self.aliases
+        return {places[peer] for peer in peers if peer in places}
 
     def down(self, lab: Lab) -> None:
         """Remove every container and network with this laboratory's label, and nothing else."""

@@ -150,6 +150,7 @@ def alias(lab: Laboratory, host_id: str, name: str, number: int) -> Iterator[Non
     """Give a host one more address, and a name that says so on every host (docker driver)."""
     address = f"{lab.lab.net}.{number}"
     _must(lab, host_id, "ip", "address", "add", f"{address}/24", "dev", "eth0")
+    lab.driver.aliases[address] = host_id
     _resolve(lab, name, address)
     try:
         yield
@@ -165,6 +166,7 @@ def moved(lab: Laboratory, host_id: str, name: str, numbers: tuple[int, int]) ->
         device = ["dev", "eth0"]
         _must(lab, host_id, "ip", "address", "delete", f"{lab.lab.net}.{old}/24", *device)
         _must(lab, host_id, "ip", "address", "add", f"{lab.lab.net}.{new}/24", *device)
+        lab.driver.aliases[f"{lab.lab.net}.{new}"] = host_id
         _resolve(lab, name, f"{lab.lab.net}.{new}")
 
     move(*numbers)
