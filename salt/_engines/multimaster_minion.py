@@ -52,7 +52,7 @@ CUT = 0.2
 AWAY = 1.0
 SOME_TIME, SELDOM = 120, 60
 # Seconds for which a master is lost that answers at another address than before, until the minion
-# is restarted.
+# is restarted; some more with many minions, as each is away from all its masters meanwhile.
 ASTRAY = 5
 # Seconds for which connections are taken to be as they were while the sockets are the same ones.
 SAME = 10
@@ -452,6 +452,7 @@ class _Lost:
         self.places = {}
         # As many minions come back at a time as to the masters' publishers.
         self.pace = max(AWAY, _spread())
+        self.patience = ASTRAY + random.uniform(0, _spread())
         # Masters that the minion has been connected to; since when each is lost, and when it is
         # asked next.
         self.known, self.lost, self.due = set(), {}, {}
@@ -475,7 +476,7 @@ class _Lost:
         """Return, once, the lost masters that answer, but not where the minion looks for them."""
         found = []
         for master, since in list(self.lost.items()):
-            if self.heard.get(master, 0) > since + ASTRAY:
+            if self.heard.get(master, 0) > since + self.patience:
                 now = __utils__["multimaster_dial.resolve"](master)
                 # A name may lead to several places in turn, and the minion be at another of them.
                 if not self.places[master] & (now | self.minion.places()):
