@@ -29,10 +29,7 @@ def named(lab: Laboratory, mode: dict[str, Any]) -> Iterator[None]:
     with alias(lab, first, NAME, BEFORE):
         apply(lab, mode, [{"id": first, "address": NAME}, *masters[1:]])
         try:
-            for minion in sorted(lab.ids - {host.id for host in lab.lab.masters}):
-                with lab.stopped(minion, "salt-minion"):
-                    pass
-            lab.until_settled(first)
+            lab.bring_together()
             yield
         finally:
             apply(lab, mode, masters)

@@ -124,9 +124,8 @@ def full(lab: Laboratory, host_id: str, directory: str) -> Iterator[None]:
         _must(lab, host_id, "rm", "-f", filler)
 
 
-@contextlib.contextmanager
-def foreign_pair(lab: Laboratory, master: str) -> Iterator[None]:
-    """Give a master another key pair, as from an old backup."""
+def foreign_pair(lab: Laboratory, master: str) -> contextlib.AbstractContextManager[None]:
+    """Give a master another key pair, as from an old backup; it is made before the fault."""
     pki = Path(lab.host(master).master_pki_dir)
     paths = {suffix: f"{pki}/{master}.{suffix}" for suffix in ("pem", "pub")}
     own = {suffix: lab.read(master, path) for suffix, path in paths.items()}
@@ -138,11 +137,15 @@ def foreign_pair(lab: Laboratory, master: str) -> Iterator[None]:
                 # The file stays, and with it owner and mode.
                 _must(lab, master, "sh", "-c", 'cat > "$1"', "sh", path, text=pair[suffix])
 
-    install(other)
-    try:
-        yield
-    finally:
-        install(own)
+    @contextlib.contextmanager
+    def fault() -> Iterator[None]:
+        install(other)
+        try:
+            yield
+        finally:
+            install(own)
+
+    return fault()
 
 
 @contextlib.contextmanager

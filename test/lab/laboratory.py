@@ -207,6 +207,14 @@ class Laboratory:
         finally:
             self.driver.control(self.lab, self.host(host_id), "start", unit)
 
+    def bring_together(self) -> None:
+        """Restart the hosts that are no masters: in failover mode each begins with the first."""
+        for host in self.lab.hosts:
+            if "master" not in host.roles:
+                with self.stopped(host.id, "salt-minion"):
+                    pass
+        self.until_answering(self.lab.masters[0].id)
+
     def read(self, host_id: str, path: str) -> str:
         """Return the content of a file on a host."""
         return str(self.run(host_id, "cat", path).stdout)
