@@ -38,6 +38,9 @@ __virtualname__ = "multimaster_minion"
 # Seconds between two looks whether the minion has moved on, and whether it still runs.
 POLL = 0.1
 SLICE = 1.0
+# Seconds that an answer may take less than half an interval.  A minion that leaves first tries for
+# 2 s to connect to the master that it leaves (dns_check in Salt 3008.3), if that drops packets.
+SPARE = 0.2
 # Seconds between two times that a change of configuration is taken up again, if it has to be.
 FINISH = 5
 # Seconds that the return of a job is kept for its master, or for another one; between two times
@@ -268,8 +271,8 @@ class _Watch:
         self.masters = masters
         self.master = master
         self.interval = interval
-        # An answer may take half an interval before the next question is asked.
-        self.patience = interval / 2
+        # An answer may take almost half an interval before the next question is asked.
+        self.patience = max(interval / 2 - SPARE, interval / 3)
         # The one that the minion was seen with last.
         self.last = None
         self.reported = set()

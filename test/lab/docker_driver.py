@@ -177,19 +177,18 @@ class DockerDriver:
             supported = ", ".join(["start", "stop", *SIGNALS])
             raise LabError(f"verb: got {verb!r}; supported: {supported}")
 
-    def cut(self, lab: Lab, one: Host, other: Host) -> None:
-        """Drop, silently and on arrival, every packet between the two hosts."""
-        if one.id == other.id:
+    def cut(self, lab: Lab, one: Host, *others: Host) -> None:
+        """Drop, silently and on arrival, every packet between a host and others, all at once."""
+        if one in others:
             raise LabError(f"cut: got {one.id!r} twice; name two hosts")
-        for here, there in ((one, other), (other, one)):
-            # Dropped where it arrives: to drop it where it leaves would tell the sender.
-            self._run(lab, here, [*_IPTABLES, "--new-chain", CHAIN])
-            jump = ["INPUT", "--jump", CHAIN]
-            if self._run(lab, here, [*_IPTABLES, "--check", *jump]).returncode != 0:
-                self._must(lab, here, [*_IPTABLES, "--insert", *jump])
-            drop = [CHAIN, "--source", f"{there.address}/32", "--jump", "DROP"]
-            if self._run(lab, here, [*_IPTABLES, "--check", *drop]).returncode != 0:
-                self._must(lab, here, [*_IPTABLES, "--append", *drop])
+        # Dropped where it arrives: to drop it where it leaves would tell the sender.
+        sources = {one: others, **dict.fromkeys(others, (one,))}
+
+        def drop(here: Host) -> None:
+            addresses = [there.address for there in sources[here]]
+            self._must(lab, here, ["sh", "-c", _CUT, "sh", CHAIN, *addresses])
+
+        _each(drop, sources)
 
     def heal(self, lab: Lab) -> None:
         """Empty the chain on every host; hosts that were never cut have none."""
@@ -387,6 +386,18 @@ class DockerDriver:
 
 
 _IPTABLES = ["iptables", "--wait", "10"]
+_CUT = """
+set -e
+chain=$1
+shift
+exists() { iptables --wait 10 --check "$@" 2>/dev/null; }
+iptables --wait 10 --new-chain "$chain" 2>/dev/null || true
+exists INPUT --jump "$chain" || iptables --wait 10 --insert INPUT --jump "$chain"
+for source in "$@"; do
+    exists "$chain" --source "$source/32" --jump DROP ||
+        iptables --wait 10 --append "$chain" --source "$source/32" --jump DROP
+done
+"""
 _SOCKETS = ["ss", "--tcp", "--numeric", "--no-header", "state", "established"]
 
 _NO_CLIENT = "no docker client on this machine; install Docker, or use --driver process"

@@ -42,8 +42,8 @@ def _down(lab: Laboratory, verb: str, master: str) -> Iterator[None]:
 def cut_off(lab: Laboratory, host_id: str, *others: str) -> Iterator[None]:
     """Drop every packet between a host and others, all unless named (docker driver)."""
     try:
-        for other in others or sorted(lab.ids - {host_id}):
-            lab.driver.cut(lab.lab, lab.host(host_id), lab.host(other))
+        cut_from = [lab.host(other) for other in others or sorted(lab.ids - {host_id})]
+        lab.driver.cut(lab.lab, lab.host(host_id), *cut_from)
         yield
     finally:
         lab.driver.heal(lab.lab)

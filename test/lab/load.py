@@ -32,6 +32,9 @@ EVIDENCE = Path(__file__).with_name("extensions") / "modules" / "lab_evidence.py
 RATE = 3.0
 # Seconds between two looks at which master each minion listens to.
 LOOK = 0.5
+# Seconds from a minion's connection to a master until it takes that one's jobs: Salt loads all
+# modules again meanwhile.
+COMING = 1.0
 # Seconds for a client to end: what it does at that moment may have to time out.
 STOP = 30
 RETURN = re.compile(r"'_stamp': '([^']+)'.*}, 'tag': 'salt/job/(\d+)/ret/([\w.-]+)'")
@@ -239,7 +242,10 @@ class Load:
         """Tell where a job belongs: with those accepted, moving, or elsewhere."""
         if not self.failover:
             return "accepted"
-        before = [seen for at, seen in self.listening if at <= given.at][-1:]
+        looks = [(at, seen) for at, seen in self.listening if at <= given.at]
+        # The last one before, and all since a minion that was coming then is ready.
+        before = [seen for at, seen in looks[:-1] if at > given.at - COMING]
+        before += [seen for _, seen in looks[-1:]]
         after = [seen for at, seen in self.listening if at > given.at][:1]
         seen = [look[given.minion] for look in before + after]
         if all(given.master in masters for masters in seen):

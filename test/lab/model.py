@@ -109,8 +109,8 @@ class Driver(Protocol):
     def control(self, lab: Lab, host: Host, verb: str, unit: str) -> None:
         """``verb``: start, stop, kill (SIGKILL), freeze (SIGSTOP) or thaw (SIGCONT) one unit."""
 
-    def cut(self, lab: Lab, one: Host, other: Host) -> None:
-        """Drop all traffic between two hosts; :class:`LabError` where the driver cannot."""
+    def cut(self, lab: Lab, one: Host, *others: Host) -> None:
+        """Drop all traffic of a host with others; :class:`LabError` where the driver cannot."""
 
     def heal(self, lab: Lab) -> None:
         """Undo every :meth:`cut`."""

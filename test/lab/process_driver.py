@@ -188,7 +188,7 @@ class ProcessDriver:
                 # Zombies may stay for seconds; whoever starts a daemon waits for them.
                 until(lambda: not any(map(_alive, processes)), STOP, stopped, interval=0.01)
 
-    def cut(self, lab: Lab, one: Host, other: Host) -> None:
+    def cut(self, lab: Lab, one: Host, *others: Host) -> None:
         """Refuse: all hosts share one loopback interface."""
         raise LabError("cut: the process driver cannot; supported with --driver docker")
 

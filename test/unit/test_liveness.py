@@ -136,9 +136,21 @@ def test_it_is_left_for_one_that_takes_its_time(world):
 
 def test_a_slow_master_is_not_left(world):
     found = world()
-    found.delays[MASTERS[0]] = 1.2
+    # With the shortest intervals a master has one for its answer; with longer ones a half more.
+    found.delays[MASTERS[0]] = 0.9
     found.judge()
     assert (found.left, found.told()) == ([], [])
+
+
+@pytest.mark.parametrize("interval", [1, 2, 10, 60])
+def test_a_silent_master_is_found_out_in_time_for_salt_to_leave_it(world, interval):
+    found = world()
+    watch = found.module._Watch(found.watch.minion, MASTERS, None, interval, None, {})
+    # The wait for the question, three of those for an answer, and the random one.
+    longest = interval + 4 * watch.patience
+    # Salt tries for 2 s to connect to the master that it leaves.
+    assert longest + 2 < 3 * interval + 2 - 0.6
+    assert 3 * watch.patience >= interval
 
 
 def test_not_all_minions_leave_a_silent_master_at_once(world):
