@@ -416,17 +416,18 @@ class _Cut:
     def __init__(self, minion, masters):
         self.minion = minion
         self.masters = masters
-        # The master that it was connected to, and when it is to leave it; where it was told to be.
+        # The master that it was connected to, and when it is to leave it.
         self.master, self.due = None, None
-        self.told = None
+        # The one that it was with last, also when it has left it.
+        self.last = None
 
     def look(self, now):
         """Look for a connection; fire the event of Salt's check if there is none any more."""
         master = self.minion.master(self.masters)
         if master is not None:
-            if self.told not in (None, master):
-                _tell("moved", {"from": self.told, "to": master})
-            self.master, self.due, self.told = master, None, master
+            if self.last not in (None, master):
+                _tell("moved", {"from": self.last, "to": master})
+            self.master, self.due, self.last = master, None, master
         elif self.master is None:
             # It is on its way, or was never anywhere.
             return

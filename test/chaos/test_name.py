@@ -11,7 +11,7 @@ import pytest
 from lab.faults import alias, moved
 from lab.laboratory import Laboratory, failures
 from lab.load import Given
-from lab.trial import AT_ONCE, RECOVERY, UNNOTICED, Trial
+from lab.trial import AT_ONCE, LAST_WORDS, RECOVERY, UNNOTICED, Trial
 from lab.wait import until
 
 DOCKER = [pytest.param("docker", marks=pytest.mark.docker)]
@@ -68,8 +68,11 @@ def test_a_name_that_changes_its_address_takes_no_minion_with_it(named: None, tr
     def missed(given: Given) -> bool:
         # A hot minion is away during its restart, and from that master until then.
         times = starts(given.minion)
-        lost = given.master == trial.victim and given.at < max(times, default=0) + AWAY
-        return lost or any(abs(at - given.at) < AWAY for at in times)
+        lost = given.master == trial.victim and any(
+            since - LAST_WORDS <= given.at < start + AWAY
+            for since, start in zip((trial.began, trial.ended), times, strict=False)
+        )
+        return lost or any(abs(start - given.at) < AWAY for start in times)
 
     trial.excuse = missed
     trial.recovered()
