@@ -235,8 +235,10 @@ class _Minion:
         return next(iter(self.connected(masters)), None)
 
     def places(self):
-        """Return the addresses that it is connected to."""
-        return {link[0] for link in __utils__["multimaster_dial.links"](self.pid, False)}
+        """Return the addresses whose publishers it is connected to."""
+        # A request without an answer keeps its connection for half a minute.
+        links = __utils__["multimaster_dial.links"](self.pid, False)
+        return {address for address, port, _ in links if port != __opts__["master_port"]}
 
     def links(self, master):
         """Return its connections to a master; a new one has another port of its own."""

@@ -591,6 +591,13 @@ def test_a_minion_is_to_restart_when_a_lost_master_answers_elsewhere(
         assert lost.astray() == []
 
 
+def test_a_minion_is_where_its_subscriptions_are(world):
+    module = world(act=False).module
+    links = {(MASTERS[0], 4506, 40001), (MASTERS[1], 4505, 40002)}
+    module.__utils__["multimaster_dial.links"] = lambda *_: links
+    assert module._Minion(2).places() == {MASTERS[1]}
+
+
 def test_a_master_that_is_lost_for_long_is_asked_seldom_and_once_more_when_it_is_back(world):
     found = world(act=False)
     lost = found.module._Lost(found.watch.minion, MASTERS, {})
