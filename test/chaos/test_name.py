@@ -56,9 +56,10 @@ def test_a_name_that_changes_its_address_takes_no_minion_with_it(named: None, tr
         trial.answered_within(AT_ONCE if trial.hot else UNNOTICED)
         if trial.hot:
             until(
-                lambda: plain <= lab.answering(trial.victim, "web*"),
+                # The masters' own minions as well: docs/limits.md has what a second change would do.
+                lambda: lab.answering(trial.victim) == lab.ids,
                 RECOVERY,
-                f"an answer to {trial.victim} at its new address",
+                f"all answers to {trial.victim} at its new address",
             )
 
     @functools.cache
