@@ -56,7 +56,7 @@ def test_a_name_that_changes_its_address_takes_no_minion_with_it(named: None, tr
         trial.answered_within(AT_ONCE if trial.hot else UNNOTICED)
         if trial.hot:
             until(
-                # The masters' own minions as well: docs/limits.md has what a second change would do.
+                # Also those of the masters: a second change too soon is in docs/limits.md.
                 lambda: lab.answering(trial.victim) == lab.ids,
                 RECOVERY,
                 f"all answers to {trial.victim} at its new address",
