@@ -236,9 +236,8 @@ class _Minion:
 
     def places(self):
         """Return the addresses whose publishers it is connected to."""
-        # A request without an answer keeps its connection for half a minute.
-        links = __utils__["multimaster_dial.links"](self.pid, False)
-        return {address for address, port, _ in links if port != __opts__["master_port"]}
+        port = __opts__["master_port"]
+        return __utils__["multimaster_dial.publishers"](self.pid, port, False)
 
     def links(self, master):
         """Return its connections to a master; a new one has another port of its own."""
@@ -365,6 +364,7 @@ class _Watch:
         """Have the minion do what it does when a connection ends: try the other masters."""
         log.warning("No answer from %s, but from %s; moving on", master, ", ".join(better))
         _fire({"master": master}, salt.minion.master_event(type="disconnected"))
+        # Nobody is to be asked on the way.
         deadline = time.monotonic() + 2 * self.interval
         while self.minion.master(self.masters) in (None, master):
             if time.monotonic() > deadline:

@@ -113,9 +113,14 @@ def test_a_master_that_answers_is_asked_once_and_kept(world):
 def test_a_silent_master_is_left_for_one_that_answers_within_two_intervals(world):
     found = world()
     found.delays[MASTERS[0]] = NEVER
+    cut = found.module._Cut(found.watch.minion, MASTERS)
+    cut.look(0)
     # What is left of three intervals is the wait before the first question, at most one.
     assert found.judge() < 2.0 * INTERVAL + 0.2
     assert found.left == [MASTERS[0]]
+    cut.look(1)
+    assert found.told() == ["moved"]
+    assert found.fired[-1][1]["data"] == {"from": MASTERS[0], "to": MASTERS[1]}
 
 
 def test_it_is_not_left_when_no_other_answers(world):
@@ -134,10 +139,14 @@ def test_it_is_left_for_one_that_takes_its_time(world):
     assert found.left == [MASTERS[0]]
 
 
-def test_a_slow_master_is_not_left(world):
+# With the shortest intervals a master has one for its answer; with longer ones almost a half more.
+@pytest.mark.parametrize(("interval", "delay"), [(INTERVAL, 0.9), (2.0, 1.2)])
+def test_a_slow_master_is_not_left(world, interval, delay):
     found = world()
-    # With the shortest intervals a master has one for its answer; with longer ones a half more.
-    found.delays[MASTERS[0]] = 0.9
+    found.watch = found.module._Watch(
+        found.watch.minion, MASTERS, None, interval, threading.Event(), {}
+    )
+    found.delays[MASTERS[0]] = delay * interval / INTERVAL
     found.judge()
     assert (found.left, found.told()) == ([], [])
 
@@ -591,11 +600,19 @@ def test_a_minion_is_to_restart_when_a_lost_master_answers_elsewhere(
         assert lost.astray() == []
 
 
-def test_a_minion_is_where_its_subscriptions_are(world):
+def test_a_minion_is_where_its_subscriptions_are(world, monkeypatch):
     module = world(act=False).module
     links = {(MASTERS[0], 4506, 40001), (MASTERS[1], 4505, 40002)}
-    module.__utils__["multimaster_dial.links"] = lambda *_: links
+    monkeypatch.setattr(multimaster_dial, "links", lambda *_: links)
+    module.__utils__["multimaster_dial.publishers"] = multimaster_dial.publishers
     assert module._Minion(2).places() == {MASTERS[1]}
+
+
+def test_not_all_minions_restart_at_once_for_a_name_that_has_moved(world):
+    found = world(act=False)
+    waits = {found.module._Lost(found.watch.minion, MASTERS, {}).patience for _ in range(30)}
+    assert len(waits) > 3
+    assert min(waits) >= found.module.ASTRAY
 
 
 def test_a_master_that_is_lost_for_long_is_asked_seldom_and_once_more_when_it_is_back(world):
