@@ -11,7 +11,8 @@ Looks after a minion's masters, from within the minion; see docs/failover.md and
   does once every ``master_alive_interval``.
 - Keeps a hot minion dialling a master that it has lost, so that it is there when that is back;
   restarts it if the master's name leads elsewhere now, since Salt looks that up at its start only.
-- Restarts a minion whose channel to a master hangs, though that master answers.
+- Restarts a minion whose channel to a master hangs, or that has not found a master since its start,
+  though that master answers.
 - Has the minion verify the signature over its masters' key as soon as they all sign, and stop as
   soon as none does: Salt lets it sign in to no master that does the other thing.
 - Has a change of the minion's configuration finished that was broken off.
@@ -59,8 +60,8 @@ SOME_TIME, SELDOM = 120, 60
 ASTRAY = 5
 # Seconds for which connections are taken to be as they were while the sockets are the same ones.
 SAME = 10
-# Seconds that no return gets through to a master that is there and answers, after which the minion
-# is restarted; and between two such restarts.
+# Seconds that no return gets through to a master that is there and answers, or that there is no
+# connection to it at all, after which the minion is restarted; and between two such restarts.
 STUCK = 45
 CALM_DOWN = 3600
 # Events on the minion's bus, each with the id of a request: for the master at the end of the tag;
@@ -148,7 +149,8 @@ def start(masters=(), act=False, interval=10, service="salt-minion", restart_tim
             if time.monotonic() - looked > FINISH:
                 looked = time.monotonic()
                 _finish_cut_over(service, restart_timeout)
-                _get_unstuck(returns.stuck(), directory / "stuck", service, restart_timeout)
+                stuck = returns.stuck() + (lost.unseen() if lost else [])
+                _get_unstuck(stuck, directory / "stuck", service, restart_timeout)
                 if lost and (astray := lost.astray()):
                     log.warning("Found at another address, restarting: %s", ", ".join(astray))
                     __salt__["multimaster.restart"](service, restart_timeout, job=False)
@@ -169,10 +171,11 @@ def _finish_cut_over(service, timeout):
 
 def _get_unstuck(masters, mark, service, timeout):
     """
-    Restart a minion whose channel to a master hangs: nothing else ends that.
+    Restart a minion whose channel to a master hangs, or leads nowhere: nothing else ends that.
 
     Seen with Salt 3008.3 after a restart of master and minion at the same time: commands come, and
     no return leaves.  Its channel (``_crypted_transfer``) may wait for a sign-in without an end.
+    And seen as a master's name changed back just after the minion had looked it up.
     """
     if not masters or (mark.exists() and time.time() - mark.stat().st_mtime < CALM_DOWN):
         return
@@ -458,7 +461,9 @@ class _Lost:
         self.places = {}
         # As many minions come back at a time as to the masters' publishers.
         self.pace = max(AWAY, _spread())
-        self.patience = ASTRAY + random.uniform(0, _spread())
+        self.spread = random.uniform(0, _spread())
+        # When each master answered first that the minion has not found yet.
+        self.answered = {}
         # Masters that the minion has been connected to; since when each is lost, and when it is
         # asked next.
         self.known, self.lost, self.due = set(), {}, {}
@@ -482,13 +487,24 @@ class _Lost:
         """Return, once, the lost masters that answer, but not where the minion looks for them."""
         found = []
         for master, since in list(self.lost.items()):
-            if self.heard.get(master, 0) > since + self.patience:
+            if self.heard.get(master, 0) > since + ASTRAY + self.spread:
                 now = __utils__["multimaster_dial.resolve"](master)
                 # A name may lead to several places in turn, and the minion be at another of them.
                 if not self.places[master] & (now | self.minion.places()):
                     found.append(master)
                     self.known.discard(master)
                     self.lost.pop(master, None)
+        return found
+
+    def unseen(self):
+        """Return the masters that go on answering, but that the minion was never connected to."""
+        # With a key that is not accepted it would be connected, too.
+        found = []
+        for master in self.masters:
+            if master in self.heard and master not in self.places:
+                since = self.answered.setdefault(master, self.heard[master])
+                if self.heard[master] > since + STUCK + self.spread:
+                    found.append(master)
         return found
 
     def _ask(self, master):

@@ -610,9 +610,35 @@ def test_a_minion_is_where_its_subscriptions_are(world, monkeypatch):
 
 def test_not_all_minions_restart_at_once_for_a_name_that_has_moved(world):
     found = world(act=False)
-    waits = {found.module._Lost(found.watch.minion, MASTERS, {}).patience for _ in range(30)}
+    waits = {found.module._Lost(found.watch.minion, MASTERS, {}).spread for _ in range(30)}
     assert len(waits) > 3
-    assert min(waits) >= found.module.ASTRAY
+    assert min(waits) >= 0
+
+
+@pytest.mark.parametrize(
+    ("seen", "heard", "unseen"),
+    [
+        (False, [600, 640, 660], True),
+        (False, [600, 640], False),
+        (False, [600], False),
+        (True, [600, 660], False),
+    ],
+    ids=["never found", "not for long", "just back", "was connected before"],
+)
+def test_a_minion_is_to_restart_when_a_master_answers_that_it_never_found(
+    world, seen, heard, unseen
+):
+    found = world(act=False)
+    answers = {}
+    lost = found.module._Lost(found.watch.minion, MASTERS, answers)
+    assert lost.unseen() == []
+    found.present = MASTERS[0] if seen else None
+    lost.look(1)
+    found.present = None
+    lost.look(2)
+    for answers[MASTERS[0]] in heard:
+        restart = lost.unseen()
+    assert restart == ([MASTERS[0]] if unseen else [])
 
 
 def test_a_master_that_is_lost_for_long_is_asked_seldom_and_once_more_when_it_is_back(world):
