@@ -454,13 +454,14 @@ def orchestrate(lab: Laboratory, name: str) -> tuple[list[tuple[float, str]], li
     Returns its progress, with the time of each line, and what went wrong where it stopped.
     """
     lines: list[tuple[float, str]] = []
+    began = time.time()
     reading, writing = os.pipe()
 
     def follow() -> None:
         with open(reading) as stream:
             for line in stream:
                 lines.append((time.time(), line.rstrip()))
-                print(f"    {line.rstrip()[:160]}", flush=True)
+                print(f"    [{time.time() - began:5.1f} s] {line.rstrip()[:160]}", flush=True)
 
     follower = threading.Thread(target=follow)
     follower.start()
@@ -604,6 +605,8 @@ def deploy(scratch: Path, number: int) -> dict[str, Any]:
         started = time.monotonic()
         lines, failed = orchestrate(lab, "multimaster.orch.deploy")
         if failed:
+            # Its logs go with the laboratory.
+            print(lab.logs(failed[0].partition(":")[0]), file=sys.stderr)
             raise SystemExit(f"the deployment stopped: {failed}")
         seconds = time.monotonic() - started
         batches = [
