@@ -7,6 +7,7 @@ consist of.  Every function returns what it did (``changes``), what stands in th
 """
 
 import contextlib
+import functools
 import logging
 import pathlib
 import sys
@@ -32,6 +33,9 @@ GLANCE = 3
 WORK = 30
 # Seconds in which a minion has its new modules.
 MODULES = 30
+# How many minions may have something to do at the same time, whatever a batch may have: all of
+# them may share processors, and Salt asks whoever is late once more, which is more to do.
+TOGETHER = 10
 APPLY = "multimaster"
 
 
@@ -61,9 +65,10 @@ def preflight(plan=None):
     _sync(plan, present)
     facts, clocks = {}, {}
     masters = set(plan.masters) & present
-    for ids, master in ((masters, True), (present - masters, False)):
+    for some in (masters, *_groups(plan, present - masters, TOGETHER)):
         asked = time.time()
-        for name, answer, told in _answers(plan, ids, "multimaster_orch.facts", [master]):
+        arguments = [some is masters]
+        for name, answer, told in _answers(plan, some, "multimaster_orch.facts", arguments, WORK):
             row = facts[name] = __utils__["multimaster_deploy.facts"](answer)
             if isinstance(row, dict):
                 # Told between the question and the answer.
@@ -150,7 +155,7 @@ def deploy_minions(plan=None, test=False):
     if absent:
         notes.append(f"absent, and left for a later run: {', '.join(absent)}")
     done = _in_place(plan, _pointed_at(plan, present))
-    unreached = _unreached(plan, done, here) if done else {}
+    unreached = _until_reached(plan, done, here, 0)
     done = [name for name in done if name not in unreached]
     todo = sorted(present - set(done))
     notes += _already(done)
@@ -263,8 +268,7 @@ def _deploy_minions(plan, batch, here):
             roles[name] = __utils__["multimaster_deploy.restarts"](results[name])
     # Also after a failure: whoever succeeded is not left in the middle of its restart.
     problems += _until_restarted(plan, roles, before)
-    lacking = _until(plan.timeout, lambda: _unreached(plan, roles, here), lambda found: not found)
-    for name, masters in lacking.items():
+    for name, masters in _until_reached(plan, roles, here, plan.timeout).items():
         problems.append(
             f"{name}: does not answer to {', '.join(masters)}; see multimaster-restart.log and "
             "the minion's log on it, and whether it reaches their ports"
@@ -289,6 +293,18 @@ def _restart_master(plan, name, here):
 # Conditions
 
 
+class _Patience:
+    """How many seconds to wait for answers: longer each time that nobody has given one."""
+
+    def __init__(self):
+        self.silent, self.seconds = 0, GLANCE
+
+    def learn(self, answers):
+        # All are being restarted; or have so much to do that a look is one thing more to do.
+        self.silent = 0 if answers else self.silent + 1
+        self.seconds = min(WORK, GLANCE * 2 ** max(0, self.silent - 1))
+
+
 def _until(seconds, look, good):
     """Look until what is seen is good, or the time is over; return what was seen last."""
     deadline = time.monotonic() + seconds
@@ -306,14 +322,11 @@ def _until_restarted(plan, roles, before):
     waiting = {name: set(some) for name, some in roles.items() if some}
     heard = dict.fromkeys(waiting, time.monotonic())
     answered = set()
-    silent, patience = 0, GLANCE
+    patience = _Patience()
 
     def look():
-        nonlocal silent, patience
-        facts = _facts(plan, waiting, patience)
-        # All are being restarted; or have so much to do that a look is one thing more to do.
-        silent = 0 if facts else silent + 1
-        patience = min(WORK, GLANCE * 2 ** max(0, silent - 1))
+        facts = _facts(plan, waiting, patience.seconds)
+        patience.learn(facts)
         heard.update(dict.fromkeys(facts, time.monotonic()))
         answered.update(facts)
         for name in list(waiting):
@@ -339,6 +352,28 @@ def _until_restarted(plan, roles, before):
         )
         problems.append(f"{name}: {told} restarted; see multimaster-restart.log on it")
     return problems
+
+
+def _until_reached(plan, ids, here, seconds):
+    """Wait until minions have answered as they should; return the others, and what they lack."""
+    answered = {name: set() for name in plan.masters}
+    patience = _Patience()
+
+    def lacking():
+        return __utils__["multimaster_deploy.lacking"](plan.mode, ids, answered)
+
+    def look():
+        found = {}
+        for master, there in answered.items():
+            # Whoever was seen is not asked again.
+            left = [name for name, without in lacking().items() if master in without]
+            answers = _asked(plan, master, left, "test.ping", here, (), patience.seconds)
+            there.update(answers)
+            found |= answers
+        patience.learn(found)
+        return lacking()
+
+    return _until(seconds, look, lambda found: not found)
 
 
 def _until_well(plan, ready, here, connected=()):
@@ -415,18 +450,12 @@ def _connected(plan, masters, here):
     return {name: set(_asked(plan, name, accepted, "test.ping", here)) for name in masters}
 
 
-def _unreached(plan, ids, here):
-    """Return the minions that do not answer as they should, and the masters they lack."""
-    answers = {
-        name: _asked(plan, name, ids, "test.ping", here, (), GLANCE) for name in plan.masters
-    }
-    return __utils__["multimaster_deploy.lacking"](plan.mode, ids, answers)
-
-
 def _pointed_at(plan, ids):
     """Return the minions that are configured for the declared masters."""
     addresses = list(plan.masters.values())
-    told = _anywhere(plan, ids, "multimaster.masters")
+    told = {}
+    for some in _groups(plan, ids, TOGETHER):
+        told |= _anywhere(plan, some, "multimaster.masters", (), WORK)
     return sorted(
         name
         for name, lists in told.items()
@@ -436,10 +465,8 @@ def _pointed_at(plan, ids):
 
 def _in_place(plan, ids):
     """Return the hosts that the formula would change nothing on, some asked at a time."""
-    ids, found = sorted(ids), []
-    size = __utils__["multimaster_deploy.largest"](plan.batch, len(ids))
-    for start in range(0, len(ids), size):
-        some = ids[start : start + size]
+    found = []
+    for some in _groups(plan, ids):
         _say(f"{', '.join(some)}: looks whether there is anything to do")
         results = _anywhere(plan, some, "state.apply", [APPLY, "test=True"], WORK)
         found += [
@@ -449,6 +476,14 @@ def _in_place(plan, ids):
             and not __utils__["multimaster_deploy.changes"](result)
         ]
     return found
+
+
+def _groups(plan, ids, least=1):
+    """Yield minions, as many at a time as a batch may have, or ``least``."""
+    ids = sorted(ids)
+    size = max(least, __utils__["multimaster_deploy.largest"](plan.batch, len(ids)))
+    for start in range(0, len(ids), size):
+        yield ids[start : start + size]
 
 
 def _facts(plan, ids, timeout=ANSWER):
@@ -479,10 +514,12 @@ def _try_ports(plan, masters, facts):
     # Not for longer than the answers can take: they are needed for the master itself.
     arguments = [dict(plan.listens), 10 * ANSWER, plan.config_dir]
     held = _command(fresh, "multimaster_orch.hold_ports", arguments)
+    addresses, reached = list(plan.masters.values()), {}
     try:
-        reached = _anywhere(
-            plan, facts, "multimaster_orch.reach", [list(plan.masters.values()), list(plan.ports)]
-        )
+        for some in _groups(plan, facts, TOGETHER):
+            reached |= _anywhere(
+                plan, some, "multimaster_orch.reach", [addresses, list(plan.ports)], WORK
+            )
     finally:
         pids = {name: row["pid"] for name, row in held.items() if isinstance(row, dict)}
         for name, pid in pids.items():
@@ -499,18 +536,21 @@ def _try_ports(plan, masters, facts):
 
 def _sync(plan, ids):
     """Bring the formula's modules to the minions that do not have the file server's."""
-    synced = _anywhere(plan, ids, "multimaster.synced")
-    stale = {name for name in ids if synced.get(name) is not True}
-    if stale:
-        _say(f"modules: brought to {len(stale)} minions")
-        for kind in ("utils", "states", "modules"):
-            _anywhere(plan, stale, f"saltutil.sync_{kind}")
+    brought = 0
+    for some in _groups(plan, ids, TOGETHER):
+        stale = _stale(plan, some)
+        for kind in ("utils", "states", "modules") if stale else ():
+            _anywhere(plan, stale, f"saltutil.sync_{kind}", (), WORK)
+        if stale:
+            brought += len(stale)
+            _say(f"modules: brought to {brought} minions")
+            _until(MODULES, functools.partial(_stale, plan, stale), lambda found: not found)
 
-    def missing():
-        told = _anywhere(plan, stale, "multimaster.synced")
-        return {name for name in stale if told.get(name) is not True}
 
-    _until(MODULES if stale else 0, missing, lambda found: not found)
+def _stale(plan, ids):
+    """Return the minions that do not have the file server's modules of the formula."""
+    synced = _anywhere(plan, ids, "multimaster.synced", (), WORK)
+    return {name for name in ids if synced.get(name) is not True}
 
 
 def _own_plan():

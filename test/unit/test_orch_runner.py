@@ -1,5 +1,5 @@
 """
-How long an orchestration waits for hosts whose daemons restart, and what it says of them.
+How long an orchestration waits for hosts whose daemons restart, whom it asks, what it says of them.
 
 What the hosts tell is made up here, and when; the laboratory has daemons.
 """
@@ -10,20 +10,34 @@ import types
 
 import pytest
 
-PLAN = types.SimpleNamespace(timeout=120, restart_timeout=600)
+import multimaster_deploy
+
+PLAN = types.SimpleNamespace(timeout=120, restart_timeout=600, batch="25%")
+MASTERS = ("saltm1", "saltm2")
 BEFORE, AFTER = 1, 2
 
 
 @pytest.fixture
-def wait(by_path, monkeypatch):
+def runner(by_path, monkeypatch):
+    """The runner, and a clock that only waiting moves."""
+    module = by_path("salt/_runners/multimaster_orch.py")
+    module.__utils__ = {
+        f"multimaster_deploy.{name}": getattr(multimaster_deploy, name)
+        for name in ("lacking", "largest")
+    }
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("time.sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    return module, clock
+
+
+@pytest.fixture
+def wait(runner, monkeypatch):
     """
     Wait for the minions of some hosts, given the process of each at every look or that it is
     silent; return the problems, and how long an answer was waited for at each look.
     """
-    module = by_path("salt/_runners/multimaster_orch.py")
-    clock = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    monkeypatch.setattr("time.sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    module, clock = runner
 
     def run(**looks):
         patience = []
@@ -75,3 +89,72 @@ def test_who_waits_for_its_jobs_is_waited_for_longer_than_who_is_silent(wait):
 def test_answers_are_waited_for_longer_while_nobody_answers(wait):
     _, patience = wait(web1=[None, None, None, None, None, BEFORE, None, AFTER])
     assert patience == [3, 3, 6, 12, 24, 30, 3, 3]
+
+
+@pytest.fixture
+def reach(runner, monkeypatch):
+    """
+    Wait until minions have answered, given who answers which master at every look; return what
+    they lack, who was asked at every look, and how long an answer was waited for.
+    """
+    module, clock = runner
+
+    def run(mode, ids, looks, seconds=120):
+        asked, patience = [], []
+
+        def answer(plan, master, left, function, here, arguments, timeout):
+            number = len(patience) // len(MASTERS)
+            asked.append((master, sorted(left)))
+            patience.append(timeout)
+            clock[0] += timeout
+            told = looks[min(number, len(looks) - 1)].get(master, [])
+            return {name: True for name in left if name in told}
+
+        monkeypatch.setattr(module, "_asked", answer)
+        plan = types.SimpleNamespace(mode=mode, masters=dict.fromkeys(MASTERS, ""))
+        lacking = module._until_reached(plan, ids, None, seconds)
+        return lacking, asked, patience[:: len(MASTERS)]
+
+    return run
+
+
+def test_who_has_answered_a_master_is_not_asked_again_on_it(reach):
+    looks = [{"saltm1": ["web1", "web2"]}, {"saltm2": ["web2"]}, {"saltm2": ["web1"]}]
+    lacking, asked, _ = reach("hot", ["web1", "web2"], looks)
+    assert lacking == {}
+    both, nobody = ["web1", "web2"], []
+    assert asked == [
+        ("saltm1", both),
+        ("saltm2", both),
+        ("saltm1", nobody),
+        ("saltm2", both),
+        ("saltm1", nobody),
+        ("saltm2", ["web1"]),
+    ]
+
+
+def test_in_failover_mode_one_master_is_enough(reach):
+    looks = [{"saltm1": ["web1"], "saltm2": ["web2"]}]
+    lacking, asked, _ = reach("failover", ["web1", "web2"], looks)
+    assert lacking == {}
+    assert asked == [("saltm1", ["web1", "web2"]), ("saltm2", ["web2"])]
+
+
+def test_who_does_not_answer_is_named_with_the_masters_that_it_lacks(reach):
+    looks = [{"saltm1": ["web1", "web2"], "saltm2": ["web1"]}, {}]
+    lacking, _, patience = reach("hot", ["web1", "web2"], looks)
+    assert lacking == {"web2": ["saltm2"]}
+    assert patience[:5] == [3, 3, 3, 6, 12]
+
+
+def test_a_look_without_time_is_one_look(reach):
+    assert len(reach("hot", ["web1"], [{}], seconds=0)[1]) == len(MASTERS)
+
+
+@pytest.mark.parametrize(("number", "sizes"), [(3, [3]), (12, [10, 2]), (50, [12, 12, 12, 12, 2])])
+def test_not_all_minions_get_something_to_do_at_once(runner, number, sizes):
+    module, _ = runner
+    ids = {f"web{index}" for index in range(number)}
+    groups = list(module._groups(PLAN, ids, module.TOGETHER))
+    assert [len(group) for group in groups] == sizes
+    assert {name for group in groups for name in group} == ids
