@@ -33,8 +33,6 @@ def give(opts: dict[str, Any], interval: float, duration: float, targets: list[s
     """Give a job now and then, whether the master is there, gone or back."""
     client, due, turns = None, time.monotonic(), itertools.cycle(targets)
     while not select.select([sys.stdin], [], [], max(0, due - time.monotonic()))[0]:
-        # What was missed while the master did not answer is not made up for.
-        due = max(due + interval, time.monotonic())
         said: dict[str, Any] = {}
         asked = time.time()
         try:
@@ -44,6 +42,8 @@ def give(opts: dict[str, Any], interval: float, duration: float, targets: list[s
         except (salt.exceptions.SaltException, OSError) as err:
             said["refused"] = str(err)[:80] or type(err).__name__
         print(json.dumps({**said, "asked": asked, "at": time.time()}), flush=True)
+        # What was missed while the master did not answer is not made up for.
+        due = due + interval if due + interval > time.monotonic() else time.monotonic() + interval
 
 
 def returned(opts: dict[str, Any]) -> None:
