@@ -39,7 +39,7 @@ def apply(lab: Laboratory, mode: dict[str, Any], masters: list[dict[str, str]]) 
     """Apply a list of masters to all hosts."""
     lab.declare(**mode, masters=masters)
     assert not (failed := failures(lab.command(lab.ids, "state.apply", "multimaster"))), failed
-    lab.until_settled(*(host.id for host in lab.lab.masters))
+    lab.until_settled()
     lab.until_connected()
 
 

@@ -40,7 +40,7 @@ def follow(lab: Laboratory, number: int) -> None:
 
 def recovered(lab: Laboratory) -> None:
     """Wait until everything is as it should be, also for the command that the page begins with."""
-    lab.until_settled(*(host.id for host in lab.lab.masters))
+    lab.until_settled()
     lab.until_connected("saltm2")
 
 

@@ -50,6 +50,10 @@ class Laboratory:
         """The Python that Salt has on the hosts."""
         return "/opt/saltstack/salt/bin/python3" if self.lab.driver == "docker" else "python3"
 
+    @property
+    def _all(self) -> tuple[str, ...]:
+        return tuple(host.id for host in self.lab.masters)
+
     def host(self, host_id: str) -> Host:
         """Return the host with that id."""
         return self.lab.host(host_id)
@@ -114,7 +118,8 @@ class Laboratory:
         return set()
 
     def until_answering(self, *masters: str) -> None:
-        """Wait until all minions answer to one of some masters; the failure names the rest."""
+        """Wait until all minions answer to one of some masters, or of all; name the rest."""
+        masters = masters or self._all
         missing = self.ids
 
         def complete() -> bool:
@@ -158,8 +163,9 @@ class Laboratory:
         """
         Wait until a broken-off apply is over: no restart to come, and all minions answer.
 
-        In failover mode they may be with any master; then name all.
+        In failover mode they may be with any master; then name none, which means all.
         """
+        masters = masters or self._all
         self.until_answering(*masters)
         until(lambda: self._idle(masters), PATIENCE, "the end of every apply", interval=1)
         until(self.restarted, PATIENCE, "the end of every restart", interval=1)
