@@ -498,12 +498,13 @@ class _Lost:
 
     def unseen(self):
         """Return the masters that go on answering, but that the minion was never connected to."""
-        # With a key that is not accepted it would be connected, too.
+        # They answer whom they have accepted only.  With many minions, each takes its time to come.
+        wait = STUCK + _spread() + self.spread
         found = []
         for master in self.masters:
             if master in self.heard and master not in self.places:
                 since = self.answered.setdefault(master, self.heard[master])
-                if self.heard[master] > since + STUCK + self.spread:
+                if self.heard[master] > since + wait:
                     found.append(master)
         return found
 
