@@ -42,6 +42,9 @@ SLICE = 1.0
 # Seconds that an answer may take less than half an interval.  A minion that leaves first tries for
 # 2 s to connect to the master that it leaves (dns_check in Salt 3008.3), if that drops packets.
 SPARE = 0.2
+# How many times as long as the interval a hot minion waits, at most, before it asks a master again
+# that is connected and has not answered in time: it may have too much to do already.
+SLOWEST = 4
 # Seconds between two times that a change of configuration is taken up again, if it has to be.
 FINISH = 5
 # Seconds that the return of a job is kept for its master, or for another one; between two times
@@ -280,12 +283,14 @@ class _Watch:
         # The one that the minion was seen with last.
         self.last = None
         self.reported = set()
+        # How many times in a row a master that is connected has not answered in time.
+        self.late = 0
         self.silent = pathlib.Path(__opts__["cachedir"], "multimaster", "silent")
 
     def run(self):
         """Ask for as long as there is an engine; each minion has its own rhythm."""
         while True:
-            time.sleep(random.uniform(0.8, 1.0) * self.interval)
+            time.sleep(random.uniform(0.8, 1.0) * self.interval * self.slowness())
             try:
                 master = self.master or self.minion.master(self.masters)
                 if master is not None:
@@ -296,6 +301,11 @@ class _Watch:
                     self.doubt.set()
             except Exception:  # A watch that ends is missed by nobody until it is needed.
                 log.exception("Cannot watch the master")
+
+    def slowness(self):
+        """Return how many times as long as the interval to wait; only who acts is in a hurry."""
+        hurry = self.master is None or self.late < 2
+        return 1 if hurry else min(2 ** (self.late - 1), SLOWEST)
 
     def stay_with(self, master):
         """
@@ -317,16 +327,29 @@ class _Watch:
 
     def judge(self, master):
         """Ask a master; leave or report it if no question gets an answer."""
-        # Whoever lets this minion in once lets it in until it is restarted.
         links = self.minion.links(master)
-        # An answer to any of them counts, so that who is merely slow is not silent.
-        way = "ask" if links == self.links else "afresh"
         kept = self.kept.setdefault(master, [])
-        heard = self._ask(master, None, way, kept)
-        if heard.wait(self.patience):
-            self.links = links
+        first = self._ask(master, None, "ask" if links == self.links else "afresh", kept)
+        more = threading.Event()
+
+        def heard(patience):
+            # An answer to any question counts, so that who is merely slow is not silent.
+            deadline = time.monotonic() + patience
+            while not (first.is_set() or more.is_set()):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                first.wait(min(POLL, left))
+            if first.is_set():
+                # Whoever lets this minion in once lets it in until it is restarted.
+                self.links = links
             self._heard(master)
+            return True
+
+        if heard(self.patience):
+            self.late = 0
             return
+        self.late = self.late + 1 if links else 0
         self._put(master, self.interval, self.doubt, "there")
         act = self.master is None
         others = [a for a in self.masters if a != master] if act else []
@@ -335,9 +358,8 @@ class _Watch:
         # A master with too much to do is not left by all at once, but relieved.
         to_spare = random.uniform(0, self.patience) if act else 0
         for patience in (self.patience + to_spare, self.patience):
-            self._ask(master, heard, "ask", kept)
-            if heard.wait(patience):
-                self._heard(master)
+            self._ask(master, more, "ask", kept)
+            if heard(patience):
                 return
         # Where everything is slow the others are, too: not a reason to begin all over.
         deadline = asked + 2 * self.interval
@@ -345,8 +367,7 @@ class _Watch:
             if time.monotonic() > deadline:
                 break
             time.sleep(POLL)
-        if heard.is_set():
-            self._heard(master)
+        if heard(0):
             return
         better = [address for address, answer in better.items() if answer.is_set()]
         if better and self.minion.runs():

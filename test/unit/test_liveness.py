@@ -201,6 +201,35 @@ def test_after_a_new_connection_the_minion_signs_in_once_more(world):
     assert found.ways == ["afresh", "ask", "afresh"]
 
 
+def test_an_answer_that_was_late_is_as_good_as_one_in_time(world):
+    found = world(act=False)
+    found.delays[MASTERS[0]] = 0.7
+    found.judge()
+    assert found.ways[:2] == ["afresh", "ask"]
+    found.delays[MASTERS[0]] = 0.0
+    found.judge()
+    assert found.ways[-1] == "ask"
+
+
+@pytest.mark.parametrize(
+    ("act", "links", "slowness"),
+    [(False, {1}, [1, 1, 2, 4, 4]), (False, set(), [1] * 5), (True, {1}, [1] * 5)],
+    ids=["hot", "hot, not connected", "failover"],
+)
+def test_a_hot_minion_asks_a_busy_master_less_often(world, act, links, slowness):
+    found = world(act=act)
+    found.links = links
+    found.delays[MASTERS[0]] = 0.7
+    seen = []
+    for _ in slowness:
+        seen.append(found.watch.slowness())
+        found.judge()
+    assert seen == slowness
+    found.delays[MASTERS[0]] = 0.0
+    found.judge()
+    assert found.watch.slowness() == 1
+
+
 @pytest.mark.parametrize("refuses", [True, False])
 def test_only_a_master_that_is_there_and_refuses_makes_the_minion_look_whether_it_signs(
     world, refuses
