@@ -164,7 +164,7 @@ def ask(ids, function, arguments=(), timeout=10, config_dir=None):
     Have this host's master give a command to some of its minions; return what they answer.
 
     function
-        One of the few that an orchestration needs.
+        One of the few that an orchestration needs; or several, each with a list of arguments.
     timeout
         Seconds to wait for those that do not say that they still work on it.
 
@@ -174,7 +174,7 @@ def ask(ids, function, arguments=(), timeout=10, config_dir=None):
 
         salt saltm2 multimaster_orch.ask '[web1, web2]' test.ping
     """
-    if function not in ASKED:
+    if not set([function] if isinstance(function, str) else function) <= set(ASKED):
         raise CommandExecutionError(f"function: got {function!r}; supported: {', '.join(ASKED)}")
     try:
         with salt.client.get_local_client(mopts=_configured(config_dir)) as client:

@@ -37,6 +37,7 @@ MODULES = 30
 # them may share processors, and Salt asks whoever is late once more, which is more to do.
 TOGETHER = 10
 APPLY = "multimaster"
+SYNC = ("saltutil.sync_utils", "saltutil.sync_states", "saltutil.sync_modules")
 
 
 def __virtual__():
@@ -539,9 +540,9 @@ def _sync(plan, ids):
     brought = 0
     for some in _groups(plan, ids, TOGETHER):
         stale = _stale(plan, some)
-        for kind in ("utils", "states", "modules") if stale else ():
-            _anywhere(plan, stale, f"saltutil.sync_{kind}", (), WORK)
         if stale:
+            # One job, as each costs a minion about as much as what it does.
+            _anywhere(plan, stale, list(SYNC), [[]] * len(SYNC), WORK)
             brought += len(stale)
             _say(f"modules: brought to {brought} minions")
             _until(MODULES, functools.partial(_stale, plan, stale), lambda found: not found)

@@ -111,11 +111,12 @@ def test_an_address_that_swallows_packets_is_told_from_one_that_refuses(orch):
     assert outcome == "no answer within 0.5 s; packets are dropped, or there is no way"
 
 
-def test_a_master_is_asked_to_give_few_commands_only(orch):
+@pytest.mark.parametrize("function", ["cmd.run", ["test.ping", "cmd.run"]])
+def test_a_master_is_asked_to_give_few_commands_only(orch, function):
     from salt.exceptions import CommandExecutionError
 
-    with pytest.raises(CommandExecutionError, match=r"got 'cmd.run'; supported: multimaster"):
-        orch("ask", ["web1"], "cmd.run", ["true"])
+    with pytest.raises(CommandExecutionError, match=r"got .*'cmd.run'.*; supported: multimaster"):
+        orch("ask", ["web1"], function, ["true"])
 
 
 def test_the_runner_asks_for_no_command_that_is_refused(orch, host):
@@ -123,5 +124,6 @@ def test_the_runner_asks_for_no_command_that_is_refused(orch, host):
     runner = (host.checkout / "salt/_runners/multimaster_orch.py").read_text()
     asked = set(re.findall(r'_(?:anywhere|answers|asked)\([^()]*?"(\w+\.\w+)"', runner))
     supported = host.modules["multimaster_orch.ask"].func.__globals__["ASKED"]
-    assert "multimaster.masters" in asked
+    asked |= set(re.findall(r'"(saltutil\.\w+)"', runner))
+    assert {"multimaster.masters", "saltutil.sync_utils"} <= asked
     assert asked <= set(supported)
