@@ -515,12 +515,12 @@ def _try_ports(plan, masters, facts):
     # Not for longer than the answers can take: they are needed for the master itself.
     arguments = [dict(plan.listens), 10 * ANSWER, plan.config_dir]
     held = _command(fresh, "multimaster_orch.hold_ports", arguments)
-    addresses, reached = list(plan.masters.values()), {}
+    addresses = list(plan.masters.values())
     try:
-        for some in _groups(plan, facts, TOGETHER):
-            reached |= _anywhere(
-                plan, some, "multimaster_orch.reach", [addresses, list(plan.ports)], WORK
-            )
+        # All at once, as the ports are not held for long.
+        reached = _anywhere(
+            plan, facts, "multimaster_orch.reach", [addresses, list(plan.ports)], WORK
+        )
     finally:
         pids = {name: row["pid"] for name, row in held.items() if isinstance(row, dict)}
         for name, pid in pids.items():
