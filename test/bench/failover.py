@@ -605,8 +605,9 @@ def deploy(scratch: Path, number: int) -> dict[str, Any]:
         started = time.monotonic()
         lines, failed = orchestrate(lab, "multimaster.orch.deploy")
         if failed:
-            # Its logs go with the laboratory.
-            print(lab.logs(failed[0].partition(":")[0]), file=sys.stderr)
+            # The logs go with the laboratory; what failed first may be no host.
+            for name in lab.ids & {failed[0].partition(":")[0]}:
+                print(lab.logs(name), file=sys.stderr)
             raise SystemExit(f"the deployment stopped: {failed}")
         seconds = time.monotonic() - started
         batches = [
