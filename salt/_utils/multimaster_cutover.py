@@ -24,8 +24,10 @@ STEPS = ("prepared", "restarting", "verifying", "restoring", "returning")
 # How it ended.
 OUTCOMES = ("kept", "restored")
 
-# Seconds that a master has for an answer, and between two looks.
-PATIENCE = 5.0
+# Seconds that a master has for an answer, at first and at most; between two questions to it, which
+# may be two sign-ins; and between two looks.
+PATIENCE, LONGEST = 5.0, 20.0
+PAUSE = 1.0
 POLL = 0.2
 # How many times as long a daemon may take that is slow, and not its masters.
 SLOW = 3
@@ -219,32 +221,48 @@ def _verify(
     options = opts()
     addresses = _masters(options)
     answers = {address: threading.Event() for address in addresses}
-    heard: list[str] = []
+    over = threading.Event()
+    for address, answer in answers.items():
+        arguments = (dial.ask, options, address, answer, over)
+        # Not waited for when this program ends.
+        threading.Thread(target=_ask_on, args=arguments, daemon=True).start()
     started, limit = time.monotonic(), journal["timeout"]
-    asked = False
-    while True:
-        # The daemon's own connection shows that a command would reach it, and not just this host.
-        linked = dial.connected(daemon(), addresses, options["master_port"])
-        hot = options["master_type"] != "failover"
-        left = started + limit - time.monotonic()
-        if not asked and left <= PATIENCE:
-            asked = True
-            for address, answer in answers.items():
-                dial.put(options, address, PATIENCE, answer)
-        if linked:
-            heard = dial.answering(
-                options, linked if hot else addresses, min(PATIENCE, max(1, left))
-            )
-        if len(heard) >= journal["masters"]:
-            return heard
-        if left <= 0:
+    try:
+        while True:
             there = [address for address, answer in answers.items() if answer.is_set()]
-            enough = len(there) >= journal["masters"] and alive(daemon())
-            if limit > journal["timeout"] or not enough:
+            # The daemon's own connection shows that a command would reach it, and not just this
+            # host.
+            linked = dial.connected(daemon(), addresses, options["master_port"])
+            hot = options["master_type"] != "failover"
+            heard = [a for a in there if a in linked or (linked and not hot)]
+            if len(heard) >= journal["masters"]:
                 return heard
-            log.warning("%s answer this host, and not its minion yet", ", ".join(there))
-            limit *= SLOW
-        time.sleep(POLL)
+            if time.monotonic() - started > limit:
+                enough = len(there) >= journal["masters"] and alive(daemon())
+                if limit > journal["timeout"] or not enough:
+                    return heard
+                log.warning("%s answer this host, and not its minion yet", ", ".join(there))
+                limit *= SLOW
+            time.sleep(POLL)
+    finally:
+        over.set()
+
+
+def _ask_on(
+    ask: Callable[[dict[str, Any], str, float], bool],
+    options: dict[str, Any],
+    address: str,
+    answer: threading.Event,
+    over: threading.Event,
+) -> None:
+    """Ask a master until it answers or nobody waits; with more patience each time."""
+    patience = PATIENCE
+    while not over.is_set():
+        if ask(options, address, patience):
+            answer.set()
+            return
+        patience = min(2 * patience, LONGEST)
+        over.wait(PAUSE)
 
 
 def _masters(options: dict[str, Any]) -> list[str]:

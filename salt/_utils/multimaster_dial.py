@@ -9,7 +9,6 @@ import contextlib
 import os
 import socket
 import threading
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -133,15 +132,6 @@ def put(
 
     # Not waited for when this process ends.
     threading.Thread(target=run, daemon=True).start()
-
-
-def answering(opts: Mapping[str, Any], addresses: Iterable[str], timeout: float) -> list[str]:
-    """Return those of some masters that give a real answer; all are asked at once."""
-    heard = {address: threading.Event() for address in addresses}
-    for address, event in heard.items():
-        put(opts, address, timeout, event)
-    deadline = time.monotonic() + timeout
-    return [a for a, event in heard.items() if event.wait(max(0, deadline - time.monotonic()))]
 
 
 def connected(

@@ -31,7 +31,8 @@ class Minion:
         self.drop_in = tmp_path / "minion.d/multimaster.conf"
         self.drop_in.parent.mkdir()
         self.journal = str(tmp_path / "cache/multimaster/cutover.json")
-        self.reachable = set()
+        # Masters that answer those who wait so many seconds; who was asked, and how patiently.
+        self.reachable, self.takes, self.asked = set(), 0, []
         # When the daemon has its connections; and its process.
         self.connects, self.pid = 0.0, os.getpid()
         self.running, self.restarts = OLD, 0
@@ -39,8 +40,7 @@ class Minion:
         # Which is told by times of more than a second apart: see the tests of it.
         monkeypatch.setattr(cutover, "_has_read", lambda *_: self.running == self.read())
         monkeypatch.setattr(multimaster_dial, "connected", self.connected)
-        monkeypatch.setattr(multimaster_dial, "answering", self.answering)
-        monkeypatch.setattr(multimaster_dial, "put", self.put)
+        monkeypatch.setattr(multimaster_dial, "ask", self.ask)
 
     def read(self):
         return self.drop_in.read_text() if self.drop_in.exists() else ""
@@ -59,12 +59,9 @@ class Minion:
             return []
         return [a for a in ADDRESSES[self.running] if a in self.reachable and a in addresses]
 
-    def answering(self, opts, addresses, timeout):
-        return [a for a in addresses if a in self.reachable]
-
-    def put(self, opts, address, timeout, heard):
-        if address in self.reachable:
-            heard.set()
+    def ask(self, opts, address, timeout):
+        self.asked.append((address, timeout))
+        return address in self.reachable and timeout >= self.takes
 
     def opts(self):
         return {"master": ADDRESSES[self.read()], "master_type": "str", "master_port": 4506}
@@ -110,6 +107,24 @@ def test_a_daemon_that_is_slow_to_start_has_longer_if_its_masters_are_there(mini
     minion.connects = time.monotonic() + 1.5
     assert minion.carry_out()["step"] == "kept"
     assert minion.running == NEW
+
+
+def test_masters_that_are_slow_to_answer_are_given_more_time_each_time(minion, monkeypatch):
+    monkeypatch.setattr(cutover, "PAUSE", 0.01)
+    minion.reachable, minion.takes = {"192.0.2.9"}, cutover.LONGEST
+    minion.prepare(NEW)
+    assert minion.carry_out()["step"] == "kept"
+    asked = [patience for address, patience in minion.asked if address == "192.0.2.9"]
+    assert asked == [5, 10, 20]
+
+
+def test_in_failover_mode_others_may_answer_than_the_one_that_it_is_with(minion, monkeypatch):
+    opts = minion.opts
+    monkeypatch.setattr(minion, "opts", lambda: {**opts(), "master_type": "failover"})
+    monkeypatch.setattr(multimaster_dial, "connected", lambda *_: ["192.0.2.8"])
+    minion.reachable = {"192.0.2.9"}
+    minion.prepare(NEW)
+    assert minion.carry_out()["heard"] == ["192.0.2.9"]
 
 
 @pytest.mark.parametrize(("runs", "limit"), [(True, cutover.SLOW), (False, 1)])

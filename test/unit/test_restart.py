@@ -79,10 +79,11 @@ def test_a_daemon_that_never_comes_is_given_up(init, monkeypatch):
 
 # What the program does at its end, with a question that nobody has answered yet.
 QUESTION = """
-import sys
+import sys, threading
 import multimaster_dial, multimaster_restart, salt.config
-opts = salt.config.minion_config(sys.argv[1])
-print(multimaster_dial.answering(opts, ["127.0.9.8"], 1), flush=True)
+opts, answer = salt.config.minion_config(sys.argv[1]), threading.Event()
+multimaster_dial.put(opts, "127.0.9.8", 5, answer)
+print(answer.wait(1), flush=True)
 multimaster_restart.leave(3)
 """
 
@@ -93,4 +94,4 @@ def test_a_master_that_does_not_answer_does_not_keep_the_program(tmp_path):
     argv = [sys.executable, "-c", QUESTION, str(tmp_path / "minion")]
     there = {**os.environ, "PYTHONPATH": str(Path(restart.__file__).parent)}
     done = subprocess.run(argv, env=there, timeout=60, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (3, "[]\n"), done.stderr
+    assert (done.returncode, done.stdout) == (3, "False\n"), done.stderr
