@@ -63,24 +63,25 @@ class _Watcher:
         self.clocks = settings.get("clocks", 5)
         self.place = ids.index(__opts__["id"])
         self.path = os.path.join(__opts__["cachedir"], "multimaster", "watch.json")
-        self.started = self.looked = time.time()
+        self.started = time.time()
+        self.looked = float("-inf")
 
     def due(self):
         """Tell whether it is this master's turn: nobody who is before it in the list has looked."""
-        now = time.time()
-        if now < self.started + GRACE:
+        now, wait = time.time(), self.interval * (1 + self.place / 2)
+        # A look of its own that has left no note counts, too: who has too much to do to answer is
+        # not asked more often for it.
+        if now < self.started + GRACE or time.monotonic() < self.looked + wait:
             return False
         last = self.started if self.place else 0
         with contextlib.suppress(FileNotFoundError):
             last = os.path.getmtime(self.path)
-        if last > now + self.interval:
-            # In the future: the clock was set.
-            last = self.looked
-        return now >= max(last + self.interval * (1 + self.place / 2), self.looked + CONFIRM)
+        # In the future: the clock was set.
+        return now >= last + wait or last > now + self.interval
 
     def turn(self):
         """Look, and tell what has changed, if the next look finds the same."""
-        self.looked = time.time()
+        self.looked = time.monotonic()
         known = self._known()
         found, complete = self._look(known)
         change = self._change(known, found, complete)

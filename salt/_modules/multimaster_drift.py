@@ -6,6 +6,7 @@ here returns a secret: what may be one is a keyed hash.
 """
 
 import contextlib
+import fcntl
 import glob
 import json
 import os
@@ -329,31 +330,38 @@ class _Look:
             return {"sample": None}
         minion_id, grains = sample
         path = os.path.join(self.cache, "proofs.json")
-        proofs = {}
-        with contextlib.suppress(OSError, ValueError):
-            proofs = json.loads(pathlib.Path(path).read_text())
-        known = proofs.get(minion_id, {})
-        print_of = __utils__["multimaster_drift.digest"]
-        good = known.get("inputs") == inputs and time.time() - known.get("at", 0) <= max_age
-        if grains is not None and known.get("grains") != print_of(grains):
-            good = False
-        if good:
-            return {"sample": minion_id, **known}
-        if grains is None:
-            return {"sample": minion_id, "problem": "not compiled since something has changed"}
-        outcome = self.compile(minion_id, grains)
+        grains_print = None if grains is None else __utils__["multimaster_drift.digest"](grains)
+
+        def known():
+            found = _proofs(path).get(minion_id, {})
+            recent = time.time() - found.get("at", 0) <= max_age
+            same = grains_print in (None, found.get("grains"))
+            return found if recent and same and found.get("inputs") == inputs else None
+
+        found = known()
+        if not found and grains is None:
+            found = {"problem": "not compiled since something has changed"}
+        if not found:
+            # Who asks again meanwhile, as it takes long, is given the same.
+            with _alone(f"{path}.lock"):
+                found = known() or self.prove(path, sample, grains_print, inputs)
+        return {"sample": minion_id, **found}
+
+    def prove(self, path, sample, grains_print, inputs):
+        """Compile, and keep what came of it."""
+        outcome = self.compile(*sample)
         if "leaves" not in outcome:
-            return {"sample": minion_id, "grains": print_of(grains), **outcome}
-        fresh = {"inputs": inputs, "grains": print_of(grains), "at": time.time(), **outcome}
-        proofs.pop(minion_id, None)
-        kept = dict([*proofs.items(), (minion_id, fresh)][-KEPT:])
+            return {"grains": grains_print, **outcome}
+        fresh = {"inputs": inputs, "grains": grains_print, "at": time.time(), **outcome}
+        proofs = _proofs(path)
+        proofs.pop(sample[0], None)
+        kept = dict([*proofs.items(), (sample[0], fresh)][-KEPT:])
         with contextlib.suppress(OSError):
-            os.makedirs(self.cache, mode=0o700, exist_ok=True)
             scratch = f"{path}.{os.getpid()}"
             pathlib.Path(scratch).touch(mode=0o600)
             pathlib.Path(scratch).write_text(json.dumps(kept))
             os.replace(scratch, path)
-        return {"sample": minion_id, **fresh}
+        return fresh
 
     def compile(self, minion_id, grains):
         """Have the program compile a minion's pillar, as the user that the master runs as."""
@@ -379,6 +387,24 @@ class _Look:
             return json.loads(done.stdout)
         except (OSError, ValueError, subprocess.TimeoutExpired) as err:
             return {"problem": type(err).__name__}
+
+
+def _proofs(path):
+    """Return what was compiled before: id of a minion -> proof."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(pathlib.Path(path).read_text())
+    return {}
+
+
+@contextlib.contextmanager
+def _alone(path):
+    """Wait until nobody else holds a lock, and hold it; on a full disk go on without."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            lock = stack.enter_context(open(path, "a"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _included(include, origin):

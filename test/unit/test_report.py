@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -182,6 +183,17 @@ def test_what_was_compiled_holds_until_something_changes(report, host):
     host.write("srv/pillar/web.sls", "port: 82")
     assert "content" not in (stale := report(sample=["web1", None]))["subjects"]
     assert "problem" in stale["proof"]
+
+
+def test_what_is_asked_for_again_meanwhile_is_compiled_once(host, report):
+    # Takes so long that the others ask meanwhile; each compilation leaves a line.
+    command = f"sleep 1; echo compiled >> {host.root}/times"
+    pillar = f"port: {{{{ salt['cmd.run']('{command}', python_shell=True) }}}} 80"
+    host.write("srv/pillar/web.sls", pillar)
+    with ThreadPoolExecutor() as pool:
+        told = list(pool.map(lambda _: report(sample=["web1", {"id": "web1"}]), range(3)))
+    assert (host.root / "times").read_text() == "compiled\n"
+    assert len({one["proof"]["at"] for one in told}) == 1
 
 
 def test_a_pillar_that_does_not_render_is_told(report, host):

@@ -46,7 +46,7 @@ def engine(by_path, tmp_path, monkeypatch):
         opts = {"id": name, "cachedir": str(tmp_path), "multimaster": topology}
         monkeypatch.setattr(module, "__opts__", opts, raising=False)
         made = module._Watcher()
-        made.started = made.looked = time.time() - 3600
+        made.started = time.time() - 3600
         return made
 
     found.watcher = watcher
@@ -97,6 +97,17 @@ def test_a_clock_that_was_set_back_stops_nobody(engine):
     assert engine.watcher().due()
 
 
+def test_who_could_leave_no_note_does_not_look_more_often_for_that(engine, monkeypatch):
+    engine.path.write_text("{}")
+    os.utime(engine.path, (1, 1))
+    watcher = engine.watcher()
+    monkeypatch.setattr(engine.path.__class__, "write_text", lambda *_: None)
+    watcher.turn()
+    assert not watcher.due()
+    watcher.looked -= INTERVAL
+    assert watcher.due()
+
+
 def test_masters_that_agree_are_no_news(engine):
     engine.watcher().turn()
     assert engine.told == []
@@ -118,7 +129,8 @@ def test_a_difference_is_told_once_and_so_is_its_end(engine):
 def test_what_is_over_at_the_second_look_is_not_told(engine, monkeypatch):
     engine.reports["saltm3"] = report(9)
     mend = lambda seconds: engine.reports.update(saltm3=report())  # noqa: E731
-    monkeypatch.setattr(engine.module, "time", SimpleNamespace(time=time.time, sleep=mend))
+    times = SimpleNamespace(time=time.time, monotonic=time.monotonic, sleep=mend)
+    monkeypatch.setattr(engine.module, "time", times)
     engine.watcher().turn()
     assert (engine.told, len(engine.looks)) == ([], 2)
 
