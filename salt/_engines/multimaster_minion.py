@@ -122,7 +122,7 @@ def start(masters=(), act=False, interval=10, service="salt-minion", restart_tim
         masters = (
             __opts__["master"] if isinstance(__opts__["master"], list) else [__opts__["master"]]
         )
-    minion = _Minion(1 if act else len(masters))
+    minion = _Minion(masters, 1 if act else len(masters))
     directory = pathlib.Path(__opts__["cachedir"], "multimaster")
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(directory / "engine.lock", "w") as lock:
@@ -139,12 +139,12 @@ def start(masters=(), act=False, interval=10, service="salt-minion", restart_tim
         heard = {}
         # In failover mode there is one master at a time, whichever that is.
         for master in [None] if act else masters:
-            _in_thread(_Watch(minion, masters, master, interval, doubt, heard).run)
+            _in_thread(_Watch(minion, master, interval, doubt, heard).run)
         _in_thread(lambda: _follow_signing(minion, doubt, service, restart_timeout))
-        lost = None if act else _Lost(minion, masters, heard)
-        look = lost.look if lost else _Cut(minion, masters).look
+        lost = None if act else _Lost(minion, heard)
+        look = lost.look if lost else _Cut(minion).look
         _in_thread(lambda: _repeat(look, AWAY if lost else CUT))
-        returns = _Returns(minion, masters, act, heard, interval)
+        returns = _Returns(minion, act, heard, interval)
         _in_thread(returns.run)
         looked = 0.0
         while minion.runs():
@@ -192,14 +192,16 @@ class _Minion:
     """
     The minion's daemon, seen from outside, as an engine is a process of its own.
 
-    enough
-        How many masters it is connected to if all is well.
+    masters, enough
+        Their addresses, and how many of them it is connected to if all is well.
     """
 
-    def __init__(self, enough):
+    def __init__(self, masters, enough):
+        self.masters = masters
         self.enough = enough
-        # Sockets, the masters that they were found to lead to, and until when that is believed.
-        self.before = frozenset(), [], 0.0
+        # Sockets, the connections that they were found to be, the masters that these lead to, and
+        # until when that is believed.
+        self.before = frozenset(), set(), [], 0.0
         self.pid = os.getppid()
         self.pidfile = __opts__["pidfile"]
         if not self._named():
@@ -221,34 +223,40 @@ class _Minion:
         """
         return os.getppid() == self.pid and (not self.pidfile or self._named())
 
-    def connected(self, masters):
-        """Return the addresses of the masters that the minion is connected to."""
+    def _look(self):
+        """Return its connections, and the masters whose publishers they lead to."""
         # To see which sockets there are costs little; where they lead, a look at the whole host's.
         sockets = __utils__["multimaster_dial.sockets"](self.pid)
-        same, found, until = self.before
+        same, links, found, until = self.before
         if sockets and sockets == same and time.monotonic() < until:
-            return found
-        port = __opts__["master_port"]
+            return links, found
         # The connections are the daemon's own; its children are jobs and engines.
-        found = __utils__["multimaster_dial.connected"](self.pid, masters, port, False)
+        links = __utils__["multimaster_dial.links"](self.pid, False)
+        port = __opts__["master_port"]
+        found = __utils__["multimaster_dial.among"](links, self.masters, port)
         # One that is on its way has a socket already.
         if len(found) >= self.enough:
-            self.before = sockets, found, time.monotonic() + SAME
+            self.before = sockets, links, found, time.monotonic() + SAME
+        return links, found
+
+    def connected(self):
+        """Return the addresses of the masters that the minion is connected to."""
+        _, found = self._look()
         return found
 
-    def master(self, masters):
+    def master(self):
         """Return the address of the first of them, or None."""
-        return next(iter(self.connected(masters)), None)
+        return next(iter(self.connected()), None)
 
     def places(self):
         """Return the addresses whose publishers it is connected to."""
-        port = __opts__["master_port"]
-        return __utils__["multimaster_dial.publishers"](self.pid, port, False)
+        links, _ = self._look()
+        return __utils__["multimaster_dial.publishers"](links, __opts__["master_port"])
 
     def links(self, master):
         """Return its connections to a master; a new one has another port of its own."""
         addresses = __utils__["multimaster_dial.resolve"](master)
-        links = __utils__["multimaster_dial.links"](self.pid, False)
+        links, _ = self._look()
         return {link for link in links if link[0] in addresses}
 
 
@@ -266,7 +274,7 @@ def _tell(what, data):
 class _Watch:
     """Asks one master, or whichever the minion is connected to, for real answers."""
 
-    def __init__(self, minion, masters, master, interval, doubt, heard):
+    def __init__(self, minion, master, interval, doubt, heard):
         self.minion = minion
         self.doubt = doubt
         self.heard = heard
@@ -275,7 +283,6 @@ class _Watch:
         # Master -> the channel of the last question, for the next one: to make another takes
         # thirty times as long as to ask, since Salt reads the minion's key again.
         self.kept = {}
-        self.masters = masters
         self.master = master
         self.interval = interval
         # An answer may take almost half an interval before the next question is asked.
@@ -292,7 +299,7 @@ class _Watch:
         while True:
             time.sleep(random.uniform(0.8, 1.0) * self.interval * self.slowness())
             try:
-                master = self.master or self.minion.master(self.masters)
+                master = self.master or self.minion.master()
                 if master is not None:
                     self.stay_with(master)
                     self.judge(master)
@@ -316,7 +323,7 @@ class _Watch:
         """
         if self.master is None and master != self.last:
             __utils__["multimaster_dial.forget"](self.kept.pop(self.last, []))
-            for other in self.masters:
+            for other in self.minion.masters:
                 if other != master:
                     name = salt.minion.master_event(type="alive", master=other)
                     _fire({"func": "delete", "name": name, "persist": False}, "manage_schedule")
@@ -352,7 +359,7 @@ class _Watch:
         self.late = self.late + 1 if links else 0
         self._put(master, self.interval, self.doubt, "there")
         act = self.master is None
-        others = [a for a in self.masters if a != master] if act else []
+        others = [a for a in self.minion.masters if a != master] if act else []
         asked = time.monotonic()
         better = {address: self._ask(address) for address in others}
         # A master with too much to do is not left by all at once, but relieved.
@@ -390,7 +397,7 @@ class _Watch:
         _fire({"master": master}, salt.minion.master_event(type="disconnected"))
         # Nobody is to be asked on the way.
         deadline = time.monotonic() + 2 * self.interval
-        while self.minion.master(self.masters) in (None, master):
+        while self.minion.master() in (None, master):
             if time.monotonic() > deadline:
                 break
             time.sleep(POLL)
@@ -439,9 +446,8 @@ class _Cut:
     Tells of every move, whatever it was for.
     """
 
-    def __init__(self, minion, masters):
+    def __init__(self, minion):
         self.minion = minion
-        self.masters = masters
         # The master that it was connected to, and when it is to leave it.
         self.master, self.due = None, None
         # The one that it was with last, also when it has left it.
@@ -449,7 +455,7 @@ class _Cut:
 
     def look(self, now):
         """Look for a connection; fire the event of Salt's check if there is none any more."""
-        master = self.minion.master(self.masters)
+        master = self.minion.master()
         if master is not None:
             if self.last not in (None, master):
                 _tell("moved", {"from": self.last, "to": master})
@@ -474,9 +480,8 @@ class _Lost:
     Salt 3008.3).  A question that gets no answer makes Salt dial anew, without a pause.
     """
 
-    def __init__(self, minion, masters, heard):
+    def __init__(self, minion, heard):
         self.minion = minion
-        self.masters = masters
         self.heard = heard
         # Master -> where it was when the minion was connected to it.
         self.places = {}
@@ -491,7 +496,7 @@ class _Lost:
 
     def look(self, now):
         """Ask those that are lost, and those that are back after some time."""
-        there = self.minion.connected(self.masters)
+        there = self.minion.connected()
         for master in there:
             if master in self.lost or master not in self.places:
                 self.places[master] = __utils__["multimaster_dial.resolve"](master)
@@ -522,7 +527,7 @@ class _Lost:
         # They answer whom they have accepted only.  With many minions, each takes its time to come.
         wait = STUCK + _spread() + self.spread
         found = []
-        for master in self.masters:
+        for master in self.minion.masters:
             if master in self.heard and master not in self.places:
                 since = self.answered.setdefault(master, self.heard[master])
                 if self.heard[master] > since + wait:
@@ -542,8 +547,7 @@ class _Returns:
     second (Salt 3008.3), so that some twenty keep it from all else.  Here a return costs nothing.
     """
 
-    def __init__(self, minion, masters, act, heard, interval):
-        self.masters = masters
+    def __init__(self, minion, act, heard, interval):
         self.minion = minion
         self.heard = heard
         self.interval = interval
@@ -629,9 +633,9 @@ class _Returns:
     def _there(self):
         """Return the masters that the minion is connected to."""
         if self.act:
-            master = self.minion.master(self.masters)
+            master = self.minion.master()
             return [master] if master else []
-        return self.minion.connected(self.masters)
+        return self.minion.connected()
 
 
 class _Return:

@@ -147,18 +147,24 @@ def connected(
     family
         Whether its children count, too: they take longer to find than all the rest.
     """
-    peers = publishers(pid, request_port, family)
+    return among(links(pid, family), addresses, request_port)
+
+
+def among(
+    links: Iterable[tuple[str, int, int]], addresses: Iterable[str], request_port: int
+) -> list[str]:
+    """Return those of some masters to whose publisher there is one of the connections."""
+    peers = publishers(links, request_port)
     return [address for address in addresses if resolve(address) & peers]
 
 
-def publishers(pid: int, request_port: int, family: bool = True) -> set[str]:
+def publishers(links: Iterable[tuple[str, int, int]], request_port: int) -> set[str]:
     """
-    Return the addresses whose publishers a minion's daemon is connected to; for its arguments see
-    :func:`connected`.
+    Return the addresses to whose publisher there is one of the connections.
 
     A request that gets no answer keeps its own connection for half a minute (Salt 3008.3).
     """
-    return {address for address, port, _ in links(pid, family) if port != request_port}
+    return {address for address, port, _ in links if port != request_port}
 
 
 def links(pid: int, family: bool = True) -> set[tuple[str, int, int]]:

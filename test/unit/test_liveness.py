@@ -47,19 +47,20 @@ class World:
         module.__opts__ |= {"return_retry_tries": 1, "return_retry_timer_max": 2}
         module.__opts__ |= {"recon_default": 100, "recon_max": 900}
         module.__utils__ = {"multimaster_dial.put": self.put}
-        module.__utils__["multimaster_dial.connected"] = lambda *_: [
+        module.__utils__["multimaster_dial.links"] = lambda *_: set()
+        module.__utils__["multimaster_dial.among"] = lambda *_: [
             master for master in [self.present] if master
         ]
         module._fire = self.fire
         module.__utils__["multimaster_dial.sockets"] = lambda _: frozenset()
         module.__utils__["multimaster_dial.resolve"] = lambda name: {self.names.get(name, name)}
         module.__utils__["multimaster_dial.forget"] = self.forgotten.append
-        minion = module._Minion(1)
+        minion = module._Minion(MASTERS, 1)
         minion.runs = lambda: True
         self.watch = module._Watch(
-            minion, MASTERS, None if act else MASTERS[0], INTERVAL, threading.Event(), {}
+            minion, None if act else MASTERS[0], INTERVAL, threading.Event(), {}
         )
-        self.returns = module._Returns(minion, MASTERS, act, self.watch.heard, INTERVAL)
+        self.returns = module._Returns(minion, act, self.watch.heard, INTERVAL)
         self.links, self.ways = {MASTERS[0]}, []
         minion.links = lambda master: set(self.links)
         minion.places = lambda: set(self.places)
@@ -113,7 +114,7 @@ def test_a_master_that_answers_is_asked_once_and_kept(world):
 def test_a_silent_master_is_left_for_one_that_answers_within_two_intervals(world):
     found = world()
     found.delays[MASTERS[0]] = NEVER
-    cut = found.module._Cut(found.watch.minion, MASTERS)
+    cut = found.module._Cut(found.watch.minion)
     cut.look(0)
     # What is left of three intervals is the wait before the first question, at most one.
     assert found.judge() < 2.0 * INTERVAL + 0.2
@@ -143,9 +144,7 @@ def test_it_is_left_for_one_that_takes_its_time(world):
 @pytest.mark.parametrize(("interval", "delay"), [(INTERVAL, 0.9), (2.0, 1.2)])
 def test_a_slow_master_is_not_left(world, interval, delay):
     found = world()
-    found.watch = found.module._Watch(
-        found.watch.minion, MASTERS, None, interval, threading.Event(), {}
-    )
+    found.watch = found.module._Watch(found.watch.minion, None, interval, threading.Event(), {})
     found.delays[MASTERS[0]] = delay * interval / INTERVAL
     found.judge()
     assert (found.left, found.told()) == ([], [])
@@ -154,7 +153,7 @@ def test_a_slow_master_is_not_left(world, interval, delay):
 @pytest.mark.parametrize("interval", [1, 2, 10, 60])
 def test_a_silent_master_is_found_out_in_time_for_salt_to_leave_it(world, interval):
     found = world()
-    watch = found.module._Watch(found.watch.minion, MASTERS, None, interval, None, {})
+    watch = found.module._Watch(found.watch.minion, None, interval, None, {})
     # The wait for the question, three of those for an answer, and the random one.
     longest = interval + 4 * watch.patience
     # Salt tries for 2 s to connect to the master that it leaves.
@@ -415,23 +414,24 @@ def minion(world, tmp_path, monkeypatch):
 
     def make(content):
         pidfile.write_text(content)
-        return module._Minion(2), pidfile
+        return module._Minion(LOCAL, 2), pidfile
 
     return make
 
 
 @pytest.fixture
 def looks(minion, monkeypatch):
-    """That daemon with real connections, and the addresses of each look at where they lead."""
+    """That daemon with real connections, and what each look at them has found."""
     found, _ = minion(str(os.getpid()))
     utils, made = found.connected.__globals__["__utils__"], []
 
     def look(*arguments):
-        made.append(multimaster_dial.connected(*arguments))
+        made.append(multimaster_dial.links(*arguments))
         return made[-1]
 
     utils["multimaster_dial.sockets"] = multimaster_dial.sockets
-    utils["multimaster_dial.connected"] = look
+    utils["multimaster_dial.links"] = look
+    utils["multimaster_dial.among"] = multimaster_dial.among
     return found, made
 
 
@@ -446,25 +446,26 @@ def test_connections_are_looked_at_again_when_the_sockets_are_others(looks):
     minion, made = looks
     with connection(LOCAL[0]):
         with connection(LOCAL[1]):
-            assert [minion.connected(LOCAL) for _ in range(3)] == 3 * [LOCAL]
+            assert [minion.connected() for _ in range(3)] == 3 * [LOCAL]
+            assert [len(minion.links(address)) for address in LOCAL] == [1, 1]
             assert len(made) == 1
-        assert minion.connected(LOCAL) == LOCAL[:1]
+        assert minion.connected() == LOCAL[:1]
 
 
 def test_a_connection_that_is_missing_is_looked_for_each_time(looks):
     minion, made = looks
     with connection(LOCAL[0]):
-        assert [minion.connected(LOCAL) for _ in range(3)] == 3 * [LOCAL[:1]]
+        assert [minion.connected() for _ in range(3)] == 3 * [LOCAL[:1]]
     assert len(made) == 3
 
 
 def test_connections_are_looked_at_again_after_a_while(looks, monkeypatch):
     minion, made = looks
     with connection(LOCAL[0]), connection(LOCAL[1]):
-        minion.connected(LOCAL)
+        minion.connected()
         now = time.monotonic()
         monkeypatch.setattr("time.monotonic", lambda: now + 60)
-        minion.connected(LOCAL)
+        minion.connected()
     assert len(made) == 2
 
 
@@ -553,7 +554,7 @@ def test_a_hot_minion_looks_at_all_its_masters(world):
 )
 def test_a_master_is_left_when_its_connection_has_ended(world, seen, left):
     found = world()
-    cut = found.module._Cut(found.watch.minion, MASTERS)
+    cut = found.module._Cut(found.watch.minion)
     for number, place in enumerate(seen):
         found.present = None if place is None else MASTERS[place]
         # A second: as long as many minions take to come back to a master.
@@ -572,7 +573,7 @@ def test_minions_do_not_leave_a_master_all_at_the_same_time(world):
     found = world()
     moments = set()
     for _ in range(30):
-        cut = found.module._Cut(found.watch.minion, MASTERS)
+        cut = found.module._Cut(found.watch.minion)
         found.present, found.fired = MASTERS[0], []
         cut.look(0)
         found.present, now = None, 0.0
@@ -586,7 +587,7 @@ def test_minions_do_not_leave_a_master_all_at_the_same_time(world):
 
 def test_a_lost_master_is_asked_through_the_minions_own_channel_until_it_is_back(world):
     found = world(act=False)
-    lost = found.module._Lost(found.watch.minion, MASTERS, {})
+    lost = found.module._Lost(found.watch.minion, {})
     asked = []
     found.module._fire = lambda data, tag: asked.append((data["cmd"], tag.rpartition("/")[2]))
     lost.look(100)
@@ -616,7 +617,7 @@ def test_a_minion_is_to_restart_when_a_lost_master_answers_elsewhere(
 ):
     found = world(act=False)
     answers = {}
-    lost = found.module._Lost(found.watch.minion, MASTERS, answers)
+    lost = found.module._Lost(found.watch.minion, answers)
     lost.look(90)
     found.present = None
     lost.look(100)
@@ -629,17 +630,17 @@ def test_a_minion_is_to_restart_when_a_lost_master_answers_elsewhere(
         assert lost.astray() == []
 
 
-def test_a_minion_is_where_its_subscriptions_are(world, monkeypatch):
+def test_a_minion_is_where_its_subscriptions_are(world):
     module = world(act=False).module
     links = {(MASTERS[0], 4506, 40001), (MASTERS[1], 4505, 40002)}
-    monkeypatch.setattr(multimaster_dial, "links", lambda *_: links)
+    module.__utils__["multimaster_dial.links"] = lambda *_: links
     module.__utils__["multimaster_dial.publishers"] = multimaster_dial.publishers
-    assert module._Minion(2).places() == {MASTERS[1]}
+    assert module._Minion(MASTERS, 2).places() == {MASTERS[1]}
 
 
 def test_not_all_minions_restart_at_once_for_a_name_that_has_moved(world):
     found = world(act=False)
-    waits = {found.module._Lost(found.watch.minion, MASTERS, {}).spread for _ in range(30)}
+    waits = {found.module._Lost(found.watch.minion, {}).spread for _ in range(30)}
     assert len(waits) > 3
     assert min(waits) >= 0
 
@@ -659,7 +660,7 @@ def test_a_minion_is_to_restart_when_a_master_answers_that_it_never_found(
 ):
     found = world(act=False)
     answers = {}
-    lost = found.module._Lost(found.watch.minion, MASTERS, answers)
+    lost = found.module._Lost(found.watch.minion, answers)
     assert lost.unseen() == []
     found.present = MASTERS[0] if seen else None
     lost.look(1)
@@ -672,7 +673,7 @@ def test_a_minion_is_to_restart_when_a_master_answers_that_it_never_found(
 
 def test_a_master_that_is_lost_for_long_is_asked_seldom_and_once_more_when_it_is_back(world):
     found = world(act=False)
-    lost = found.module._Lost(found.watch.minion, MASTERS, {})
+    lost = found.module._Lost(found.watch.minion, {})
     asked = []
     found.module._fire = lambda data, tag: asked.append(tag)
     lost.look(0)
@@ -690,7 +691,7 @@ def test_a_master_that_is_lost_for_long_is_asked_seldom_and_once_more_when_it_is
 def test_a_master_that_the_minion_was_never_connected_to_is_not_asked(world):
     found = world(act=False)
     found.present = None
-    lost = found.module._Lost(found.watch.minion, MASTERS, {})
+    lost = found.module._Lost(found.watch.minion, {})
     found.module._fire = lambda *_: pytest.fail("asked")
     lost.look(0)
     lost.look(10)
