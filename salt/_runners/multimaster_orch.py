@@ -37,7 +37,8 @@ MODULES = 30
 # them may share processors, and Salt asks whoever is late once more, which is more to do.
 TOGETHER = 10
 APPLY = "multimaster"
-SYNC = ("saltutil.sync_utils", "saltutil.sync_states", "saltutil.sync_modules")
+# What multimaster.synced looks at.
+SYNC = tuple(f"saltutil.sync_{kind}" for kind in ("utils", "states", "modules", "engines"))
 
 
 def __virtual__():
@@ -545,7 +546,9 @@ def _sync(plan, ids):
             _anywhere(plan, stale, list(SYNC), [[]] * len(SYNC), WORK)
             brought += len(stale)
             _say(f"modules: brought to {brought} minions")
-            _until(MODULES, functools.partial(_stale, plan, stale), lambda found: not found)
+            stale = _until(MODULES, functools.partial(_stale, plan, stale), lambda found: not found)
+            if stale:
+                _say(f"modules: still not the file server's on {', '.join(sorted(stale))}")
 
 
 def _stale(plan, ids):

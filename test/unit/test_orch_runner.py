@@ -158,3 +158,20 @@ def test_not_all_minions_get_something_to_do_at_once(runner, number, sizes):
     groups = list(module._groups(PLAN, ids, module.TOGETHER))
     assert [len(group) for group in groups] == sizes
     assert {name for group in groups for name in group} == ids
+
+
+def test_all_that_a_minion_compares_is_brought_to_it(runner, by_path):
+    module, _ = runner
+    kinds = by_path("salt/_modules/multimaster.py").SYNCED
+    assert {f"saltutil.sync_{kind}" for kind in kinds} == set(module.SYNC)
+
+
+def test_who_does_not_get_the_modules_is_told(runner, monkeypatch):
+    module, clock = runner
+    said = []
+    monkeypatch.setattr(module, "_say", said.append)
+    monkeypatch.setattr(module, "_anywhere", lambda *_: {})
+    monkeypatch.setattr(module, "_stale", lambda plan, ids: set(ids) - {"web2"})
+    module._sync(PLAN, {"web1", "web2"})
+    assert said[-1] == "modules: still not the file server's on web1"
+    assert clock[0] > module.MODULES
