@@ -254,10 +254,16 @@ class _Minion:
         return __utils__["multimaster_dial.publishers"](links, __opts__["master_port"])
 
     def links(self, master):
-        """Return its connections to a master; a new one has another port of its own."""
+        """
+        Return its connections to a master's publisher; a new one has another port of its own.
+
+        Those for requests are others after each that gets no answer.
+        """
         addresses = __utils__["multimaster_dial.resolve"](master)
         links, _ = self._look()
-        return {link for link in links if link[0] in addresses}
+        return {
+            link for link in links if link[0] in addresses and link[1] != __opts__["master_port"]
+        }
 
 
 def _fire(data, tag):
@@ -363,8 +369,9 @@ class _Watch:
         asked = time.monotonic()
         better = {address: self._ask(address) for address in others}
         # A master with too much to do is not left by all at once, but relieved.
-        to_spare = random.uniform(0, self.patience) if act else 0
-        for patience in (self.patience + to_spare, self.patience):
+        to_spare = random.uniform(0, self.patience)
+        # In hot mode nothing hangs on it, and each question that waits is work for both.
+        for patience in (self.patience + to_spare, self.patience) if act else (2 * self.patience,):
             self._ask(master, more, "ask", kept)
             if heard(patience):
                 return

@@ -638,6 +638,24 @@ def test_a_minion_is_where_its_subscriptions_are(world):
     assert module._Minion(MASTERS, 2).places() == {MASTERS[1]}
 
 
+def test_a_request_without_an_answer_makes_no_new_connection_to_a_master(world):
+    module = world(act=False).module
+    links = {(MASTERS[0], 4506, 40001), (MASTERS[0], 4505, 40002), (MASTERS[1], 4505, 40003)}
+    module.__utils__["multimaster_dial.links"] = lambda *_: links
+    minion = module._Minion(MASTERS, 2)
+    before = minion.links(MASTERS[0])
+    links = {(MASTERS[0], 4506, 40004), (MASTERS[0], 4505, 40002), (MASTERS[1], 4505, 40003)}
+    assert minion.links(MASTERS[0]) == before == {(MASTERS[0], 4505, 40002)}
+
+
+@pytest.mark.parametrize(("act", "questions"), [(False, 2), (True, 3)], ids=["hot", "failover"])
+def test_a_master_that_does_not_answer_is_asked_again(world, act, questions):
+    found = world(act=act)
+    found.delays = dict.fromkeys(MASTERS, NEVER)
+    found.judge()
+    assert found.asked.count(MASTERS[0]) == questions
+
+
 def test_not_all_minions_restart_at_once_for_a_name_that_has_moved(world):
     found = world(act=False)
     waits = {found.module._Lost(found.watch.minion, {}).spread for _ in range(30)}
