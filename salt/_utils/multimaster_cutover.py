@@ -226,6 +226,7 @@ def _verify(
         arguments = (dial.ask, options, address, answer, over)
         # Not waited for when this program ends.
         threading.Thread(target=_ask_on, args=arguments, daemon=True).start()
+    hot = options["master_type"] != "failover"
     started, limit = time.monotonic(), journal["timeout"]
     try:
         while True:
@@ -233,7 +234,6 @@ def _verify(
             # The daemon's own connection shows that a command would reach it, and not just this
             # host.
             linked = dial.connected(daemon(), addresses, options["master_port"])
-            hot = options["master_type"] != "failover"
             heard = [a for a in there if a in linked or (linked and not hot)]
             if len(heard) >= journal["masters"]:
                 return heard
