@@ -27,6 +27,7 @@ ASKED = (
     "multimaster_orch.facts",
     "multimaster_orch.reach",
     "saltutil.running",
+    "saltutil.sync_engines",
     "saltutil.sync_modules",
     "saltutil.sync_states",
     "saltutil.sync_utils",

@@ -38,7 +38,12 @@ MODULES = 30
 TOGETHER = 10
 APPLY = "multimaster"
 # What multimaster.synced looks at.
-SYNC = tuple(f"saltutil.sync_{kind}" for kind in ("utils", "states", "modules", "engines"))
+SYNC = (
+    "saltutil.sync_utils",
+    "saltutil.sync_states",
+    "saltutil.sync_modules",
+    "saltutil.sync_engines",
+)
 
 
 def __virtual__():
