@@ -6,7 +6,6 @@ here returns a secret: what may be one is a keyed hash.
 """
 
 import contextlib
-import fcntl
 import glob
 import json
 import os
@@ -342,8 +341,12 @@ class _Look:
         if not found and grains is None:
             found = {"problem": "not compiled since something has changed"}
         if not found:
-            # Who asks again meanwhile, as it takes long, is given the same.
-            with _alone(f"{path}.lock"):
+            with contextlib.ExitStack() as stack:
+                # Who asks again meanwhile, as it takes long, is given the same; not on a full disk.
+                with contextlib.suppress(OSError):
+                    os.makedirs(self.cache, mode=0o700, exist_ok=True)
+                    alone = __utils__["multimaster_cutover.alone"](f"{path}.lock")
+                    stack.enter_context(alone)
                 found = known() or self.prove(path, sample, grains_print, inputs)
         return {"sample": minion_id, **found}
 
@@ -394,17 +397,6 @@ def _proofs(path):
     with contextlib.suppress(OSError, ValueError):
         return json.loads(pathlib.Path(path).read_text())
     return {}
-
-
-@contextlib.contextmanager
-def _alone(path):
-    """Wait until nobody else holds a lock, and hold it; on a full disk go on without."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            lock = stack.enter_context(open(path, "a"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _included(include, origin):

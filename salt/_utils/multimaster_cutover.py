@@ -117,7 +117,7 @@ def forget(path: str) -> None:
 
 @contextlib.contextmanager
 def alone(path: str, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock of a service's restarts; yield whether it was free, if it is not waited for."""
+    """Hold a lock, as of a service's restarts; yield whether it was free, if not waited for."""
     with open(path, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -134,9 +134,7 @@ def put(
     threading.Thread(target=run, daemon=True).start()
 
 
-def connected(
-    pid: int, addresses: Iterable[str], request_port: int, family: bool = True
-) -> list[str]:
+def connected(pid: int, addresses: Iterable[str], request_port: int) -> list[str]:
     """
     Return those of some masters whose publisher a minion's daemon is connected to.
 
@@ -144,10 +142,8 @@ def connected(
         The daemon.
     request_port
         Connections to this port are no subscriptions (``master_port``).
-    family
-        Whether its children count, too: they take longer to find than all the rest.
     """
-    return among(links(pid, family), addresses, request_port)
+    return among(links(pid), addresses, request_port)
 
 
 def among(
@@ -168,7 +164,12 @@ def publishers(links: Iterable[tuple[str, int, int]], request_port: int) -> set[
 
 
 def links(pid: int, family: bool = True) -> set[tuple[str, int, int]]:
-    """Return the connections of a daemon and its children: address, port, and their own port."""
+    """
+    Return the connections of a daemon: address, port, and their own port.
+
+    family
+        Whether its children count, too: they take longer to find than all the rest.
+    """
     import psutil
 
     found = set()
