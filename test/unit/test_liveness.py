@@ -240,6 +240,23 @@ def test_only_a_master_that_is_there_and_refuses_makes_the_minion_look_whether_i
     assert found.watch.doubt.is_set() is refuses
 
 
+@pytest.mark.parametrize(
+    ("links", "doubt"),
+    [({MASTERS[0]}, False), ({"another"}, True), (set(), True)],
+    ids=["same connection", "another one", "none"],
+)
+def test_a_master_that_is_slow_on_the_same_connection_is_not_asked_whether_it_signs(
+    world, links, doubt
+):
+    found = world(act=False)
+    found.judge()
+    found.links = links
+    found.delays[MASTERS[0]] = NEVER
+    found.refusing = {MASTERS[0]}
+    found.judge()
+    assert found.watch.doubt.is_set() is doubt
+
+
 class Bus:
     """The minion's event bus, with the events that a test puts there."""
 
