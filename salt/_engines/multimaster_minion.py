@@ -62,7 +62,7 @@ SOME_TIME, SELDOM = 120, 60
 # is restarted; some more with many minions, as each is away from all its masters meanwhile.
 ASTRAY = 5
 # Seconds for which connections are taken to be as they were while the sockets are the same ones.
-SAME = 10
+SAME = 30
 # Seconds that no return gets through to a master that is there and answers, or that there is no
 # connection to it at all, after which the minion is restarted; and between two such restarts.
 STUCK = 45
@@ -363,8 +363,10 @@ class _Watch:
             self.late = 0
             return
         self.late = self.late + 1 if links else 0
-        # Whoever begins or ends to sign was restarted, which ends the connection.
-        if not links or links != self.links:
+        # A restart ends the connection: on the same one nobody begins or ends to sign, and no
+        # question is lost.
+        same = links and links == self.links
+        if not same:
             self._put(master, self.interval, self.doubt, "there")
         act = self.master is None
         others = [a for a in self.minion.masters if a != master] if act else []
@@ -374,7 +376,8 @@ class _Watch:
         to_spare = random.uniform(0, self.patience)
         # In hot mode nothing hangs on it, and each question that waits is work for both.
         for patience in (self.patience + to_spare, self.patience) if act else (2 * self.patience,):
-            self._ask(master, more, "ask", kept)
+            if act or not same:
+                self._ask(master, more, "ask", kept)
             if heard(patience):
                 return
         # Where everything is slow the others are, too: not a reason to begin all over.

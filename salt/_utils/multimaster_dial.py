@@ -45,14 +45,21 @@ def _send(
     **kwargs: Any,
 ) -> Any:
     """Return a master's answer, or None."""
-    answer = None
+    from salt.exceptions import SaltReqTimeoutError
+
+    answer, good = None, False
     # Whatever goes wrong, and Salt even exits on some answers, is no answer.
     with contextlib.suppress(Exception, SystemExit):
-        channel = _taken(kept or []) or _channel(opts, address, timeout, **kwargs)
+        used = _taken(kept or [])
+        channel = used or _channel(opts, address, timeout, **kwargs)
         try:
             answer = channel.send(load, tries=1, timeout=timeout)
+            good = answer is not None
+        except SaltReqTimeoutError:
+            # It dials anew for the next question; who has signed in need not do so again.
+            good = used is not None
         finally:
-            if answer is not None and kept == []:
+            if good and kept == []:
                 kept.append(channel)
             else:
                 channel.close()

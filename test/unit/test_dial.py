@@ -7,8 +7,10 @@ The channels are made up here, to answer when a test wants it; the laboratory ha
 from __future__ import annotations
 
 import threading
+from unittest.mock import Mock
 
 import pytest
+from salt.exceptions import SaltReqTimeoutError
 
 import multimaster_dial as dial
 
@@ -69,6 +71,24 @@ def test_a_channel_without_an_answer_is_not_used_again(channels, answer):
     assert (channels[0].closed, kept) == (1, [])
     assert dial.ask({}, ADDRESS, 5, kept)
     assert kept == channels[1:]
+
+
+def test_a_channel_that_was_good_is_kept_when_an_answer_is_late(channels):
+    late = SaltReqTimeoutError("late")
+    kept = []
+    dial.ask({}, ADDRESS, 5, kept)
+    channels[0].answer = late
+    assert not dial.ask({}, ADDRESS, 5, kept)
+    channels[0].answer = ["base"]
+    assert dial.ask({}, ADDRESS, 5, kept)
+    assert [(one.asked, one.closed) for one in channels] == [(3, 0)]
+
+
+def test_a_channel_that_was_never_good_is_not_kept(channels, monkeypatch):
+    monkeypatch.setattr(Channel, "send", Mock(side_effect=SaltReqTimeoutError("late")))
+    kept = []
+    assert not dial.ask({}, ADDRESS, 5, kept)
+    assert (channels[0].closed, kept) == (1, [])
 
 
 def test_two_questions_at_once_have_a_channel_each(channels):

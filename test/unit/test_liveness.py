@@ -665,9 +665,16 @@ def test_a_request_without_an_answer_makes_no_new_connection_to_a_master(world):
     assert minion.links(MASTERS[0]) == before == {(MASTERS[0], 4505, 40002)}
 
 
-@pytest.mark.parametrize(("act", "questions"), [(False, 2), (True, 3)], ids=["hot", "failover"])
-def test_a_master_that_does_not_answer_is_asked_again(world, act, questions):
+@pytest.mark.parametrize(
+    ("act", "links", "questions"),
+    [(False, {"another"}, 2), (False, set(), 2), (False, {MASTERS[0]}, 1), (True, {MASTERS[0]}, 3)],
+    ids=["hot", "hot, not connected", "hot, same connection", "failover"],
+)
+def test_a_master_that_does_not_answer_is_asked_again(world, act, links, questions):
     found = world(act=act)
+    found.judge()
+    found.asked.clear()
+    found.links = links
     found.delays = dict.fromkeys(MASTERS, NEVER)
     found.judge()
     assert found.asked.count(MASTERS[0]) == questions
