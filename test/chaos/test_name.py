@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from lab.faults import alias, moved
+from lab.faults import alias, misled, moved
 from lab.laboratory import Laboratory, failures
 from lab.load import Given
 from lab.trial import AT_ONCE, LAST_WORDS, RECOVERY, UNNOTICED, Trial
@@ -16,9 +17,12 @@ from lab.wait import until
 
 DOCKER = [pytest.param("docker", marks=pytest.mark.docker)]
 NAME = "master.example"
-BEFORE, AFTER = 201, 202
+BEFORE, AFTER, NOBODY = 201, 202, 203
 # Seconds before and after the start of a minion's daemon in which it is away.
 AWAY = 8
+# Seconds until a minion is restarted that was never connected to a master that answers, and the
+# restart; the engine asks in every interval, which is 10 s.
+FOUND = 45 + 2 * 10 + 20
 
 
 @pytest.fixture
@@ -79,3 +83,25 @@ def test_a_name_that_changes_its_address_takes_no_minion_with_it(named: None, tr
     trial.recovered()
     # Once for each change; in failover mode it only moves.
     assert [len(starts(minion)) for minion in plain] == [2 if trial.hot else 0] * len(plain)
+
+
+@pytest.mark.parametrize("mode", ["hot"], indirect=True)
+@pytest.mark.parametrize("built", DOCKER, indirect=True)
+def test_a_name_that_led_nowhere_as_a_minion_was_started_is_looked_up_again(
+    named: None, lab: Laboratory
+) -> None:
+    first, *others = [host.id for host in lab.lab.masters]
+
+    def subscribed() -> set[str]:
+        return lab.driver.subscribed(lab.lab, lab.host("web1"))
+
+    with misled(lab, "web1", NAME, (BEFORE, NOBODY)):
+        with lab.stopped("web1", "salt-minion"):
+            pass
+        # By then it has looked up all names.
+        until(lambda: subscribed() == set(others), 30, f"web1 to be connected to {others}")
+    began = time.time()
+    until(lambda: first in subscribed(), FOUND, f"web1 to be connected to {first}")
+    print(f"connected after {time.time() - began:.1f} s")
+    assert len([at for at in started(lab, "web1") if at > began]) == 1
+    lab.until_connected()

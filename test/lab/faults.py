@@ -179,11 +179,21 @@ def moved(lab: Laboratory, host_id: str, name: str, numbers: tuple[int, int]) ->
         move(numbers[1], numbers[0])
 
 
-def _resolve(lab: Laboratory, name: str, address: str) -> None:
+@contextlib.contextmanager
+def misled(lab: Laboratory, host_id: str, name: str, numbers: tuple[int, int]) -> Iterator[None]:
+    """Have an :func:`alias` lead one host to another address, where nobody is."""
+    _resolve(lab, name, f"{lab.lab.net}.{numbers[1]}", host_id)
+    try:
+        yield
+    finally:
+        _resolve(lab, name, f"{lab.lab.net}.{numbers[0]}", host_id)
+
+
+def _resolve(lab: Laboratory, name: str, address: str, *host_ids: str) -> None:
     # The engine mounts that file, so that it can be written and not replaced.
     script = 'kept=$(grep -v " $1$" /etc/hosts); printf "%s\\n" "$kept" "$2 $1" > /etc/hosts'
-    for host in lab.lab.hosts:
-        _must(lab, host.id, "sh", "-c", script, "sh", name, address)
+    for host_id in host_ids or lab.ids:
+        _must(lab, host_id, "sh", "-c", script, "sh", name, address)
 
 
 def _must(lab: Laboratory, host_id: str, *argv: str, text: str | None = None) -> None:
