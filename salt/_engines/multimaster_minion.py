@@ -230,8 +230,7 @@ class _Minion:
         same, links, found, until = self.before
         if sockets and sockets == same and time.monotonic() < until:
             return links, found
-        # The connections are the daemon's own; its children are jobs and engines.
-        links = __utils__["multimaster_dial.links"](self.pid, False)
+        links = __utils__["multimaster_dial.links"](self.pid)
         port = __opts__["master_port"]
         found = __utils__["multimaster_dial.among"](links, self.masters, port)
         # One that is on its way has a socket already.

@@ -231,15 +231,17 @@ def _verify(
     try:
         while True:
             there = [address for address, answer in answers.items() if answer.is_set()]
-            # The daemon's own connection shows that a command would reach it, and not just this
-            # host.
-            linked = dial.connected(daemon(), addresses, options["master_port"])
-            heard = [a for a in there if a in linked or (linked and not hot)]
-            if len(heard) >= journal["masters"]:
-                return heard
-            if time.monotonic() - started > limit:
-                enough = len(there) >= journal["masters"] and alive(daemon())
-                if limit > journal["timeout"] or not enough:
+            enough = len(there) >= journal["masters"]
+            late = time.monotonic() - started > limit
+            # On a host with many connections it takes long to see which of them are the daemon's.
+            if enough or late:
+                # They show that a command would reach it, and not just this host.
+                linked = dial.connected(daemon(), addresses, options["master_port"])
+                heard = [a for a in there if a in linked or (linked and not hot)]
+                if len(heard) >= journal["masters"]:
+                    return heard
+            if late:
+                if limit > journal["timeout"] or not (enough and alive(daemon())):
                     return heard
                 log.warning("%s answer this host, and not its minion yet", ", ".join(there))
                 limit *= SLOW

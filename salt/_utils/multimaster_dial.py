@@ -170,25 +170,21 @@ def publishers(links: Iterable[tuple[str, int, int]], request_port: int) -> set[
     return {address for address, port, _ in links if port != request_port}
 
 
-def links(pid: int, family: bool = True) -> set[tuple[str, int, int]]:
+def links(pid: int) -> set[tuple[str, int, int]]:
     """
     Return the connections of a daemon: address, port, and their own port.
 
-    family
-        Whether its children count, too: they take longer to find than all the rest.
+    Not those of its children, which are jobs and engines, and take longer to find than all the
+    rest.
     """
     import psutil
 
     found = set()
     with contextlib.suppress(psutil.Error):
-        daemon = psutil.Process(pid)
-        children = daemon.children(recursive=True) if family else []
-        for process in [daemon, *children]:
-            with contextlib.suppress(psutil.Error):
-                for connection in process.net_connections("tcp"):
-                    if connection.status == psutil.CONN_ESTABLISHED:
-                        address = connection.raddr.ip.removeprefix("::ffff:")
-                        found.add((address, connection.raddr.port, connection.laddr.port))
+        for connection in psutil.Process(pid).net_connections("tcp"):
+            if connection.status == psutil.CONN_ESTABLISHED:
+                address = connection.raddr.ip.removeprefix("::ffff:")
+                found.add((address, connection.raddr.port, connection.laddr.port))
     return found
 
 

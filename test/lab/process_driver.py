@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import shlex
 import shutil
@@ -20,7 +19,6 @@ import sys
 import tempfile
 import xmlrpc.client
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +126,6 @@ class ProcessDriver:
         yield f"{len(lab.hosts)} hosts written"
         for host in lab.hosts:
             self._run([f"{sys.prefix}/bin/supervisord", "-c", f"{host.root}/supervisord.conf"])
-        self._favour_masters(lab)
         self.control(lab, first, "start", "salt-master")
         until(lambda: _listens(first.address, 4506), 60, f"salt-master on {first.id} to listen")
         yield f"salt-master runs on {first.id}"
@@ -149,22 +146,6 @@ class ProcessDriver:
             f"an answer of {sorted(wanted)}",
         )
         yield "every minion answers"
-
-    def _favour_masters(self, lab: Lab) -> None:
-        """
-        Have the masters get as much of the processors as all minions together, if they need it.
-
-        As if they had machines of their own: where the kernel groups processes by session
-        (``sched_autogroup_enabled``), each host gets the same, be it a master or one minion of many.
-        """
-        minions = [host for host in lab.hosts if "master" not in host.roles]
-        if len(minions) <= len(lab.masters):
-            return
-        # Each step of niceness is a quarter less.
-        nice = min(round(math.log(len(minions) / len(lab.masters), 1.25)), 19)
-        for host in minions:
-            group = Path(f"/proc/{self._ask(lab, host, 'getPID')}/autogroup")
-            until(partial(_lower, group, nice), 5, f"a lower priority of {host.id}")
 
     def exec(
         self, lab: Lab, host: Host, argv: Sequence[str], **kwargs: Any
@@ -383,18 +364,6 @@ class ProcessDriver:
         result = subprocess.run(argv, capture_output=True, text=True, check=False)
         if result.returncode:
             raise LabError(f"{argv[0]}: {result.stderr.strip() or result.stdout.strip()}")
-
-
-def _lower(group: Path, nice: int) -> bool:
-    """Lower a session's priority, if the kernel knows of such; tell whether that is done."""
-    try:
-        group.write_text(str(nice))
-    except BlockingIOError:
-        # Ten times a second at most, but for root.
-        return False
-    except FileNotFoundError:
-        pass
-    return True
 
 
 def _alive(process: psutil.Process) -> bool:

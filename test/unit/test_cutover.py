@@ -10,6 +10,7 @@ import json
 import math
 import os
 import time
+from unittest.mock import Mock
 
 import pytest
 
@@ -116,6 +117,16 @@ def test_masters_that_are_slow_to_answer_are_given_more_time_each_time(minion, m
     assert minion.carry_out()["step"] == "kept"
     asked = [patience for address, patience in minion.asked if address == "192.0.2.9"]
     assert asked == [5, 10, 20]
+
+
+def test_connections_are_not_looked_at_as_long_as_too_few_masters_answer(minion, monkeypatch):
+    looked = Mock(side_effect=minion.connected)
+    monkeypatch.setattr(multimaster_dial, "connected", looked)
+    minion.reachable = {"192.0.2.1"}
+    minion.prepare(NEW)
+    assert minion.carry_out()["step"] == "restored"
+    # When the time is over, and as the old one answers.
+    assert looked.call_count == 2
 
 
 def test_in_failover_mode_others_may_answer_than_the_one_that_it_is_with(minion, monkeypatch):
