@@ -52,6 +52,8 @@ FINISH = 5
 KEPT = 120
 AGAIN = 5
 AT_ONCE = 10
+# Seconds between two looks at the minion's bus without an event.
+QUIET = 10
 # Seconds between two looks whether a minion in failover mode has a connection.
 CUT = 0.2
 # Seconds between two looks whether a master is lost, and two questions through the channel to one
@@ -581,7 +583,8 @@ class _Returns:
         """Follow while there is an engine; Salt may wait for ever for a bus that is gone."""
         while True:
             try:
-                self.follow(SLICE)
+                # With nothing to send there is nothing to do but for an event.
+                self.follow(SLICE if self.waiting else QUIET)
             except Exception:  # An event may be anybody's, and of any shape.
                 log.exception("Cannot follow the returns of jobs")
 
