@@ -366,7 +366,7 @@ class _Watch:
         self.late = self.late + 1 if links else 0
         # A restart ends the connection: on the same one nobody begins or ends to sign, and no
         # question is lost.
-        same = links and links == self.links
+        same = links and self.links == links == self.minion.links(master)
         if not same:
             self._put(master, self.interval, self.doubt, "there")
         act = self.master is None

@@ -257,6 +257,19 @@ def test_a_master_that_is_slow_on_the_same_connection_is_not_asked_whether_it_si
     assert found.watch.doubt.is_set() is doubt
 
 
+def test_a_master_that_restarts_while_it_is_asked_is_asked_again(world):
+    found = world(act=False)
+    found.judge()
+    found.asked.clear()
+    found.delays[MASTERS[0]] = NEVER
+    found.refusing = {MASTERS[0]}
+    later = iter([{MASTERS[0]}, {"another"}])
+    found.watch.minion.links = lambda _: next(later)
+    found.judge()
+    assert found.asked.count(MASTERS[0]) == 2
+    assert found.watch.doubt.is_set()
+
+
 class Bus:
     """The minion's event bus, with the events that a test puts there."""
 
