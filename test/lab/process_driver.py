@@ -35,6 +35,8 @@ SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP, "thaw": signal.SIGC
 
 # Seconds for a daemon to end.
 STOP = 60
+# Characters of a master's log that are shown when a laboratory does not come up.
+LAST_WORDS = 4000
 
 SUPERVISORD = """\
 [unix_http_server]
@@ -140,11 +142,16 @@ class ProcessDriver:
             patience,
             f"every minion to be connected to {first.id}",
         )
-        until(
-            lambda: self._answering(lab, first) >= wanted,
-            patience,
-            f"an answer of {sorted(wanted)}",
-        )
+        try:
+            until(
+                lambda: self._answering(lab, first) >= wanted,
+                patience,
+                f"an answer of {sorted(wanted)}",
+            )
+        except LabError as err:
+            # The hosts are removed now, and their logs with them.
+            said = Path(first.log_dir, "master").read_text(errors="replace")[-LAST_WORDS:]
+            raise LabError(f"{err}; the end of {first.id}'s log:\n{said}") from err
         yield "every minion answers"
 
     def exec(
