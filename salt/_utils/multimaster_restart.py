@@ -13,6 +13,7 @@ import argparse
 import logging
 import os
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,12 @@ LOOKS = {"multimaster_orch.facts", "saltutil.find_job"}
 # Seconds between two times that a daemon is started that does not come, and after which it is given
 # up.
 AGAIN, PERSISTENCE = 15, 150
+# Seconds for a daemon that is connected to take what it is given.
+READY = 30
+# Events on the minion's bus, each with the id of a request: for the master at the end of the tag;
+# its answer.
+PAYLOAD = "__master_req_channel_payload/"
+TAKEN = "__master_req_channel_return/"
 
 log = logging.getLogger("multimaster.restart")
 
@@ -90,6 +97,8 @@ def _cut_over(args: argparse.Namespace, opts: dict[str, Any], deadline: float) -
     )
     if journal.get("step") not in cutover.OUTCOMES:
         return 1
+    # The options of the configuration that it has come to.
+    opts = salt.config.minion_config(args.config)
     _tell(opts, {name: journal[name] for name in ("step", "heard", "seconds")})
     return 0 if journal["step"] == "kept" else 1
 
@@ -104,8 +113,30 @@ def _tell(opts: dict[str, Any], data: dict[str, Any]) -> None:
         "events": None,
         "pretag": None,
     }
-    with salt.utils.event.get_event("minion", opts=opts, listen=False) as bus:
+    hot = opts["master_type"] != "failover"
+    with salt.utils.event.get_event("minion", opts=opts, listen=True) as bus:
+        _wait_until_ready(bus, data["heard"], len(data["heard"]) if hot else 1)
         bus.fire_event(event, "fire_master")
+
+
+def _wait_until_ready(bus: Any, masters: Sequence[str], enough: int) -> None:
+    """
+    Wait until the daemon has got an answer from enough of some masters.
+
+    It drops what comes before it is ready, when it is connected already (``handle_event`` in Salt
+    3008.3).
+    """
+    waiting = {uuid.uuid4().hex: master for master in masters}
+    missing = min(enough, len(masters))
+    deadline, again = time.monotonic() + READY, 0.0
+    while missing and (now := time.monotonic()) < deadline:
+        if now >= again:
+            again = now + 1
+            for number, master in waiting.items():
+                bus.fire_event({"cmd": "_file_envs"}, f"{PAYLOAD}{number}/{master}")
+        event = bus.get_event(wait=POLL, tag=TAKEN, full=True)
+        if event and not event["data"].get("error"):
+            missing -= waiting.pop(event["tag"].removeprefix(TAKEN), None) is not None
 
 
 def _restart(opts: dict[str, Any], service: str, pidfile: str) -> int:

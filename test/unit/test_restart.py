@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,56 @@ multimaster_dial.put(opts, "127.0.9.8", 5, answer)
 print(answer.wait(1), flush=True)
 multimaster_restart.leave(3)
 """
+
+
+class Daemon:
+    """A daemon's event bus: nothing is heard of what comes before it is ready."""
+
+    def __init__(self, ready, masters):
+        # How many events it drops.
+        self.drops = ready
+        self.masters = masters
+        self.got, self.answers = [], []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def fire_event(self, data, tag):
+        if self.drops:
+            self.drops -= 1
+            return
+        self.got.append(tag)
+        number, _, master = tag.removeprefix(restart.PAYLOAD).partition("/")
+        if master in self.masters:
+            self.answers.append({"tag": restart.TAKEN + number, "data": {"ret": ["base"]}})
+
+    def get_event(self, wait, tag, full):
+        return self.answers.pop(0) if self.answers else None
+
+
+@pytest.mark.parametrize(
+    ("kind", "drops", "masters", "told"),
+    [
+        ("str", 0, ["m1", "m2"], True),
+        ("str", 3, ["m1", "m2"], True),
+        ("failover", 3, ["m2"], True),
+        ("str", 10**6, ["m1", "m2"], False),
+    ],
+    ids=["ready", "hot, not ready yet", "failover, with one of them", "never"],
+)
+def test_an_event_waits_for_a_daemon_that_is_not_ready(monkeypatch, kind, drops, masters, told):
+    import salt.utils.event
+
+    monkeypatch.setattr(restart, "READY", 5 if told else 2)
+    daemon = Daemon(drops, masters)
+    monkeypatch.setattr(salt.utils.event, "get_event", lambda *_, **__: daemon)
+    started = time.monotonic()
+    restart._tell({"id": "web1", "master_type": kind}, {"step": "kept", "heard": ["m1", "m2"]})
+    assert ("fire_master" in daemon.got) is told
+    assert time.monotonic() - started < 4
 
 
 def test_a_master_that_does_not_answer_does_not_keep_the_program(tmp_path):
