@@ -20,8 +20,8 @@ NAME = "master.example"
 BEFORE, AFTER, NOBODY = 201, 202, 203
 # Seconds before and after the start of a minion's daemon in which it is away.
 AWAY = 8
-# Seconds until a minion is restarted that was never connected to a master that answers, and the
-# restart; the engine asks in every interval, which is 10 s.
+# Seconds until Salt has looked the name up again, or a minion is restarted that was never connected
+# to a master that answers, and the restart; the engine asks in every interval, which is 10 s.
 FOUND = 45 + 2 * 10 + 20
 
 
@@ -103,5 +103,4 @@ def test_a_name_that_led_nowhere_as_a_minion_was_started_is_looked_up_again(
     began = time.time()
     until(lambda: first in subscribed(), FOUND, f"web1 to be connected to {first}")
     print(f"connected after {time.time() - began:.1f} s")
-    assert len([at for at in started(lab, "web1") if at > began]) == 1
     lab.until_connected()
