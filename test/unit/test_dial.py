@@ -10,7 +10,6 @@ import threading
 from unittest.mock import Mock
 
 import pytest
-from salt.exceptions import SaltReqTimeoutError
 
 import multimaster_dial as dial
 
@@ -35,6 +34,14 @@ class Channel:
 
     def close(self):
         self.closed += 1
+
+
+@pytest.fixture
+def late():
+    """What Salt says when no answer came in time."""
+    from salt.exceptions import SaltReqTimeoutError
+
+    return SaltReqTimeoutError("late")
 
 
 @pytest.fixture
@@ -73,8 +80,7 @@ def test_a_channel_without_an_answer_is_not_used_again(channels, answer):
     assert kept == channels[1:]
 
 
-def test_a_channel_that_was_good_is_kept_when_an_answer_is_late(channels):
-    late = SaltReqTimeoutError("late")
+def test_a_channel_that_was_good_is_kept_when_an_answer_is_late(channels, late):
     kept = []
     dial.ask({}, ADDRESS, 5, kept)
     channels[0].answer = late
@@ -84,8 +90,8 @@ def test_a_channel_that_was_good_is_kept_when_an_answer_is_late(channels):
     assert [(one.asked, one.closed) for one in channels] == [(3, 0)]
 
 
-def test_a_channel_that_was_never_good_is_not_kept(channels, monkeypatch):
-    monkeypatch.setattr(Channel, "send", Mock(side_effect=SaltReqTimeoutError("late")))
+def test_a_channel_that_was_never_good_is_not_kept(channels, late, monkeypatch):
+    monkeypatch.setattr(Channel, "send", Mock(side_effect=late))
     kept = []
     assert not dial.ask({}, ADDRESS, 5, kept)
     assert (channels[0].closed, kept) == (1, [])
