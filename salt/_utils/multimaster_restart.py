@@ -12,6 +12,7 @@ master answers to the minion afterwards.
 import argparse
 import logging
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -105,6 +106,13 @@ def _cut_over(args: argparse.Namespace, opts: dict[str, Any], deadline: float) -
 
 def _tell(opts: dict[str, Any], data: dict[str, Any]) -> None:
     """Send an event to every master that the minion is connected to, as its own jobs do."""
+    telling = threading.Thread(target=_fire, args=(opts, data), daemon=True)
+    telling.start()
+    # Salt may wait for ever for a bus that is gone, and others for this program's lock.
+    telling.join(2 * READY)
+
+
+def _fire(opts: dict[str, Any], data: dict[str, Any]) -> None:
     import salt.utils.event
 
     event = {
@@ -126,6 +134,8 @@ def _wait_until_ready(bus: Any, masters: Sequence[str], enough: int) -> None:
     It drops what comes before it is ready, when it is connected already (``handle_event`` in Salt
     3008.3).
     """
+    import multimaster_dial as dial
+
     waiting = {uuid.uuid4().hex: master for master in masters}
     missing = min(enough, len(masters))
     deadline, again = time.monotonic() + READY, 0.0
@@ -133,7 +143,7 @@ def _wait_until_ready(bus: Any, masters: Sequence[str], enough: int) -> None:
         if now >= again:
             again = now + 1
             for number, master in waiting.items():
-                bus.fire_event({"cmd": "_file_envs"}, f"{PAYLOAD}{number}/{master}")
+                bus.fire_event(dict(dial.REQUEST), f"{PAYLOAD}{number}/{master}")
         event = bus.get_event(wait=POLL, tag=TAKEN, full=True)
         if event and not event["data"].get("error"):
             missing -= waiting.pop(event["tag"].removeprefix(TAKEN), None) is not None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -137,6 +138,19 @@ def test_an_event_waits_for_a_daemon_that_is_not_ready(monkeypatch, kind, drops,
     restart._tell({"id": "web1", "master_type": kind}, {"step": "kept", "heard": ["m1", "m2"]})
     assert ("fire_master" in daemon.got) is told
     assert time.monotonic() - started < 4
+
+
+def test_an_event_bus_that_is_gone_does_not_keep_the_program(monkeypatch):
+    import salt.utils.event
+
+    monkeypatch.setattr(restart, "READY", 0.2)
+    over = threading.Event()
+    monkeypatch.setattr(salt.utils.event, "get_event", lambda *_, **__: over.wait(10) and Daemon(0, []))
+    started = time.monotonic()
+    restart._tell({"id": "web1", "master_type": "str"}, {"step": "restored", "heard": []})
+    took = time.monotonic() - started
+    over.set()
+    assert took < 5
 
 
 def test_a_master_that_does_not_answer_does_not_keep_the_program(tmp_path):
