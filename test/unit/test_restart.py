@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -145,7 +146,8 @@ def test_an_event_bus_that_is_gone_does_not_keep_the_program(monkeypatch):
 
     monkeypatch.setattr(restart, "READY", 0.2)
     over = threading.Event()
-    monkeypatch.setattr(salt.utils.event, "get_event", lambda *_, **__: over.wait(10) and Daemon(0, []))
+    gone = Mock(side_effect=lambda *_, **__: over.wait(10) and Daemon(0, []))
+    monkeypatch.setattr(salt.utils.event, "get_event", gone)
     started = time.monotonic()
     restart._tell({"id": "web1", "master_type": "str"}, {"step": "restored", "heard": []})
     took = time.monotonic() - started
