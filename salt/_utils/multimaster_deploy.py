@@ -117,15 +117,19 @@ def batch_size(past: Sequence[tuple[int, float]], most: int) -> int:
 
     The first is one minion, the canary; the others double up.  When that no longer spares time,
     the minions wait for something that they share, a master or a host: more of them at once would
-    only run into time limits, and half as many are as fast.
+    only run into time limits, and half as many are as fast.  As it may have been one minion that
+    was slow, more are tried again when twice as many are done.
     """
     if not past:
         return 1
-    size, seconds = past[-1]
-    smaller = next((each for number, each in reversed(past) if 2 * number <= size), None)
-    if smaller is None or seconds <= PAYS * smaller:
-        return min(2 * size, most)
-    return size // 2
+    done, limit, until = 0, most, 0
+    for index, (size, seconds) in enumerate(past):
+        done += size
+        before = reversed(past[:index])
+        smaller = next((each for number, each in before if 2 * number <= size), None)
+        if smaller is not None and seconds > PAYS * smaller:
+            limit, until = size // 2, 2 * done
+    return min(2 * past[-1][0], limit if done < until else most)
 
 
 def largest(batch: Any, total: int) -> int:

@@ -120,6 +120,28 @@ def ask_afresh(
     return ask(opts, address, timeout, kept)
 
 
+def tell(
+    opts: Mapping[str, Any], address: str, timeout: float, tag: str, data: Mapping[str, Any]
+) -> bool:
+    """
+    Send a master an event as this minion, and tell whether it was taken.
+
+    Not through the minion's daemon, which drops what it is given before it is ready, and may be
+    connected by then (``handle_event`` in Salt 3008.3).
+    """
+    with contextlib.suppress(Exception, SystemExit):
+        channel = _channel(opts, address, timeout)
+        try:
+            load = {"cmd": "_minion_event", "id": opts["id"], "tag": tag, "data": dict(data)}
+            # Salt 3008 adds it by itself.
+            load["tok"] = channel.auth.gen_token(b"salt")
+            channel.send(load, tries=1, timeout=timeout)
+            return True
+        finally:
+            channel.close()
+    return False
+
+
 WAYS = {"ask": ask, "afresh": ask_afresh, "there": is_there}
 
 

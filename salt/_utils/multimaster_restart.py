@@ -14,7 +14,6 @@ import logging
 import os
 import threading
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,12 +26,8 @@ LOOKS = {"multimaster_orch.facts", "saltutil.find_job"}
 # Seconds between two times that a daemon is started that does not come, and after which it is given
 # up.
 AGAIN, PERSISTENCE = 15, 150
-# Seconds for a daemon that is connected to take what it is given.
-READY = 30
-# Events on the minion's bus, each with the id of a request: for the master at the end of the tag;
-# its answer.
-PAYLOAD = "__master_req_channel_payload/"
-TAKEN = "__master_req_channel_return/"
+# Seconds for a master that has just answered to take an event.
+TELL = 30
 
 log = logging.getLogger("multimaster.restart")
 
@@ -100,53 +95,26 @@ def _cut_over(args: argparse.Namespace, opts: dict[str, Any], deadline: float) -
         return 1
     # The options of the configuration that it has come to.
     opts = salt.config.minion_config(args.config)
-    _tell(opts, {name: journal[name] for name in ("step", "heard", "seconds")})
+    _tell(opts, args.pidfile, {name: journal[name] for name in ("step", "heard", "seconds")})
     return 0 if journal["step"] == "kept" else 1
 
 
-def _tell(opts: dict[str, Any], data: dict[str, Any]) -> None:
+def _tell(opts: dict[str, Any], pidfile: str, data: dict[str, Any]) -> None:
     """Send an event to every master that the minion is connected to, as its own jobs do."""
-    telling = threading.Thread(target=_fire, args=(opts, data), daemon=True)
-    telling.start()
-    # Salt may wait for ever for a bus that is gone, and others for this program's lock.
-    telling.join(2 * READY)
-
-
-def _fire(opts: dict[str, Any], data: dict[str, Any]) -> None:
-    import salt.utils.event
-
-    event = {
-        "data": data,
-        "tag": f"multimaster/minion/{opts['id']}/cutover",
-        "events": None,
-        "pretag": None,
-    }
-    hot = opts["master_type"] != "failover"
-    with salt.utils.event.get_event("minion", opts=opts, listen=True) as bus:
-        _wait_until_ready(bus, data["heard"], len(data["heard"]) if hot else 1)
-        bus.fire_event(event, "fire_master")
-
-
-def _wait_until_ready(bus: Any, masters: Sequence[str], enough: int) -> None:
-    """
-    Wait until the daemon has got an answer from enough of some masters.
-
-    It drops what comes before it is ready, when it is connected already (``handle_event`` in Salt
-    3008.3).
-    """
     import multimaster_dial as dial
 
-    waiting = {uuid.uuid4().hex: master for master in masters}
-    missing = min(enough, len(masters))
-    deadline, again = time.monotonic() + READY, 0.0
-    while missing and (now := time.monotonic()) < deadline:
-        if now >= again:
-            again = now + 1
-            for number, master in waiting.items():
-                bus.fire_event(dict(dial.REQUEST), f"{PAYLOAD}{number}/{master}")
-        event = bus.get_event(wait=POLL, tag=TAKEN, full=True)
-        if event and not event["data"].get("error"):
-            missing -= waiting.pop(event["tag"].removeprefix(TAKEN), None) is not None
+    heard = data["heard"]
+    tag = f"multimaster/minion/{opts['id']}/cutover"
+    telling = [
+        threading.Thread(target=dial.tell, args=(opts, master, TELL, tag, data), daemon=True)
+        for master in dial.connected(_daemon(pidfile), heard, opts["master_port"]) or heard
+    ]
+    for one in telling:
+        one.start()
+    # For signing in and for the answer; others may wait for this program's lock.
+    deadline = time.monotonic() + 2 * TELL
+    for one in telling:
+        one.join(max(0.0, deadline - time.monotonic()))
 
 
 def _restart(opts: dict[str, Any], service: str, pidfile: str) -> int:

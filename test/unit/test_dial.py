@@ -24,9 +24,12 @@ class Channel:
         self.goes_on = threading.Event()
         self.goes_on.set()
         self.asked = self.closed = 0
+        self.loads = []
+        self.auth = Mock(gen_token=lambda text: text + b", signed")
 
     def send(self, load, tries, timeout):
         self.asked += 1
+        self.loads.append(load)
         assert self.goes_on.wait(timeout)
         if isinstance(self.answer, BaseException):
             raise self.answer
@@ -120,3 +123,16 @@ def test_to_sign_in_once_more_takes_another_channel(channels):
     assert dial.ask_afresh({}, ADDRESS, 5, kept)
     assert [(one.asked, one.closed) for one in channels] == [(1, 1), (1, 0)]
     assert kept == channels[1:]
+
+
+def test_an_event_goes_to_a_master_in_this_minions_name(channels):
+    assert dial.tell({"id": "web1"}, ADDRESS, 5, "tag", {"step": "kept"})
+    load = {"cmd": "_minion_event", "id": "web1", "tag": "tag", "data": {"step": "kept"}}
+    assert [one.loads for one in channels] == [[{**load, "tok": b"salt, signed"}]]
+    assert channels[0].closed == 1
+
+
+def test_an_event_that_no_master_takes_is_not_taken(channels, late, monkeypatch):
+    monkeypatch.setattr(Channel, "send", Mock(side_effect=late))
+    assert not dial.tell({"id": "web1"}, ADDRESS, 5, "tag", {})
+    assert channels[0].closed == 1

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import Mock, call
 
 import pytest
 
@@ -91,65 +91,36 @@ multimaster_restart.leave(3)
 """
 
 
-class Daemon:
-    """A daemon's event bus: nothing is heard of what comes before it is ready."""
-
-    def __init__(self, ready, masters):
-        # How many events it drops.
-        self.drops = ready
-        self.masters = masters
-        self.got, self.answers = [], []
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def fire_event(self, data, tag):
-        if self.drops:
-            self.drops -= 1
-            return
-        self.got.append(tag)
-        number, _, master = tag.removeprefix(restart.PAYLOAD).partition("/")
-        if master in self.masters:
-            self.answers.append({"tag": restart.TAKEN + number, "data": {"ret": ["base"]}})
-
-    def get_event(self, wait, tag, full):
-        return self.answers.pop(0) if self.answers else None
+OPTS = {"id": "web1", "master_port": 4506}
+HEARD = ["192.0.2.1", "192.0.2.2"]
 
 
 @pytest.mark.parametrize(
-    ("kind", "drops", "masters", "told"),
-    [
-        ("str", 0, ["m1", "m2"], True),
-        ("str", 3, ["m1", "m2"], True),
-        ("failover", 3, ["m2"], True),
-        ("str", 10**6, ["m1", "m2"], False),
-    ],
-    ids=["ready", "hot, not ready yet", "failover, with one of them", "never"],
+    ("connected", "told"),
+    [(HEARD, HEARD), (HEARD[1:], HEARD[1:]), ([], HEARD)],
+    ids=["hot", "failover", "on its way"],
 )
-def test_an_event_waits_for_a_daemon_that_is_not_ready(monkeypatch, kind, drops, masters, told):
-    import salt.utils.event
+def test_the_masters_that_a_minion_is_connected_to_are_told(monkeypatch, connected, told):
+    import multimaster_dial
 
-    monkeypatch.setattr(restart, "READY", 5 if told else 2)
-    daemon = Daemon(drops, masters)
-    monkeypatch.setattr(salt.utils.event, "get_event", lambda *_, **__: daemon)
-    started = time.monotonic()
-    restart._tell({"id": "web1", "master_type": kind}, {"step": "kept", "heard": ["m1", "m2"]})
-    assert ("fire_master" in daemon.got) is told
-    assert time.monotonic() - started < 4
+    tell = Mock()
+    monkeypatch.setattr(multimaster_dial, "tell", tell)
+    monkeypatch.setattr(multimaster_dial, "connected", lambda *_: connected)
+    data = {"step": "kept", "heard": HEARD}
+    restart._tell(OPTS, "", data)
+    tag = "multimaster/minion/web1/cutover"
+    assert sorted(tell.call_args_list) == [call(OPTS, at, restart.TELL, tag, data) for at in told]
 
 
-def test_an_event_bus_that_is_gone_does_not_keep_the_program(monkeypatch):
-    import salt.utils.event
+def test_a_master_that_takes_no_event_does_not_keep_the_program(monkeypatch):
+    import multimaster_dial
 
-    monkeypatch.setattr(restart, "READY", 0.2)
     over = threading.Event()
-    gone = Mock(side_effect=lambda *_, **__: over.wait(10) and Daemon(0, []))
-    monkeypatch.setattr(salt.utils.event, "get_event", gone)
+    monkeypatch.setattr(restart, "TELL", 0.1)
+    monkeypatch.setattr(multimaster_dial, "tell", lambda *_: over.wait(10))
+    monkeypatch.setattr(multimaster_dial, "connected", lambda *_: [])
     started = time.monotonic()
-    restart._tell({"id": "web1", "master_type": "str"}, {"step": "restored", "heard": []})
+    restart._tell(OPTS, "", {"step": "kept", "heard": HEARD})
     took = time.monotonic() - started
     over.set()
     assert took < 5
