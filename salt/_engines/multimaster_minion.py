@@ -555,9 +555,11 @@ class _Returns:
     """
     Sends the returns of jobs again that no master has taken.
 
-    Salt sends a return only to the master that the job came from.  Each try occupies the minion:
-    the job has a process meanwhile, and the daemon looks at each of those for 10 ms five times a
-    second (Salt 3008.3), so that some twenty keep it from all else.  Here a return costs nothing.
+    Salt sends a return only to the master that the job came from, and takes any answer to it for a
+    good one; a master in which something failed answers ``""`` or False, else None (Salt 3008.3).
+    Each try occupies the minion: the job has a process meanwhile, and the daemon looks at each of
+    those for 10 ms five times a second, so that some twenty keep it from all else.  Here a return
+    costs nothing.
     """
 
     def __init__(self, minion, act, heard, interval):
@@ -565,8 +567,8 @@ class _Returns:
         self.heard = heard
         self.interval = interval
         # Since when the minion has been connected to each master, without a gap; and when each has
-        # taken a return last.
-        self.since, self.taken = {}, {}
+        # answered to a return last.
+        self.since, self.answered = {}, {}
         # Whether the minion moves from one master to the next.
         self.act = act
         # Not while Salt tries by itself.
@@ -598,9 +600,12 @@ class _Returns:
             self.waiting.setdefault(number, _Return(data, now)).tried(master, now)
         elif tag.startswith(TAKEN) and not data.get("error"):
             number = tag[len(TAKEN) :]
-            one = self.waiting.pop(number, None)
+            one = self.waiting.get(number)
             if one:
-                self.taken[one.master] = now
+                self.answered[one.master] = now
+                # Else something failed within that master, as while it stops: it has kept nothing.
+                if data.get("ret") is None:
+                    del self.waiting[number]
             if self.flight.pop(number, None):
                 self.window = min(self.window + 1, AT_ONCE)
         if not self.waiting or now < self.due:
@@ -640,7 +645,7 @@ class _Returns:
             since = max(one.since, self.since.get(one.master, now))
             answered = now - self.heard.get(one.master, 0) < 3 * self.interval
             # Others may have got through since this one.
-            if answered and now - since > STUCK and self.taken.get(one.master, 0) < one.since:
+            if answered and now - since > STUCK and self.answered.get(one.master, 0) < one.since:
                 found.add(one.master)
         return sorted(found)
 

@@ -284,7 +284,7 @@ def payload(master, **load):
     return {"tag": f"__master_req_channel_payload/7/{master}", "data": {"jid": "1", **load}}
 
 
-TAKEN = {"tag": "__master_req_channel_return/7", "data": {"ret": True}}
+TAKEN = {"tag": "__master_req_channel_return/7", "data": {"ret": None}}
 TIMED_OUT = {"tag": TAKEN["tag"], "data": {"ret": None, "error": "timeout"}}
 
 
@@ -318,6 +318,24 @@ def test_a_return_that_was_taken_goes_nowhere_else(world):
     assert followed(found, payload(MASTERS[0], cmd="_return"), TAKEN) == []
     found.present = MASTERS[1]
     assert followed(found) == []
+
+
+@pytest.mark.parametrize("ret", ["", False], ids=repr)
+def test_a_return_that_a_master_failed_to_keep_is_sent_again(world, ret):
+    found = world()
+    failed = {**TAKEN, "data": {"ret": ret}}
+    assert followed(found, payload(MASTERS[0], cmd="_return"), failed) == []
+    later(found)
+    assert len(followed(found)) == 1
+    # Its channel is well.
+    later(found, found.module.STUCK + 1)
+    found.returns.since[MASTERS[0]] -= found.module.STUCK + 1
+    found.judge()
+    followed(found, failed)
+    assert found.returns.stuck() == []
+    later(found)
+    assert len(followed(found, TAKEN)) == 2
+    assert not found.returns.waiting
 
 
 def test_a_return_waits_while_there_is_no_master(world):
@@ -366,7 +384,7 @@ def test_where_no_return_is_taken_ever_fewer_are_sent_again(world):
     # And more as soon as they are.
     later(found)
     found.fired.clear()
-    followed(found, *some("__master_req_channel_return/{}", 50, ret=True))
+    followed(found, *some("__master_req_channel_return/{}", 50, ret=None))
     assert found.returns.window == found.module.AT_ONCE
 
 
