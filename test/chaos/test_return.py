@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
@@ -13,8 +12,16 @@ from lab.laboratory import PATIENCE, Laboratory
 from lab.load import current
 from lab.wait import until
 
-# Seconds of the job: longer than a master needs to stop.
-DURATION = 8
+# Seconds of the jobs: longer than a master needs to stop; and how many there are.
+DURATION, NUMBER = 8, 5
+GIVE = """
+import sys, salt.client
+config, minions, seconds, number = sys.argv[1:]
+with salt.client.get_local_client(config) as client:
+    for _ in range(int(number)):
+        arguments = minions.split(","), "test.sleep", [seconds]
+        print(client.run_job(*arguments, tgt_type="list")["jid"])
+"""
 # Ends the process of a master that has its event bus, which is told of every return.
 END_BUS = """
 import sys, psutil, salt.config
@@ -25,8 +32,8 @@ bus.kill()
 """
 
 
-class Job:
-    """A job that sleeps on all minions of a master, and which of them still work on it."""
+class Jobs:
+    """Jobs that sleep on all minions of a master, until they return to it or to another one."""
 
     def __init__(self, lab: Laboratory, mode: dict[str, Any]) -> None:
         self.lab, self.master = lab, current(lab)
@@ -38,60 +45,69 @@ class Job:
         if mode["mode"] == "hot":
             self.masters = [self.master]
         named = ",".join(sorted(self.ids))
-        said = lab.run(self.master, "salt", "--async", "--list", named, "test.sleep", str(DURATION))
-        found = re.search(r"\d{20}", said.stdout)
-        assert found, said
-        self.jid = found[0]
-        until(lambda: self.running() == self.ids, 10, f"{named} to run the job")
+        self.jids = set(self.on_master(GIVE, named, str(DURATION), str(NUMBER)).split())
+        assert len(self.jids) == NUMBER
+        everything = dict.fromkeys(self.ids, self.jids)
+        until(lambda: self.running() == everything, 10, f"{named} to run the jobs")
 
-    def running(self) -> set[str]:
-        """Return the minions that work on it."""
-        return {
-            name
-            for name in self.ids
-            if not self.lab.run(
-                name, "test", "-e", f"{self.lab.host(name).minion_cache_dir}/proc/{self.jid}"
-            ).returncode
-        }
+    def on_master(self, program: str, *argv: str) -> str:
+        """Run a Python program on the master's host, given its configuration file."""
+        config = f"{self.lab.host(self.master).config_dir}/master"
+        done = self.lab.run(self.master, self.lab.python, "-c", program, config, *argv)
+        assert not done.returncode, done
+        return str(done.stdout)
+
+    def running(self) -> dict[str, set[str]]:
+        """Return what the minions still work on."""
+        found = {}
+        for name in self.ids:
+            listed = self.lab.run(name, "ls", f"{self.lab.host(name).minion_cache_dir}/proc")
+            found[name] = self.jids.intersection(listed.stdout.split())
+        return found
 
     def until_ended(self) -> None:
-        """Wait until no minion works on it any more."""
-        until(lambda: not self.running(), PATIENCE, "the end of the job")
+        """Wait until no minion works on them any more."""
+        until(lambda: not any(self.running().values()), PATIENCE, "the end of the jobs")
 
     def until_returned(self) -> None:
-        """Wait until the returns of all minions are on its masters."""
+        """Wait until the returns of all minions are there."""
+        left = set(self.jids)
 
         def returned() -> bool:
-            lookup = ("salt-run", "jobs.lookup_jid", self.jid)
-            return self.ids == set().union(*(self.lab.json(name, *lookup) for name in self.masters))
+            for jid in sorted(left):
+                lookup = ("salt-run", "jobs.lookup_jid", jid)
+                told = [self.lab.json(name, *lookup) for name in self.masters]
+                if self.ids != set().union(*told):
+                    return False
+                left.discard(jid)
+            return True
 
-        what = f"the returns of job {self.jid} on {' or '.join(self.masters)}"
+        what = f"the returns of jobs {self.jids} on {' or '.join(self.masters)}"
         until(returned, PATIENCE, what, interval=1)
 
 
 @pytest.fixture
-def job(lab: Laboratory, mode: dict[str, Any]) -> Job:
+def jobs(lab: Laboratory, mode: dict[str, Any]) -> Jobs:
     """Have the minions of a master work."""
-    return Job(lab, mode)
+    return Jobs(lab, mode)
 
 
 @everywhere
 def test_the_return_of_a_job_that_ended_without_its_master_is_not_lost(
-    lab: Laboratory, job: Job
+    lab: Laboratory, jobs: Jobs
 ) -> None:
-    with down(lab, "stop", job.master):
-        job.until_ended()
-    job.until_returned()
+    with down(lab, "stop", jobs.master):
+        jobs.until_ended()
+    jobs.until_returned()
     lab.until_connected()
 
 
 @everywhere
-def test_a_return_that_its_master_failed_to_keep_is_not_lost(lab: Laboratory, job: Job) -> None:
-    config = f"{lab.host(job.master).config_dir}/master"
-    ended = lab.run(job.master, lab.python, "-c", END_BUS, config)
-    assert not ended.returncode, ended
-    job.until_ended()
-    with down(lab, "stop", job.master):
+def test_a_return_that_its_master_failed_to_keep_is_not_lost(lab: Laboratory, jobs: Jobs) -> None:
+    jobs.on_master(END_BUS)
+    jobs.until_ended()
+    # Salt's workers do not find the new bus.
+    with down(lab, "stop", jobs.master):
         pass
-    job.until_returned()
+    jobs.until_returned()
     lab.until_connected()
