@@ -312,23 +312,16 @@ class _Patience:
         self.seconds = min(WORK, GLANCE * 2 ** max(0, self.silent - 1))
 
 
-def _until(seconds, look, good, patience=None):
-    """
-    Look until what is seen is good, or the time is over; return what was seen last.
-
-    patience
-        That of a look which is not answered by who is away.
-    """
+def _until(seconds, look, good):
+    """Look until what is seen is good, or the time is over; return what was seen last."""
     deadline = time.monotonic() + seconds
     while True:
         began = time.monotonic()
         seen = look()
         if good(seen) or time.monotonic() > deadline:
             return seen
-        # A look that took long was work for daemons that are wanted elsewhere, unless it met none.
-        took = time.monotonic() - began
-        idle = patience is not None and patience.silent
-        time.sleep(POLL if idle else min(LONGEST_POLL, max(POLL, took)))
+        # A look that took long was work for daemons that are wanted elsewhere.
+        time.sleep(min(LONGEST_POLL, max(POLL, time.monotonic() - began)))
 
 
 def _until_restarted(plan, roles, before):
@@ -355,7 +348,7 @@ def _until_restarted(plan, roles, before):
         return any(heard[name] + plan.timeout > time.monotonic() for name in waiting)
 
     limit = plan.restart_timeout + plan.timeout
-    _until(limit, look, lambda busy: not busy, patience)
+    _until(limit, look, lambda busy: not busy)
     problems = []
     for name, left in waiting.items():
         what = f"its {' and '.join(sorted(left))}"
@@ -387,7 +380,7 @@ def _until_reached(plan, ids, here, seconds):
         patience.learn(found)
         return lacking()
 
-    return _until(seconds, look, lambda found: not found, patience)
+    return _until(seconds, look, lambda found: not found)
 
 
 def _until_well(plan, ready, here, connected=()):
@@ -636,8 +629,7 @@ def _commanded(ids, function, arguments, timeout):
                 list(arguments),
                 tgt_type="list",
                 timeout=timeout,
-                # For whoever says that it still works on it.
-                gather_job_timeout=max(1, timeout // 3),
+                gather_job_timeout=min(timeout, ANSWER),
             ):
                 for name, row in part.items():
                     yield from _told({name: row.get("ret")}).items()

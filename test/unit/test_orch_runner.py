@@ -91,12 +91,6 @@ def test_answers_are_waited_for_longer_while_nobody_answers(wait):
     assert patience == [3, 3, 6, 12, 24, 30, 3, 3]
 
 
-def test_a_look_that_met_nobody_is_followed_by_the_next_one_soon(runner, wait):
-    wait(web1=[None, AFTER])
-    module, clock = runner
-    assert clock[0] == module.GLANCE + module.POLL
-
-
 @pytest.fixture
 def reach(runner, monkeypatch):
     """
