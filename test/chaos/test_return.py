@@ -106,7 +106,7 @@ def test_the_return_of_a_job_that_ended_without_its_master_is_not_lost(
 def test_a_return_that_its_master_failed_to_keep_is_not_lost(lab: Laboratory, jobs: Jobs) -> None:
     jobs.on_master(END_BUS)
     jobs.until_ended()
-    # Salt's workers do not find the new bus.
+    # So that all its workers have a bus again.
     with down(lab, "stop", jobs.master):
         pass
     jobs.until_returned()
