@@ -603,7 +603,7 @@ class _Returns:
             one = self.waiting.get(number)
             if one:
                 self.answered[one.master] = now
-                # Else something failed within that master, as while it stops: it has kept nothing.
+                # Else something failed within that master, as when its event bus is gone.
                 if data.get("ret") is None:
                     del self.waiting[number]
             if self.flight.pop(number, None):
@@ -643,9 +643,9 @@ class _Returns:
         found = set()
         for one in list(self.waiting.values()):
             since = max(one.since, self.since.get(one.master, now))
-            answered = now - self.heard.get(one.master, 0) < 3 * self.interval
+            answers = now - self.heard.get(one.master, 0) < 3 * self.interval
             # Others may have got through since this one.
-            if answered and now - since > STUCK and self.answered.get(one.master, 0) < one.since:
+            if answers and now - since > STUCK and self.answered.get(one.master, 0) < one.since:
                 found.add(one.master)
         return sorted(found)
 
