@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lab.keys import make_pair
@@ -21,21 +22,17 @@ TURN = 0.5
 
 @contextlib.contextmanager
 def down(lab: Laboratory, verb: str, *masters: str) -> Iterator[None]:
-    """Kill (SIGKILL), stop or freeze (SIGSTOP) the daemons of masters; bring them back."""
-    with contextlib.ExitStack() as stack:
+    """Kill (SIGKILL), stop or freeze (SIGSTOP) the daemons of masters at once; bring them back."""
+
+    def control(master: str, what: str) -> None:
+        lab.driver.control(lab.lab, lab.host(master), what, MASTER)
+
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor() as pool:
         for master in masters:
-            stack.enter_context(_down(lab, verb, master))
+            stack.callback(control, master, UNDO[verb])
+        for done in [pool.submit(control, master, verb) for master in masters]:
+            done.result()
         yield
-
-
-@contextlib.contextmanager
-def _down(lab: Laboratory, verb: str, master: str) -> Iterator[None]:
-    host = lab.host(master)
-    lab.driver.control(lab.lab, host, verb, MASTER)
-    try:
-        yield
-    finally:
-        lab.driver.control(lab.lab, host, UNDO[verb], MASTER)
 
 
 @contextlib.contextmanager

@@ -842,7 +842,7 @@ def test_what_one_master_has_to_bear_is_bounded(minions, interval, spread):
 
 @pytest.mark.parametrize(
     ("mode", "minions", "patience", "timeout"),
-    [("hot", 100, 2, None), ("failover", 100, 1, 3), ("failover", 101, 1, None)],
+    [("hot", 100, 2, None), ("failover", 100, 1, 2), ("failover", 101, 1, None)],
 )
 def test_how_long_a_dead_master_keeps_a_minion(mode, minions, patience, timeout):
     parsed = topology.parse(declare(mode=mode, minions=minions))
