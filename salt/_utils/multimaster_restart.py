@@ -105,8 +105,14 @@ def _tell(opts: dict[str, Any], pidfile: str, data: dict[str, Any]) -> None:
 
     heard = data["heard"]
     tag = f"multimaster/minion/{opts['id']}/cutover"
+    taken = []
+
+    def tell(master: str) -> None:
+        if dial.tell(opts, master, TELL, tag, data):
+            taken.append(master)
+
     telling = [
-        threading.Thread(target=dial.tell, args=(opts, master, TELL, tag, data), daemon=True)
+        threading.Thread(target=tell, args=(master,), daemon=True)
         for master in dial.connected(_daemon(pidfile), heard, opts["master_port"]) or heard
     ]
     for one in telling:
@@ -115,6 +121,8 @@ def _tell(opts: dict[str, Any], pidfile: str, data: dict[str, Any]) -> None:
     deadline = time.monotonic() + 2 * TELL
     for one in telling:
         one.join(max(0.0, deadline - time.monotonic()))
+    if not taken:
+        log.warning("cut over: no master has taken the event %s", tag)
 
 
 def _restart(opts: dict[str, Any], service: str, pidfile: str) -> int:

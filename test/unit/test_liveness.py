@@ -133,6 +133,15 @@ def test_it_is_not_left_when_no_other_answers(world):
     assert found.told() == ["silent"]
 
 
+@pytest.mark.parametrize("to", [None, MASTERS[1]])
+def test_a_master_that_the_minion_is_leaving_is_not_left_once_more(world, to):
+    found = world()
+    found.delays[MASTERS[0]] = NEVER
+    threading.Timer(INTERVAL, lambda: setattr(found, "present", to)).start()
+    found.judge()
+    assert found.left == found.told() == []
+
+
 def test_it_is_left_for_one_that_takes_its_time(world):
     found = world()
     found.delays = {MASTERS[0]: NEVER, MASTERS[1]: 1.7, MASTERS[2]: NEVER}

@@ -112,6 +112,16 @@ def test_the_masters_that_a_minion_is_connected_to_are_told(monkeypatch, connect
     assert sorted(tell.call_args_list) == [call(OPTS, at, restart.TELL, tag, data) for at in told]
 
 
+@pytest.mark.parametrize("taking", [HEARD[:1], []])
+def test_an_event_that_no_master_takes_is_logged(monkeypatch, caplog, taking):
+    import multimaster_dial
+
+    monkeypatch.setattr(multimaster_dial, "tell", lambda _, master, *__: master in taking)
+    monkeypatch.setattr(multimaster_dial, "connected", lambda *_: HEARD)
+    restart._tell(OPTS, "", {"step": "kept", "heard": HEARD})
+    assert ("no master has taken the event" in caplog.text) == (not taking)
+
+
 def test_a_master_that_takes_no_event_does_not_keep_the_program(monkeypatch):
     import multimaster_dial
 
