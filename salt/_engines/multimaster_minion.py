@@ -201,9 +201,9 @@ class _Minion:
     def __init__(self, masters, enough):
         self.masters = masters
         self.enough = enough
-        # Sockets, the connections that they were found to be, the masters that these lead to, and
-        # until when that is believed.
-        self.before = frozenset(), set(), [], 0.0
+        # Sockets, the connections that they were found to be, the masters that these lead to with
+        # the places of each, and until when that is believed.
+        self.before = frozenset(), set(), {}, 0.0
         self.pid = os.getppid()
         self.pidfile = __opts__["pidfile"]
         if not self._named():
@@ -235,13 +235,14 @@ class _Minion:
         links = __utils__["multimaster_dial.links"](self.pid)
         port = __opts__["master_port"]
         found = __utils__["multimaster_dial.among"](links, self.masters, port)
-        # One that is on its way has a socket already.
-        if len(found) >= self.enough:
-            self.before = sockets, links, found, time.monotonic() + SAME
+        # One that is on its way has a socket already; and a name that leads elsewhere by now does
+        # not do so for the sockets before.
+        believed = len(found) >= self.enough
+        self.before = sockets, links, found, time.monotonic() + SAME if believed else 0.0
         return links, found
 
     def connected(self):
-        """Return the addresses of the masters that the minion is connected to."""
+        """Return the masters that the minion is connected to, and where each is."""
         _, found = self._look()
         return found
 
@@ -499,7 +500,7 @@ class _Lost:
     def __init__(self, minion, heard):
         self.minion = minion
         self.heard = heard
-        # Master -> where it was when the minion was connected to it.
+        # Master -> where the minion was connected to it last.
         self.places = {}
         # As many minions come back at a time as to the masters' publishers.
         self.pace = max(AWAY, _spread())
@@ -513,9 +514,8 @@ class _Lost:
     def look(self, now):
         """Ask those that are lost, and those that are back after some time."""
         there = self.minion.connected()
+        self.places.update(there)
         for master in there:
-            if master in self.lost or master not in self.places:
-                self.places[master] = __utils__["multimaster_dial.resolve"](master)
             if now - self.lost.pop(master, now) > SOME_TIME:
                 self._ask(master)
         self.known.update(there)

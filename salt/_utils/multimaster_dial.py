@@ -172,15 +172,20 @@ def connected(pid: int, addresses: Iterable[str], request_port: int) -> list[str
     request_port
         Connections to this port are no subscriptions (``master_port``).
     """
-    return among(links(pid), addresses, request_port)
+    return list(among(links(pid), addresses, request_port))
 
 
 def among(
     links: Iterable[tuple[str, int, int]], addresses: Iterable[str], request_port: int
-) -> list[str]:
-    """Return those of some masters to whose publisher there is one of the connections."""
+) -> dict[str, set[str]]:
+    """
+    Return those of some masters to whose publisher there is one of the connections.
+
+    Each with the addresses where that is.
+    """
     peers = publishers(links, request_port)
-    return [address for address in addresses if resolve(address) & peers]
+    found = {address: resolve(address) & peers for address in addresses}
+    return {address: places for address, places in found.items() if places}
 
 
 def publishers(links: Iterable[tuple[str, int, int]], request_port: int) -> set[str]:

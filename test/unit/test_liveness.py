@@ -48,9 +48,9 @@ class World:
         module.__opts__ |= {"recon_default": 100, "recon_max": 900}
         module.__utils__ = {"multimaster_dial.put": self.put}
         module.__utils__["multimaster_dial.links"] = lambda *_: set()
-        module.__utils__["multimaster_dial.among"] = lambda *_: [
-            master for master in [self.present] if master
-        ]
+        module.__utils__["multimaster_dial.among"] = lambda *_: (
+            {self.present: {self.present}} if self.present else {}
+        )
         module._fire = self.fire
         module.__utils__["multimaster_dial.sockets"] = lambda _: frozenset()
         module.__utils__["multimaster_dial.resolve"] = lambda name: {self.names.get(name, name)}
@@ -503,17 +503,28 @@ def test_connections_are_looked_at_again_when_the_sockets_are_others(looks):
     minion, made = looks
     with connection(LOCAL[0]):
         with connection(LOCAL[1]):
-            assert [minion.connected() for _ in range(3)] == 3 * [LOCAL]
+            assert [list(minion.connected()) for _ in range(3)] == 3 * [LOCAL]
             assert [len(minion.links(address)) for address in LOCAL] == [1, 1]
             assert len(made) == 1
-        assert minion.connected() == LOCAL[:1]
+        assert list(minion.connected()) == LOCAL[:1]
 
 
 def test_a_connection_that_is_missing_is_looked_for_each_time(looks):
     minion, made = looks
     with connection(LOCAL[0]):
-        assert [minion.connected() for _ in range(3)] == 3 * [LOCAL[:1]]
+        assert [list(minion.connected()) for _ in range(3)] == 3 * [LOCAL[:1]]
     assert len(made) == 3
+
+
+def test_a_name_that_leads_elsewhere_does_so_for_the_sockets_before_too(looks, monkeypatch):
+    minion, _ = looks
+    with connection(LOCAL[0]), connection(LOCAL[1]):
+        assert minion.connected() == {address: {address} for address in LOCAL}
+        names = {LOCAL[0]: {LOCAL[0]}, LOCAL[1]: {"192.0.2.9"}}
+        monkeypatch.setattr(multimaster_dial, "resolve", names.get)
+        with socket.socket():
+            assert list(minion.connected()) == LOCAL[:1]
+        assert list(minion.connected()) == LOCAL[:1]
 
 
 def test_connections_are_looked_at_again_after_a_while(looks, monkeypatch):
@@ -685,6 +696,22 @@ def test_a_minion_is_to_restart_when_a_lost_master_answers_elsewhere(
         # Once: to restart takes longer than to look again.
         lost.look(111)
         assert lost.astray() == []
+
+
+def test_where_a_master_was_is_where_the_minion_was_connected_to_it(world):
+    found = world(act=False)
+    answers = {}
+    lost = found.module._Lost(found.watch.minion, answers)
+    lost.look(90)
+    found.present = None
+    lost.look(100)
+    # What it believes for a while, though the name leads elsewhere by now.
+    found.present, found.names[MASTERS[0]] = MASTERS[0], "192.0.2.99"
+    lost.look(101)
+    found.present = None
+    lost.look(102)
+    answers[MASTERS[0]] = 110
+    assert lost.astray() == MASTERS[:1]
 
 
 def test_a_minion_is_where_its_subscriptions_are(world):
