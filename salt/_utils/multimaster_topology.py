@@ -36,8 +36,8 @@ FAILOVER = {
 QUESTIONS_PER_SECOND = 100
 COMEBACKS_PER_SECOND = 500
 # Minions that are reckoned with where nobody said how many there are; and as many as any master
-# lets in again within a second: when so many ask at the same time, two cores take 0.2 s for all
-# (Salt 3008.3).
+# lets in again within a second: on two cores so many sign-ins at the same time took 0.2 s (Salt
+# 3008.3).
 SOME_MINIONS = 1000
 FEW_MINIONS = 100
 # Seconds.
