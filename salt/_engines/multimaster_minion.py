@@ -235,8 +235,8 @@ class _Minion:
         links = __utils__["multimaster_dial.links"](self.pid)
         port = __opts__["master_port"]
         found = __utils__["multimaster_dial.among"](links, self.masters, port)
-        # One that is on its way has a socket already; and a name that leads elsewhere by now does
-        # not do so for the sockets before.
+        # One that is on its way has a socket already.  What was believed before goes in any case:
+        # a name may lead elsewhere by now.
         believed = len(found) >= self.enough
         self.before = sockets, links, found, time.monotonic() + SAME if believed else 0.0
         return links, found

@@ -670,6 +670,17 @@ def test_a_lost_master_is_asked_through_the_minions_own_channel_until_it_is_back
     assert len(asked) == 2
 
 
+def lost_at_100(world):
+    """Return a hot minion that has lost its first master, and when each master answered last."""
+    found = world(act=False)
+    answers = {}
+    lost = found.module._Lost(found.watch.minion, answers)
+    lost.look(90)
+    found.present = None
+    lost.look(100)
+    return found, lost, answers
+
+
 @pytest.mark.parametrize(
     ("heard", "leads", "places", "astray"),
     [
@@ -683,12 +694,7 @@ def test_a_lost_master_is_asked_through_the_minions_own_channel_until_it_is_back
 def test_a_minion_is_to_restart_when_a_lost_master_answers_elsewhere(
     world, heard, leads, places, astray
 ):
-    found = world(act=False)
-    answers = {}
-    lost = found.module._Lost(found.watch.minion, answers)
-    lost.look(90)
-    found.present = None
-    lost.look(100)
+    found, lost, answers = lost_at_100(world)
     assert lost.astray() == []
     answers[MASTERS[0]], found.names[MASTERS[0]], found.places = heard, leads, places
     assert lost.astray() == ([MASTERS[0]] if astray else [])
@@ -699,12 +705,7 @@ def test_a_minion_is_to_restart_when_a_lost_master_answers_elsewhere(
 
 
 def test_where_a_master_was_is_where_the_minion_was_connected_to_it(world):
-    found = world(act=False)
-    answers = {}
-    lost = found.module._Lost(found.watch.minion, answers)
-    lost.look(90)
-    found.present = None
-    lost.look(100)
+    found, lost, answers = lost_at_100(world)
     # What it believes for a while, though the name leads elsewhere by now.
     found.present, found.names[MASTERS[0]] = MASTERS[0], "192.0.2.99"
     lost.look(101)
