@@ -15,7 +15,7 @@ Looks after a minion's masters, from within the minion; see docs/failover.md and
   though that master answers.
 - Has the minion verify the signature over its masters' key as soon as they all sign, and stop as
   soon as none does: Salt lets it sign in to no master that does the other thing.
-- Has a change of the minion's configuration finished that was broken off.
+- Has a change of the minion's configuration, or a restart, finished that was broken off.
 """
 
 import contextvars
@@ -45,11 +45,11 @@ SPARE = 0.2
 # How many times as long as the interval a hot minion waits, at most, before it asks a master again
 # that is connected and has not answered in time: it may have too much to do already.
 SLOWEST = 4
-# Seconds between two times that a change of configuration is taken up again, if it has to be.
+# Seconds between two looks whether something that was broken off has to be taken up again.
 FINISH = 5
-# Seconds that the return of a job is kept for its master, or for another one; between two times
-# that it is sent to the same one; and how many at most are on their way at once.
-KEPT = 120
+# Returns of jobs that are kept at most for their masters, or for others; seconds between two times
+# that one is sent to the same master; and how many at most are on their way at once.
+MOST = 1000
 AGAIN = 5
 AT_ONCE = 10
 # Seconds between two looks at the minion's bus without an event.
@@ -78,9 +78,6 @@ TAKEN = "__master_req_channel_return/"
 # that it has not helped, and the first of them again after a while without doubt.
 SHORTEST, LONGEST = 2, 300
 CALM = 60
-# Seconds after which a restart of the minion that was asked for has failed.
-RESTARTED = 180
-
 # What an engine turns into that has nothing to do: small, and gone when the minion is.
 IDLE = """
 import os, sys, time
@@ -153,7 +150,11 @@ def start(masters=(), act=False, interval=10, service="salt-minion", restart_tim
             time.sleep(SLICE)
             if time.monotonic() - looked > FINISH:
                 looked = time.monotonic()
-                _finish_cut_over(service, restart_timeout)
+                # To ask costs a look at the configuration.
+                restarts = (directory / "restarts").glob("*/[!.]*")
+                path = __utils__["multimaster_cutover.journal_path"](__opts__["cachedir"])
+                if any(restarts) or __utils__["multimaster_cutover.pending"](path):
+                    __salt__["multimaster.resume"](service, restart_timeout)
                 stuck = returns.stuck() + (lost.unseen() if lost else [])
                 _get_unstuck(stuck, directory / "stuck", service, restart_timeout)
                 if lost and (astray := lost.astray()):
@@ -165,13 +166,6 @@ def _in_thread(function):
     # With Salt's dunders, which belong to the context.
     context = contextvars.copy_context()
     threading.Thread(target=context.run, args=(function,), daemon=True).start()
-
-
-def _finish_cut_over(service, timeout):
-    """Have a change go on whose program was ended, or whose host."""
-    path = __utils__["multimaster_cutover.journal_path"](__opts__["cachedir"])
-    if __utils__["multimaster_cutover.pending"](path):
-        __salt__["multimaster.finish_cut_over"](service, timeout)
 
 
 def _get_unstuck(masters, mark, service, timeout):
@@ -615,7 +609,10 @@ class _Returns:
             return
         # Most are taken before that.
         self.due = now + SLICE / 2
-        self.waiting = {n: one for n, one in self.waiting.items() if now - one.since <= KEPT}
+        for number in list(self.waiting)[:-MOST]:
+            log.error(
+                "Too many returns wait; that of %s is given up", self.waiting.pop(number).data
+            )
         there = self._there()
         self.since = {master: self.since.get(master, now) for master in there}
         if any(now - at > self.again for at in self.flight.values()):
@@ -689,19 +686,16 @@ def _follow_signing(minion, doubt, service, timeout):
         doubt.clear()
         if not minion.runs():
             continue
-        wanted, verifies = _ask_signing(service, timeout)
-        if wanted in (None, verifies):
-            wait = min(2 * wait, LONGEST)
-        else:
-            time.sleep(timeout + RESTARTED)
+        _ask_signing(service, timeout)
+        # Also when a restart has been asked for: this engine ends with it.
+        wait = min(2 * wait, LONGEST)
 
 
 def _ask_signing(service, timeout):
-    """Look at the masters, and act; return what is wanted of the minion and what it does."""
+    """Look at the masters, and act."""
     try:
         found = __salt__["multimaster.follow_masters"](service, timeout)
     except Exception:  # An engine that ends leaves a minion behind for good.
         log.exception("Cannot follow the masters in their signing")
-        return None, None
-    log.info("Masters: %s; verify: %s", found["seen"], found["wanted"])
-    return found["wanted"], found["verifies"]
+    else:
+        log.info("Masters: %s; verify: %s", found["seen"], found["wanted"])

@@ -15,12 +15,14 @@ import logging
 import os
 import pathlib
 import pwd
+import queue
 import re
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import psutil
@@ -151,8 +153,11 @@ def list_masters():
     connection of the minion's own process to that master's publisher, which it makes only after
     that master has let it in; a master that has come back with another key keeps it, but is silent:
     it did not answer the minion's last questions.  ``cutover`` tells how the last change of its
-    configuration went: ``step`` (kept, restored, or how far it has come), ``heard`` (the masters
-    that answered), and ``wanted``, the masters that the minion went back from.
+    configuration goes: ``step`` (kept, or how far it has come) and since when, ``wanted``, the new
+    masters, ``seen``, what each said to this minion (accepted, pending, rejected, foreign key,
+    refused, silent) and since when, and ``back`` and ``why`` if the old list is in force again
+    meanwhile.  ``restarts`` has the services whose restart is still to come, since when, and what
+    it waits for.
 
     CLI Example:
 
@@ -170,12 +175,17 @@ def list_masters():
         )
     silent = pathlib.Path(opts["cachedir"], "multimaster", "silent")
     journal = __utils__["multimaster_cutover.read"](_journal(opts))
-    told = ("step", "wanted", "heard", "seconds")
+    told = ("step", "since", "timeout", "wanted", "heard", "seconds", "seen", "back", "why")
+    restarts = {}
+    # Those that were ever asked for on this host.
+    for path in pathlib.Path(opts["cachedir"], "multimaster", "restarts").glob("*"):
+        restarts[path.name] = _outstanding(path.name, _config_dir())
     return {
         "configured": configured,
         "connected": connected,
         "silent": [address for address in configured if (silent / address).exists()],
         "cutover": {name: journal[name] for name in told if name in journal},
+        "restarts": {service: found for service, found in restarts.items() if found},
         "verifies": opts["verify_master_pubkey_sign"],
     }
 
@@ -931,14 +941,16 @@ def stale(service, files, config_dir=None):
 
 def prepare_cut_over(drop_in, options, masters, timeout, config_dir=None):
     """
-    Save the minion's drop-in before another one is written, for the restart to go back to.
+    Save the minion's drop-in before another one is written, for the cut-over to go back to.
 
     drop_in
         Path of the drop-in.
     options
         The content that it will have; there is nothing to be done if it has that already.
-    masters, timeout
-        How many masters have to answer after the restart, and within how many seconds.
+    masters
+        How many masters have to let the minion in before it is restarted.
+    timeout
+        Seconds after which ``status`` says that this is still to come.
 
     Returns whether the restart is to be a cut-over: not for a minion that does not run.
 
@@ -947,50 +959,83 @@ def prepare_cut_over(drop_in, options, masters, timeout, config_dir=None):
     .. code-block:: bash
 
         salt web1 multimaster.prepare_cut_over /etc/salt/minion.d/multimaster.conf \\
-            '{master: [192.0.2.1]}' 1 30
+            '{master: [192.0.2.1]}' 1 600
     """
     opts = _effective("minion", config_dir or _config_dir())
     path = _journal(opts)
+    journal = __utils__["multimaster_cutover.read"](path)
     if salt.utils.yaml.safe_load(_read(pathlib.Path(drop_in)) or "") == options:
-        if __utils__["multimaster_cutover.read"](path).get("step") == "restored":
+        if journal.get("back"):
             # What the minion went back to is what is wanted now.
             __utils__["multimaster_cutover.forget"](path)
         return False
     if _daemon(opts["pidfile"]) is None:
         __utils__["multimaster_cutover.forget"](path)
         return False
-    __utils__["multimaster_cutover.prepare"](path, drop_in, masters, timeout)
+    goal = salt.utils.yaml.safe_load(_read(pathlib.Path(f"{path}.goal")) or "")
+    # Where there was none, the engine all the same: a reboot must not lose what is aimed at.
+    engine = {"service": _engine_option(options, "service"), "restart_timeout": timeout}
+    fallback = {
+        "engines": [
+            one if "multimaster_minion" not in one else {"multimaster_minion": engine}
+            for one in options.get("engines", [{"multimaster_minion": engine}])
+        ]
+    }
+    __utils__["multimaster_cutover.prepare"](
+        path,
+        drop_in,
+        masters,
+        opts["master"] if isinstance(opts["master"], list) else [opts["master"]],
+        salt.utils.yaml.safe_dump(fallback),
+        timeout,
+        goal == options,
+    )
     return True
 
 
-def finish_cut_over(service="salt-minion", timeout=600):
+def _engine_option(options, name):
+    """Return what a minion's drop-in gives the formula's engine."""
+    for one in options.get("engines", ()):
+        if "multimaster_minion" in one:
+            return one["multimaster_minion"].get(name, "salt-minion")
+    return "salt-minion"
+
+
+def resume(service="salt-minion", timeout=600):
     """
-    Have a cut-over go on that was begun, and that nobody works on any more.
+    Have a cut-over or a restart go on that was begun, and that nobody works on any more.
 
     service, timeout
         Of the minion, as for ``restart``.
 
-    Returns whether there was one.
+    Returns the services that a program was started for.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt web1 multimaster.finish_cut_over
+        salt web1 multimaster.resume
     """
     config_dir = _config_dir()
-    path = _journal(_effective("minion", config_dir))
-    if not __utils__["multimaster_cutover.pending"](path):
-        return False
-    if __utils__["multimaster_cutover.at_work"](path):
-        return False
-    lock = __utils__["multimaster_restart.lock_path"](_restart_log(config_dir), service)
-    with __utils__["multimaster_cutover.alone"](lock, False) as free:
-        if not free:
-            return False
-    log.warning("The change to a new configuration was broken off; it goes on")
-    _launch(service, timeout, config_dir)
-    return True
+    opts = _effective("minion", config_dir)
+    journal, restarts = _journal(opts), __utils__["multimaster_restart.requests_path"]
+    locks = {}
+    broken = __utils__["multimaster_cutover.pending"](journal)
+    # Whoever has prepared it asks for the restart itself.
+    if broken and not __utils__["multimaster_cutover.at_work"](journal):
+        locks[service] = __utils__["multimaster_cutover.lock_path"](journal)
+    for directory in pathlib.Path(restarts(opts["cachedir"], "")).glob("*"):
+        if _outstanding(directory.name, config_dir):
+            locks.setdefault(directory.name, str(directory / ".lock"))
+    begun = []
+    for name, lock in locks.items():
+        with __utils__["multimaster_cutover.alone"](lock, False) as free:
+            if not free:
+                continue
+        log.warning("A restart of %s was broken off; it goes on", name)
+        _launch(name, timeout, config_dir, request=False)
+        begun.append(name)
+    return begun
 
 
 def restart(service, timeout=600, config_dir=None, job=True):
@@ -1000,11 +1045,13 @@ def restart(service, timeout=600, config_dir=None, job=True):
     service
         Name of the service of the minion or of the master.
     timeout
-        Seconds after which running jobs are waited for no longer.
+        Seconds after which ``status`` says that it is still to come.
     job
         False if no job calls this, but the minion's engine, whose end is not waited for.
 
-    Returns at once; ``multimaster-restart.log`` beside the minion's log tells the outcome.
+    A master waits until another one lets this host's minion in, and until those that are declared
+    before it have been restarted.  Returns at once; ``multimaster-restart.log`` beside the minion's
+    log tells the outcome, ``outstanding`` whether it is still to come.
 
     CLI Example:
 
@@ -1012,8 +1059,23 @@ def restart(service, timeout=600, config_dir=None, job=True):
 
         salt web1 multimaster.restart salt-minion
     """
-    caller = [f"--pid={os.getpid()}", f"--jid={_jid()}"] if job else []
-    return _launch(service, timeout, config_dir or _config_dir(), *caller)
+    return _launch(service, timeout, config_dir or _config_dir(), job)
+
+
+def outstanding(service, config_dir=None):
+    """
+    Tell whether a restart of a daemon was asked for that has not happened yet.
+
+    service
+        ``salt-master`` or ``salt-minion``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm1 multimaster.outstanding salt-master
+    """
+    return bool(_outstanding(service, config_dir or _config_dir()))
 
 
 def daemons(config_dir=None):
@@ -1078,12 +1140,15 @@ def joined_by_us(config_dir=None):
     return os.path.exists(_ours(_effective("master", config_dir or _config_dir())))
 
 
-def other_masters_up(timeout=2):
+def other_masters_up(timeout=60):
     """
-    List the other masters of this minion that accept connections.
+    Return the first of this host's other masters that lets its minion in, as a list of one or none.
 
     timeout
-        Seconds to wait for each.
+        Seconds that each has for each of its two answers.
+
+    A frozen master, or another program at its port, takes connections too; the answer that counts
+    is one that only a master can give which has accepted this minion's key.
 
     CLI Example:
 
@@ -1093,16 +1158,20 @@ def other_masters_up(timeout=2):
     """
     opts = _effective("minion", _config_dir())
     declared = _effective("master", _config_dir()).get("multimaster", {}).get("masters", [])
-    up = []
-    for master in declared:
-        if master["id"] == __opts__["id"]:
-            continue
-        try:
-            with socket.create_connection((master["address"], opts["master_port"]), timeout):
-                up.append(master["id"])
-        except OSError:
-            continue
-    return up
+    others = [master for master in declared if master["id"] != __opts__["id"]]
+    classify, answers = __utils__["multimaster_dial.classify"], queue.Queue()
+
+    def ask(master):
+        answers.put((master["id"], classify(opts, master["address"], timeout)))
+
+    for master in others:
+        # Nobody waits for the rest when one has let this minion in.
+        threading.Thread(target=ask, args=(master,), daemon=True).start()
+    for _ in others:
+        name, said = answers.get()
+        if said == "accepted":
+            return [name]
+    return []
 
 
 def unresolved(addresses):
@@ -1351,9 +1420,18 @@ def _restart_log(config_dir):
     return os.path.join(logs, "multimaster-restart.log")
 
 
-def _launch(service, timeout, config_dir, *job):
+def _outstanding(service, config_dir):
+    """Return since when a restart is to come and what it waits for; empty if none is."""
+    pidfile = _effective(_role(service), config_dir)["pidfile"]
+    cachedir = _effective("minion", config_dir)["cachedir"]
+    directory = __utils__["multimaster_restart.requests_path"](cachedir, service)
+    daemon = _daemon(pidfile)
+    return __utils__["multimaster_restart.outstanding"](directory, daemon.pid if daemon else 0)
+
+
+def _launch(service, timeout, config_dir, job=False, request=True):
     """Start the program that restarts a daemon; it outlives this process, and the minion's."""
-    opts = _effective(_role(service), config_dir)
+    opts, minion = _effective(_role(service), config_dir), _effective("minion", config_dir)
     log_file = _restart_log(config_dir)
     argv = [
         sys.executable,
@@ -1361,17 +1439,31 @@ def _launch(service, timeout, config_dir, *job):
         f"--config={os.path.join(config_dir, 'minion')}",
         f"--service={service}",
         f"--pidfile={opts['pidfile']}",
-        f"--timeout={timeout}",
         f"--log={log_file}",
-        *job,
     ]
     if _role(service) == "master":
         argv.append(f"--master-config={os.path.join(config_dir, 'master')}")
     else:
-        argv.append(f"--journal={_journal(opts)}")
+        argv.append(f"--journal={_journal(minion)}")
+    cut_over = _role(service) == "minion" and __utils__["multimaster_cutover.pending"](
+        _journal(minion)
+    )
+    # A cut-over's journal is its request.
+    if request and not cut_over:
+        directory = __utils__["multimaster_restart.requests_path"](minion["cachedir"], service)
+        daemon = _daemon(opts["pidfile"])
+        __utils__["multimaster_restart.request"](
+            directory,
+            _jid() if job else "",
+            os.getpid() if job else 0,
+            timeout,
+            daemon.pid if daemon else 0,
+        )
     if salt.utils.systemd.booted(__context__) and not __opts__.get("providers", {}).get("service"):
-        # A unit of its own: stopping the minion's unit would end everything in it.
-        argv = ["systemd-run", "--no-block", "--collect", "--quiet", *argv]
+        # A unit of its own: stopping the minion's unit would end everything in it.  Who is ended
+        # before the end begins again.
+        again = ["--property=Restart=on-abnormal", "--property=RestartSec=5"]
+        argv = ["systemd-run", "--no-block", "--collect", "--quiet", *again, *argv]
     else:
         # Whose parent is init, and so nobody that the daemon could take down with it.
         argv = ["setsid", "--fork", *argv]

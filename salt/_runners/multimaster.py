@@ -495,6 +495,7 @@ def _minion_rows(declared, look):
             # Not told by an older version of the minion's module.
             "silent": lists.get("silent", []),
             "cutover": lists.get("cutover", {}),
+            "restarts": lists.get("restarts", {}),
         }
     return rows
 
@@ -558,11 +559,27 @@ def _trouble(name, row, masters, addresses, mode):
         found.append(f"minion {name} is not connected to {', '.join(missing)}")
     if row["silent"]:
         found.append(f"minion {name} gets no answer from {', '.join(row['silent'])}")
-    if row["cutover"].get("step") == "restored":
-        wanted = ", ".join(row["cutover"]["wanted"])
-        found.append(f"minion {name} went back from {wanted}: too few masters answered")
-    elif row["cutover"].get("step", "kept") != "kept":
-        found.append(f"minion {name} is on its way to a new configuration")
+    if row["cutover"].get("step", "kept") != "kept":
+        found.append(f"minion {name} {_under_way(row['cutover'])}")
+    for service, restart in row.get("restarts", {}).items():
+        if (age := time.time() - restart["since"]) > restart["timeout"]:
+            found.append(
+                f"{service} on {name} is to be restarted for {age:.0f} s; waiting for "
+                f"{restart['waiting']}"
+            )
     if row["configured"] is not None and row["configured"] != addresses:
         found.append(f"minion {name} is configured for {', '.join(row['configured'])}")
     return found
+
+
+def _under_way(cutover):
+    """Say in words how far a minion is on its way to a new list of masters, and who says what."""
+    said = [
+        f"{address} {word} for {max(0, time.time() - since):.0f} s"
+        for address, (word, since) in cutover.get("seen", {}).items()
+    ]
+    told = f": {', '.join(said)}" if said else ""
+    if cutover.get("back"):
+        wanted = ", ".join(cutover.get("wanted", ()))
+        return f"went back from {wanted} ({cutover.get('why')}), and goes on proving them{told}"
+    return f"is on its way to a new list of masters, {cutover['step']}{told}"

@@ -79,7 +79,7 @@ def minion_config(name, declaration, config_dir):
             name,
             options,
             topology.cutover["masters"],
-            topology.cutover["timeout"],
+            topology.restart_timeout,
             config_dir,
         ),
     )
@@ -464,7 +464,7 @@ def current(name, files, config_dir, timeout=600):
     files
         What the daemon reads when it starts: paths, or globs of them.
     timeout
-        Seconds that running jobs are waited for before the restart.
+        Seconds after which ``multimaster.status`` says that the restart is still to come.
 
     Not a watch: Salt looks for ``mod_watch`` before the first state has run, and on a node that
     does not have this module yet it would load every other module in search of it.
@@ -485,7 +485,7 @@ def restarted(name, config_dir, timeout=600):
     name
         The service.
     timeout
-        Seconds that running jobs are waited for before the restart.
+        As for ``current``.
     """
     return _restart(_ret(name), timeout, config_dir)
 
@@ -517,7 +517,7 @@ def left(name, config_dir):
 
 def another_master(name):
     """
-    Fail unless another declared master accepts connections: a guard before one is stopped.
+    Fail unless another declared master lets this host's minion in: a guard before one is stopped.
 
     name
         Shown only.
@@ -525,7 +525,7 @@ def another_master(name):
     ret = _ret(name)
     up = __salt__["multimaster.other_masters_up"]()
     if not up:
-        return _failed(ret, "No other declared master accepts connections; this one stays")
+        return _failed(ret, "No other declared master lets this host's minion in; this one stays")
     ret["comment"] = f"Also there: {', '.join(up)}"
     return ret
 

@@ -1,9 +1,12 @@
 """
-Brings a minion to its new configuration, and back to the old one if no master answers there.
+Brings a minion to its new list of masters once that has proved itself, and never gives up.
 
 Used by the program ``multimaster_restart``.  Every step is written down before it is taken, so that
-whoever finds the journal unfinished, as the minion's engine does, can take the rest.  Restores a
-file and looks at the network, and so is not a part of the core.
+whoever finds the journal unfinished, as the minion's engine does, can take the rest.
+
+While the list is proved, the daemon works on with what it has read.  What is decided follows from
+answers and from their number, never from a time: :class:`Course` has no clock.  Times say only how
+often somebody is asked.  Restores files, and so is not a part of the core; the class is.
 """
 
 import contextlib
@@ -11,28 +14,180 @@ import fcntl
 import json
 import logging
 import os
+import queue
+import random
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
-# The new drop-in is about to be written, or is there; the daemon is about to be restarted; it is
-# being found out whether masters answer; the old drop-in is about to come back; it is there, and
-# the daemon is about to be restarted.
-STEPS = ("prepared", "restarting", "verifying", "restoring", "returning")
+# The new drop-in is about to be written, or is there; its masters are asked; the daemon is about to
+# be restarted; it is there, and looks for its masters; the old drop-in is about to come back; it is
+# there, and the daemon, which had read the new one, is about to be restarted.  With ``back`` in the
+# journal the old drop-in is the one that is there, and the new one is proved on.
+STEPS = ("prepared", "proving", "restarting", "connecting", "restoring", "returning")
 # How it ended.
-OUTCOMES = ("kept", "restored")
+KEPT = "kept"
 
-# Seconds that a master has for an answer, at first and at most; between two questions to it, which
-# may be two sign-ins; and between two looks.
-PATIENCE, LONGEST = 5.0, 20.0
-PAUSE = 1.0
+# What a master may say to this minion.  Who has the masters' key and does not let it in yet, or not
+# any more, is one of them; who has another key, or says nothing, is none.
+ACCEPTED, PENDING, REJECTED = "accepted", "pending", "rejected"
+FOREIGN, REFUSED, SILENT = "foreign key", "refused", "silent"
+OURS = (ACCEPTED, PENDING, REJECTED)
+
+# Rounds in which an old master let this minion in and no new one said anything, after which the
+# minion goes back; and in which new ones let this program in and the daemon had no connection.
+SEVERAL, MANY = 4, 10
+# Times that the daemon was seen to end at its start, after which the minion goes back.
+FAILED = 5
+
+# Seconds that a question waits for its answer, at first and at most: each time without one, twice
+# as long; between two questions, in the same way; between two looks at the daemon.
+PATIENCE, LONGEST = 5.0, 300.0
+PAUSE, LONGEST_PAUSE = 1.0, 30.0
 POLL = 0.2
-# How many times as long a daemon may take that is slow, and not its masters.
-SLOW = 3
+# Seconds until a list is tried again that the daemon itself could not use; each time twice as long.
+AGAIN, LONGEST_AGAIN = 60.0, 3600.0
 
 log = logging.getLogger("multimaster.restart")
+
+
+class Minion(Protocol):
+    """What a cut-over needs of the host."""
+
+    def options(self) -> dict[str, Any]:
+        """Return the minion's options, from its files as they are."""
+
+    def begun(self) -> float:
+        """Return when the daemon was started, in seconds since the epoch; 0 if there is none."""
+
+    def restart(self) -> bool:
+        """Restart the daemon; true when there is a new one, false when it was seen to end."""
+
+    def start(self) -> bool:
+        """Start the daemon unless init says that it runs; tell whether it had ended."""
+
+    def busy(self) -> bool:
+        """Tell whether the minion still has jobs."""
+
+    def ask(self, options: Mapping[str, Any], address: str, patience: float) -> str:
+        """Return what a master says to this minion."""
+
+    def linked(self, options: Mapping[str, Any], addresses: Iterable[str]) -> list[str]:
+        """Return those of some masters that the daemon is connected to."""
+
+    def same(self, one: str, other: str) -> bool:
+        """Tell whether two addresses lead to the same place."""
+
+
+class Course:
+    """
+    What was seen of a new list, and what follows from it.
+
+    step
+        ``proving`` or ``connecting``.
+    wanted
+        The new masters.
+    control
+        Old masters that are not among them; without any there is no way back.
+    needed
+        How many of the new masters have to let the minion in.
+    back
+        Whether the minion has gone back already, and only the way forth is left.
+    hot
+        Whether the daemon has to be connected to as many, and not to one of them.
+    """
+
+    def __init__(
+        self,
+        step: str,
+        wanted: Iterable[str],
+        control: Iterable[str] = (),
+        needed: int = 1,
+        back: bool = False,
+        hot: bool = True,
+    ) -> None:
+        self.step, self.needed, self.back, self.hot = step, needed, back, hot
+        self.wanted, self.control = tuple(wanted), frozenset(control)
+        self.classes: dict[str, str] = {}
+        # New masters whose question has ended since the last round.
+        self.told: set[str] = set()
+        self.silent = self.deaf = self.failed = 0
+        self.alive, self.linked = True, frozenset[str]()
+
+    def answer(self, address: str, said: str) -> None:
+        """Take note of the end of a question to a new master, or to an old one."""
+        if address in self.control:
+            if said == ACCEPTED and self.told.issuperset(self.wanted):
+                self._round()
+            return
+        self.classes[address] = said
+        self.told.add(address)
+        if said in OURS:
+            self.silent = 0
+
+    def look(self, alive: bool, linked: Iterable[str]) -> None:
+        """Take note of a look at the daemon."""
+        self.alive, self.linked = alive, frozenset(linked)
+        if self.linked:
+            self.deaf = self.silent = 0
+
+    def ended(self) -> None:
+        """Take note that the daemon was seen to have ended by itself."""
+        self.failed += 1
+
+    def _round(self) -> None:
+        """Count a round: an old master lets the minion in, and each new one had its question."""
+        self.told.clear()
+        said = set(self.classes.values())
+        if ACCEPTED in said:
+            self.silent = 0
+            if self.step == "connecting" and self.alive and not self.linked:
+                self.deaf += 1
+        elif not said & set(OURS):
+            self.silent += 1
+
+    @property
+    def accepted(self) -> list[str]:
+        """The new masters that let the minion in."""
+        return [address for address in self.wanted if self.classes.get(address) == ACCEPTED]
+
+    @property
+    def heard(self) -> list[str]:
+        """Those of them that a command would reach the daemon from."""
+        return [a for a in self.accepted if a in self.linked or (self.linked and not self.hot)]
+
+    def verdict(self) -> str:
+        """Return ``wait``, ``restart``, ``keep``, or why to go back: ``silent``, ``deaf`` …."""
+        if self.step == "proving":
+            if len(self.accepted) >= self.needed:
+                return "restart"
+        elif len(self.heard) >= self.needed:
+            return "keep"
+        elif self.failed >= FAILED:
+            return "failed"
+        if self.back or not self.control:
+            return "wait"
+        if self.silent >= SEVERAL:
+            return "silent"
+        return "deaf" if self.deaf >= MANY else "wait"
+
+
+class Pace:
+    """How patiently a master is asked, and how often."""
+
+    def __init__(self) -> None:
+        self.patience, self.pause = PATIENCE, PAUSE
+        self.last = ""
+
+    def learn(self, said: str) -> None:
+        """Take note of an answer: what is new makes curious, silence patient."""
+        if said == SILENT:
+            self.patience = min(2 * self.patience, LONGEST)
+        fresh = self.last and said != self.last
+        self.pause = PAUSE if fresh else min(2 * self.pause, LONGEST_PAUSE)
+        self.last = said
 
 
 def journal_path(cachedir: str) -> str:
@@ -79,38 +234,59 @@ def at_work(path: str) -> bool:
         return False
 
 
-def prepare(path: str, drop_in: str, masters: int, timeout: int) -> None:
+def prepare(
+    path: str,
+    drop_in: str,
+    masters: int,
+    old: list[str],
+    fallback: str,
+    timeout: float,
+    again: bool = False,
+) -> None:
     """
     Save the drop-in before a new one is written; what an unfinished cut-over has saved stays.
 
-    masters, timeout
-        How many masters have to answer, and within how many seconds.
+    masters
+        How many masters have to let the minion in.
+    old
+        The addresses of the masters that it has so far.
+    fallback
+        What is written where there was no drop-in, should the minion go back.
+    timeout
+        Seconds after which somebody should know that it has not ended.
+    again
+        Whether the minion has gone back from the very same.
     """
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    old = _saved(path)
-    if not pending(path):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(old)
+    before = read(path) if pending(path) else {}
+    if not before:
+        forget(path)
         if os.path.exists(drop_in):
-            _copy(drop_in, old)
+            _copy(drop_in, _saved(path), dated=True)
+        else:
+            _replace(_saved(path), fallback.encode(), 0o640, (-1, -1))
     _write(
         path,
         {
             # Whoever still works on an earlier one sees that it has been replaced.
             "serial": os.urandom(8).hex(),
             "step": "prepared",
+            "since": time.time(),
             # Whoever has the rest of its states to apply before the restart.
             "pid": os.getpid(),
             "drop_in": drop_in,
             "masters": masters,
             "timeout": timeout,
+            "old": before.get("old", old),
+            # Or each apply would have the daemon try once more what it could not use.
+            **({name: before[name] for name in ("tries", "returned") if name in before and again}),
         },
     )
 
 
 def forget(path: str) -> None:
-    """Remove the journal: there is no daemon that could be brought to anything."""
-    for name in (path, _saved(path)):
+    """Remove the journal: there is nothing that a daemon could be brought to."""
+    for name in (path, _saved(path), _goal(path)):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
 
@@ -118,7 +294,7 @@ def forget(path: str) -> None:
 @contextlib.contextmanager
 def alone(path: str, wait: bool = True) -> Iterator[bool]:
     """Hold a lock, as of a service's restarts; yield whether it was free, if not waited for."""
-    with open(path, "w") as lock:
+    with open(path, "a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -127,77 +303,250 @@ def alone(path: str, wait: bool = True) -> Iterator[bool]:
             yield True
 
 
-def carry_out(
-    path: str,
-    opts: Callable[[], dict[str, Any]],
-    daemon: Callable[[], int],
-    begun: Callable[[], float],
-    restart: Callable[[], bool],
-) -> dict[str, Any]:
+@contextlib.contextmanager
+def taken_up(path: str) -> Iterator[bool]:
     """
-    Take the steps that are left, and return the journal as it is then.
+    Be the only one that works on a journal; yield False if somebody does already.
 
-    opts
-        Gives the minion's options, from its files as they are.
-    daemon
-        Gives the process id of the minion's daemon, 0 if there is none.
-    begun
-        Gives when that daemon was started, in seconds since the epoch.
-    restart
-        Restarts the daemon; true when there is a new one.
+    Who works on one that was replaced meanwhile leaves it soon, and is waited for.
     """
-    journal = read(path)
-    if journal.get("step") not in STEPS:
-        return journal
-    started = time.time()
+    with open(lock_path(path), "a+") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                lock.seek(0)
+                if lock.read() == str(read(path).get("serial")):
+                    yield False
+                    return
+                time.sleep(POLL)
+        lock.truncate(0)
+        lock.write(str(read(path).get("serial")))
+        lock.flush()
+        yield True
 
-    def go(step: str, **more: Any) -> bool:
-        """Write a step down, unless there is a newer cut-over."""
-        if read(path).get("serial") != journal["serial"]:
-            log.info("a newer configuration came; leaving the rest to its restart")
-            return False
-        journal.update(step=step, at=time.time(), **more)
-        _write(path, journal)
-        return True
 
-    if journal["step"] == "prepared" and not go("restarting"):
-        return journal
-    if journal["step"] == "restarting":
-        if not _has_read(journal, begun()):
-            restart()
-        if not go("verifying"):
-            return journal
-    if journal["step"] == "verifying":
-        heard = _verify(opts, daemon, journal)
-        if len(heard) >= journal["masters"]:
-            go("kept", heard=heard, seconds=time.time() - started)
-            log.info("cut over: %s answer", ", ".join(heard))
+def lock_path(path: str) -> str:
+    """Return the file that is locked by whoever works on a journal."""
+    return f"{path}.lock"
+
+
+class _Replaced(Exception):
+    """There is a newer cut-over."""
+
+
+def carry_out(path: str, minion: Minion, moved: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """
+    Take the steps that are left, for as long as it takes; return the journal as it is then.
+
+    moved
+        Is told the journal when the minion has come to a configuration: the new one, or the old.
+    """
+    way = _Way(path, minion, moved)
+    try:
+        while way.journal.get("step") in STEPS:
+            getattr(way, way.journal["step"])()
+    except _Replaced:
+        log.info("a newer configuration came; leaving the rest to its restart")
+    return way.journal
+
+
+class _Way:
+    """The steps of a cut-over; each leaves the journal at the next one."""
+
+    def __init__(self, path: str, minion: Minion, moved: Callable[[dict[str, Any]], None]) -> None:
+        self.path, self.minion, self.moved = path, minion, moved
+        self.journal = read(path)
+
+    def _check(self) -> None:
+        if read(self.path).get("serial") != self.journal["serial"]:
+            raise _Replaced
+
+    def _note(self, **more: Any) -> None:
+        """Write down what is new, unless there is a newer cut-over."""
+        self._check()
+        self.journal.update(more, at=time.time())
+        _write(self.path, self.journal)
+
+    def prepared(self) -> None:
+        """Find out which masters are wanted."""
+        self._note(step="proving", wanted=_masters(self._options()), begun=self.minion.begun())
+
+    def proving(self) -> None:
+        """Ask the new masters until enough of them let this minion in."""
+        back = bool(self.journal.get("back"))
+        if not back and _has_read(self.journal, self.minion.begun()):
+            # A reboot, or somebody else's restart.
+            self._note(step="connecting")
+            return
+        verdict, course = self._follow("proving")
+        if verdict != "restart":
+            self._give_way(verdict, course)
+            return
+        self._rest()
+        begun = self.journal["begun"]
+        if back:
+            begun = self.minion.begun()
+            _copy(_goal(self.path), self.journal["drop_in"])
+        self._note(step="restarting", back=False, heard=course.accepted, begun=begun)
+
+    def restarting(self) -> None:
+        """Restart the daemon when its jobs are over."""
+        while self.minion.busy():
+            self._check()
+            time.sleep(POLL)
+        if not _has_read(self.journal, self.minion.begun()) and not self.minion.restart():
+            self._give_way("failed")
+            return
+        self._note(step="connecting")
+
+    def connecting(self) -> None:
+        """Wait until the daemon has found its masters."""
+        verdict, course = self._follow("connecting")
+        if verdict != "keep":
+            self._give_way(verdict, course)
+            return
+        seconds = round(time.time() - self.journal["since"], 1)
+        self._note(step=KEPT, heard=course.heard, seconds=seconds, seen={})
+        log.info("cut over: %s let this minion in", ", ".join(course.heard))
+        for name in (_saved(self.path), _goal(self.path)):
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(_saved(path))
-            return journal
-        log.warning(
-            "only %s of %s masters answer in time; going back", len(heard), journal["masters"],
-        )  # fmt: skip
-        if not go("restoring", wanted=_masters(opts())):
-            return journal
-    if journal["step"] == "restoring":
-        if os.path.exists(_saved(path)):
-            _copy(_saved(path), journal["drop_in"])
-        else:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(journal["drop_in"])
-        if not go("returning"):
-            return journal
-    if not _has_read(journal, begun()):
-        restart()
-    # The old configuration has proved itself before: one master is enough to be commanded.
-    heard = _verify(opts, daemon, {**journal, "masters": 1})
-    go("restored", heard=heard, seconds=time.time() - started)
-    log.warning("the old configuration is back; %s answer", ", ".join(heard) or "no masters")
-    return journal
+                os.unlink(name)
+        self.moved(self.journal)
+
+    def restoring(self) -> None:
+        """Put the old drop-in back."""
+        # With its time, where the daemon has not read the other one: it is not behind.
+        _copy(_saved(self.path), self.journal["drop_in"], dated=not self.journal["read"])
+        self._note(step="returning" if self.journal["read"] else "proving")
+        if not self.journal["read"]:
+            self.moved(self.journal)
+
+    def returning(self) -> None:
+        """Have the daemon run with the old drop-in again; it has done so before."""
+        pause = PAUSE
+        while not (_has_read(self.journal, self.minion.begun()) or self.minion.restart()):
+            self._check()
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+        self._note(step="proving")
+        self.moved(self.journal)
+
+    def _give_way(self, why: str, course: Course | None = None) -> None:
+        """Go back, and keep what is aimed at."""
+        log.warning("going back to the old masters, and proving the new ones on: %s", why)
+        _copy(self.journal["drop_in"], _goal(self.path))
+        began = self.minion.begun()
+        self._note(
+            step="restoring",
+            back=True,
+            why=why,
+            # Whether the daemon is to be told.
+            read=began == 0 or began != self.journal.get("begun"),
+            # The old masters are known to be there, so that only these two speak for a pause.
+            tries=self.journal.get("tries", 0) + (why in ("deaf", "failed")),
+            returned=time.time(),
+            seen=self._seen(course) if course else self.journal.get("seen", {}),
+        )
+
+    def _rest(self) -> None:
+        """Wait before a list is tried again that the daemon could not use."""
+        tries = self.journal.get("tries", 0)
+        if not tries:
+            return
+        pause = min(AGAIN * 2 ** (tries - 1), LONGEST_AGAIN)
+        while time.time() < self.journal["returned"] + pause:
+            self._check()
+            time.sleep(POLL)
+
+    def _options(self) -> dict[str, Any]:
+        """Return the minion's options as they are with the new drop-in."""
+        import yaml
+
+        options = self.minion.options()
+        if self.journal.get("back"):
+            with open(_goal(self.path)) as handle:
+                options.update(yaml.safe_load(handle) or {})
+        return options
+
+    def _follow(self, step: str) -> tuple[str, Course]:
+        """Ask and look until there is a verdict; return it and what was seen."""
+        options = self._options()
+        wanted = _masters(options)
+        hot = options.get("master_type") != "failover"
+        gone = [
+            address
+            for address in self.journal.get("old", [])
+            if not any(self.minion.same(address, other) for other in wanted)
+        ]
+        back = bool(self.journal.get("back"))
+        control = [] if back else gone
+        course = Course(step, wanted, control, self.journal["masters"], back, hot)
+        if step == "connecting":
+            # They have let this program in; the daemon's connection will tell whether it, too.
+            course.classes = dict.fromkeys(self.journal.get("heard", ()), ACCEPTED)
+        answers: queue.Queue[tuple[str, str]] = queue.Queue()
+        over = threading.Event()
+        for address in {*wanted, *control}:
+            arguments = (self.minion, options, address, answers, over)
+            # Not waited for when this program ends.
+            threading.Thread(target=_ask_on, args=arguments, daemon=True).start()
+        pause, due = PAUSE, 0.0
+        try:
+            while (verdict := course.verdict()) == "wait":
+                with contextlib.suppress(queue.Empty):
+                    course.answer(*answers.get(timeout=POLL))
+                    while True:
+                        course.answer(*answers.get_nowait())
+                self._check()
+                if (seen := self._seen(course)) != self.journal.get("seen"):
+                    self._note(seen=seen)
+                if step == "proving" and not back and _has_read(self.journal, self.minion.begun()):
+                    # Somebody else has restarted it.
+                    return "restart", course
+                if step == "connecting":
+                    begun = self.minion.begun()
+                    linked = self.minion.linked(options, wanted) if course.accepted else []
+                    course.look(begun > 0, linked)
+                    if not begun and time.monotonic() >= due:
+                        if self.minion.start():
+                            course.ended()
+                        due = time.monotonic() + pause
+                        pause = min(2 * pause, LONGEST_PAUSE)
+            return verdict, course
+        finally:
+            over.set()
+
+    def _seen(self, course: Course) -> dict[str, Any]:
+        """Return address -> class and since when, in seconds since the epoch."""
+        before = self.journal.get("seen", {})
+        return {
+            address: before[address]
+            if before.get(address, [None])[0] == said
+            else [said, time.time()]
+            for address, said in course.classes.items()
+        }
 
 
-def _has_read(journal: dict[str, Any], begun: float) -> bool:
+def _ask_on(
+    minion: Minion,
+    options: Mapping[str, Any],
+    address: str,
+    answers: "queue.Queue[tuple[str, str]]",
+    over: threading.Event,
+) -> None:
+    """Ask a master until nobody wants to know; with more patience each time that it is silent."""
+    pace = Pace()
+    while not over.is_set():
+        said = minion.ask(options, address, pace.patience)
+        pace.learn(said)
+        answers.put((address, said))
+        # Others ask as well.
+        over.wait(random.uniform(0.5, 1) * pace.pause)
+
+
+def _has_read(journal: Mapping[str, Any], begun: float) -> bool:
     """Tell whether a daemon was started with the drop-in, or the lack of it, that there is."""
     try:
         changed = os.path.getmtime(journal["drop_in"])
@@ -207,67 +556,7 @@ def _has_read(journal: dict[str, Any], begun: float) -> bool:
     return begun > changed + 1
 
 
-def _verify(
-    opts: Callable[[], dict[str, Any]], daemon: Callable[[], int], journal: dict[str, Any]
-) -> list[str]:
-    """
-    Return the masters that answer, as soon as there are enough, or when the time is over.
-
-    A host with too much to do may need longer to start its minion.  If enough masters answer this
-    program, and the daemon runs, the list is no reason to go back: it has ``SLOW`` times as long.
-    """
-    import multimaster_dial as dial
-
-    options = opts()
-    addresses = _masters(options)
-    answers = {address: threading.Event() for address in addresses}
-    over = threading.Event()
-    for address, answer in answers.items():
-        arguments = (dial.ask, options, address, answer, over)
-        # Not waited for when this program ends.
-        threading.Thread(target=_ask_on, args=arguments, daemon=True).start()
-    hot = options["master_type"] != "failover"
-    started, limit = time.monotonic(), journal["timeout"]
-    try:
-        while True:
-            there = [address for address, answer in answers.items() if answer.is_set()]
-            enough = len(there) >= journal["masters"]
-            late = time.monotonic() - started > limit
-            # On a host with many connections it takes long to see which of them are the daemon's.
-            if enough or late:
-                # They show that a command would reach it, and not just this host.
-                linked = dial.connected(daemon(), addresses, options["master_port"])
-                heard = [a for a in there if a in linked or (linked and not hot)]
-                if len(heard) >= journal["masters"]:
-                    return heard
-            if late:
-                if limit > journal["timeout"] or not (enough and alive(daemon())):
-                    return heard
-                log.warning("%s answer this host, and not its minion yet", ", ".join(there))
-                limit *= SLOW
-            time.sleep(POLL)
-    finally:
-        over.set()
-
-
-def _ask_on(
-    ask: Callable[[dict[str, Any], str, float], bool],
-    options: dict[str, Any],
-    address: str,
-    answer: threading.Event,
-    over: threading.Event,
-) -> None:
-    """Ask a master until it answers or nobody waits; with more patience each time."""
-    patience = PATIENCE
-    while not over.is_set():
-        if ask(options, address, patience):
-            answer.set()
-            return
-        patience = min(2 * patience, LONGEST)
-        over.wait(PAUSE)
-
-
-def _masters(options: dict[str, Any]) -> list[str]:
+def _masters(options: Mapping[str, Any]) -> list[str]:
     masters = options["master"]
     return list(masters) if isinstance(masters, list) else [masters]
 
@@ -276,14 +565,20 @@ def _saved(path: str) -> str:
     return f"{path}.old"
 
 
-def _copy(source: str, target: str) -> None:
-    """Copy a drop-in with mode and owner; the target is never half of one."""
+def _goal(path: str) -> str:
+    return f"{path}.goal"
+
+
+def _copy(source: str, target: str, dated: bool = False) -> None:
+    """Copy a drop-in with mode and owner, and its time; the target is never half of one."""
     about = os.stat(source)
     with open(source, "rb") as content:
         _replace(target, content.read(), about.st_mode & 0o777, (about.st_uid, about.st_gid))
+    if dated:
+        os.utime(target, (about.st_atime, about.st_mtime))
 
 
-def _write(path: str, journal: dict[str, Any]) -> None:
+def _write(path: str, journal: Mapping[str, Any]) -> None:
     _replace(path, json.dumps(journal).encode(), 0o600, (-1, -1))
 
 

@@ -36,6 +36,66 @@ def ask(
     return isinstance(_send(opts, address, timeout, dict(REQUEST), kept), list)
 
 
+def classify(opts: Mapping[str, Any], address: str, timeout: float) -> str:
+    """
+    Return what a master says to this minion, in a word of ``multimaster_cutover``.
+
+    Accepted is proved by an answer that only a master can give which has let this minion in; the
+    rest by the signature of the key that this minion knows its masters by, if it has met them: who
+    cannot give that is a stranger, whatever it says.  Never makes a key pair for the minion.
+    """
+    import multimaster_cutover as cutover
+
+    said = cutover.SILENT
+    # Whatever goes wrong, and Salt even exits on some answers, is no answer.
+    with contextlib.suppress(Exception, SystemExit):
+        said = _sign_in(opts, address, timeout)
+        if said in (cutover.ACCEPTED, cutover.FOREIGN):
+            # A minion that verifies signatures takes another key, too, if it is well signed.
+            mine = ask_afresh(opts, address, timeout)
+            if mine or said == cutover.ACCEPTED:
+                said = cutover.ACCEPTED if mine else cutover.SILENT
+    return said
+
+
+def _sign_in(opts: Mapping[str, Any], address: str, timeout: float) -> str:
+    """Return what a master answers when this minion signs in; raise where it says nothing."""
+    import salt.channel.client
+    import salt.crypt
+    import salt.payload
+
+    import multimaster_cutover as cutover
+
+    mine = _mine(opts, address, timeout)
+    try:
+        # Salt waits long for a master that is not there.
+        socket.create_connection((mine["master_ip"], mine["master_port"]), timeout).close()
+    except ConnectionRefusedError:
+        return cutover.REFUSED
+    if not all(os.path.isfile(f"{mine['pki_dir']}/minion.{suffix}") for suffix in ("pem", "pub")):
+        return cutover.SILENT
+    request = salt.crypt.SAuth(mine).minion_sign_in_payload()
+    channel = salt.channel.client.ReqChannel.factory(mine, crypt="clear")
+    try:
+        answer = channel.send(request, tries=1, timeout=timeout)
+    finally:
+        channel.close()
+    load = answer["load"]
+    if isinstance(load, bytes):
+        known = os.path.join(mine["pki_dir"], "minion_master.pub")
+        if os.path.isfile(known) and not salt.crypt.verify_signature(
+            known, load, answer["sig"], algorithm=mine["signing_algorithm"]
+        ):
+            return cutover.FOREIGN
+        load = salt.payload.loads(load)
+        if load["nonce"] != request["nonce"]:
+            return cutover.FOREIGN
+    if "pub_key" in load:
+        return cutover.ACCEPTED
+    words = {True: cutover.PENDING, False: cutover.REJECTED}
+    return words.get(load["ret"], cutover.REFUSED)
+
+
 def _send(
     opts: Mapping[str, Any],
     address: str,
@@ -82,15 +142,23 @@ def forget(kept: list[Any]) -> None:
 
 def _channel(opts: Mapping[str, Any], address: str, timeout: float, **kwargs: Any) -> Any:
     import salt.channel.client
+
+    return salt.channel.client.ReqChannel.factory(_mine(opts, address, timeout), **kwargs)
+
+
+def _mine(opts: Mapping[str, Any], address: str, timeout: float) -> dict[str, Any]:
+    """Return this minion's options with one master; raise where its name leads nowhere."""
     import salt.minion
 
     mine = {**opts, "master": address, "auth_timeout": timeout, "auth_tries": 1, "auth_retries": 1}
+    # Or a name that leads nowhere would be looked up for ever.
+    mine["retry_dns"] = 0
     # Left from the master that the daemon is with; the address that is asked has its own.
     for name in ("master_ip", "master_uri", "master_uri_list"):
         mine.pop(name, None)
     mine.update(salt.minion.prep_ip_port(mine))
     mine.update(salt.minion.resolve_dns(mine, fallback=False))
-    return salt.channel.client.ReqChannel.factory(mine, **kwargs)
+    return mine
 
 
 def is_there(

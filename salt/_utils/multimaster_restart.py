@@ -3,29 +3,38 @@ Restarts a Salt daemon from within one of its own jobs, and after that job: a pr
 the core, and here because it has to be a file on every host.
 
 A daemon that stops takes its job processes with it, children and all, so this runs as a program of
-its own, outside the daemon's process tree.  It waits until the job that asked for it, and every
-other job of this minion, is over and has been returned, and then restarts the service through
-Salt's ``service`` module.  With a journal of ``multimaster_cutover`` it also sees to it that a
-master answers to the minion afterwards.
+its own, outside the daemon's process tree.  A request is a file; it is served when the daemon has
+been started after it.  The program waits until the jobs that asked are over and have been returned,
+as every other job of this minion, and then restarts the service through Salt's ``service`` module:
+a master only while another one lets this host's minion in, and in its turn.  With a journal of
+``multimaster_cutover`` it takes a minion to its new list of masters.  It waits for as long as it
+takes, and says what for.
 """
 
 import argparse
+import contextlib
+import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 POLL = 0.2
-# How long a master's job may stay without any new return before it counts as over.
-QUIET = 30
 # Jobs that nobody misses: who looks so looks again, and on a host with much to do there may always
 # be one of them.
-LOOKS = {"multimaster_orch.facts", "saltutil.find_job"}
-# Seconds between two times that a daemon is started that does not come, and after which it is given
-# up.
-AGAIN, PERSISTENCE = 15, 150
+LOOKS = {"multimaster_orch.facts", "multimaster.outstanding", "saltutil.find_job"}
+# Times that a daemon is seen to end at its start before somebody should decide.
+FAILED = 5
+# Rounds in which the minion on this host answered and another one did not, after which nothing is
+# to be expected of that.
+SEVERAL = 4
+# Seconds that minions have for their answer, at first and at most; between two questions, and
+# between two starts of a daemon, at first and at most.
+PATIENCE, LONGEST = 5.0, 60.0
+PAUSE, LONGEST_PAUSE = 1.0, 30.0
 # Seconds for a master that has just answered to take an event.
 TELL = 30
 
@@ -37,13 +46,81 @@ def program() -> str:
     return os.path.abspath(__file__)
 
 
-def lock_path(log_file: str, service: str) -> str:
-    """Return the file that is locked while a service's restart is under way."""
-    return f"{log_file}.{service}.lock"
+def requests_path(cachedir: str, service: str) -> str:
+    """Return the directory of the requests for a service's restart, below a minion's cache."""
+    return os.path.join(cachedir, "multimaster", "restarts", service)
+
+
+def process(pid: int) -> list[Any] | None:
+    """Return what names a process and no later one of that number: id and start; None if gone."""
+    import psutil
+
+    try:
+        found = psutil.Process(pid)
+        return None if found.status() == psutil.STATUS_ZOMBIE else [pid, found.create_time()]
+    except (psutil.NoSuchProcess, ValueError):
+        return None
+
+
+def request(directory: str, jid: str, pid: int, timeout: float, daemon: int) -> None:
+    """
+    Ask for a restart.
+
+    jid, pid
+        The job that asks, which is waited for, and its process; empty and 0 if none does.
+    timeout
+        Seconds after which somebody should know that it is still to come.
+    daemon
+        Process id of the daemon, 0 if there is none: the request is served when it is another one.
+    """
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    name = jid or f"pid-{os.getpid()}"
+    scratch = os.path.join(directory, f".{name}")
+    told = {"jid": jid, "job": pid and process(pid), "timeout": timeout, "daemon": process(daemon)}
+    Path(scratch).write_text(json.dumps(told))
+    os.replace(scratch, os.path.join(directory, name))
+
+
+def outstanding(directory: str, daemon: int) -> dict[str, Any]:
+    """
+    Return what is to be said of the restarts that a daemon has before it.
+
+    Returns ``since``, ``timeout`` and ``waiting``, in words, what is waited for; empty if there is
+    none.
+    """
+    found = _requests(directory, daemon)
+    if not found:
+        return {}
+    waiting = None
+    with contextlib.suppress(OSError, ValueError):
+        waiting = json.loads(Path(directory, ".waiting").read_text())
+    return {
+        "since": min(one["at"] for one in found.values()),
+        "timeout": max(one["timeout"] for one in found.values()),
+        "waiting": waiting if isinstance(waiting, str) else "nobody yet",
+    }
+
+
+def _requests(directory: str, daemon: int) -> dict[str, dict[str, Any]]:
+    """Return the requests that no later daemon has served, by the names of their files."""
+    found = {}
+    now = process(daemon)
+    with contextlib.suppress(FileNotFoundError):
+        for path in Path(directory).iterdir():
+            # One that has just been served, or is none.
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                if path.name[0] == ".":
+                    continue
+                told = json.loads(path.read_text())
+                if now is None or told["daemon"] == now:
+                    one = {"jid": str(told["jid"]), "job": told["job"]}
+                    one["timeout"] = float(told["timeout"])
+                    found[path.name] = {**one, "at": path.stat().st_mtime}
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns 0 when the service runs with a daemon younger than the request."""
+    """Entry point; returns 0 when what was asked for is done, or somebody is at it."""
     args = _parser().parse_args(argv)
     logging.basicConfig(
         filename=args.log,
@@ -53,50 +130,286 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The file beside this one: not to be found while Salt's loader looks at this one.
     import multimaster_cutover as cutover
 
-    requested = time.time()
-    deadline = time.monotonic() + args.timeout
-    log.info("restart requested by process %s, job %s", args.pid, args.jid or "none")
-    # One restart at a time; whoever comes second may find the work done.
-    with cutover.alone(lock_path(args.log, args.service)):
+    host = _Host(args)
+    if args.journal and cutover.pending(args.journal):
+        with cutover.taken_up(args.journal) as mine:
+            return host.cut_over() if mine else 0
+    with cutover.alone(host.lock, wait=False) as free:
+        # Who has it looks for new requests until it restarts the daemon.
+        return host.serve() if free else 0
+
+
+class _Host:
+    """The daemon that is to be restarted, its minion, and their files."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.requests = requests_path(self.options()["cachedir"], args.service)
+        os.makedirs(self.requests, mode=0o700, exist_ok=True)
+        self.lock = os.path.join(self.requests, ".lock")
+        # What is waited for, and how patiently other masters are asked.
+        self.said, self.patience = "", PATIENCE
+
+    # What multimaster_cutover.Minion asks for.
+
+    def options(self) -> dict[str, Any]:
+        """Return the minion's options, from its files as they are."""
         import salt.config
 
-        opts = salt.config.minion_config(args.config)
-        if not _wait(lambda: not cutover.alive(args.pid) and not _jobs(opts), deadline):
-            log.warning("jobs still run after %s s; restarting all the same", args.timeout)
-        if args.master_config and args.jid:
-            _wait_for_returns(args.master_config, args.jid, deadline)
-        if args.journal and cutover.pending(args.journal):
-            return _cut_over(args, opts, deadline)
-        if _started(args.pidfile) > requested:
-            log.info("restarted meanwhile")
-            return 0
-        return _restart(opts, args.service, args.pidfile)
+        return dict(salt.config.minion_config(self.args.config))
+
+    def begun(self) -> float:
+        """Return when the daemon was started, in seconds since the epoch; 0 if there is none."""
+        found = process(_daemon(self.args.pidfile))
+        return float(found[1]) if found else 0.0
+
+    def busy(self) -> bool:
+        """Tell whether the minion still has jobs."""
+        import salt.utils.minion
+
+        jobs = salt.utils.minion.running(self.options())
+        return any(job.get("fun") not in LOOKS for job in jobs)
+
+    def ask(self, options: Mapping[str, Any], address: str, patience: float) -> str:
+        """Return what a master says to this minion."""
+        import multimaster_dial as dial
+
+        return dial.classify(options, address, patience)
+
+    def linked(self, options: Mapping[str, Any], addresses: Iterable[str]) -> list[str]:
+        """Return those of some masters that the daemon is connected to."""
+        import multimaster_dial as dial
+
+        return dial.connected(_daemon(self.args.pidfile), addresses, options["master_port"])
+
+    def same(self, one: str, other: str) -> bool:
+        """Tell whether two addresses lead to the same place."""
+        import multimaster_dial as dial
+
+        return one == other or bool(dial.resolve(one) & dial.resolve(other))
+
+    def restart(self) -> bool:
+        """Restart through Salt's service module; false when the new daemon was seen to end."""
+        before, ended, pause = self.begun(), 0, PAUSE
+        result = self._control("service.restart")
+        due = time.monotonic() + pause
+        # One that is there may have been killed, and be on its way out.
+        while not (begun := self.begun()) or begun <= before:
+            if time.monotonic() >= due:
+                ended += self.start()
+                pause = min(2 * pause, LONGEST_PAUSE)
+                due = time.monotonic() + pause
+            if ended >= FAILED:
+                break
+            time.sleep(POLL)
+        came = ended < FAILED
+        log.info("service.restart: %s; new daemon: %s", result, came)
+        return came
+
+    def start(self) -> bool:
+        """Start the daemon unless init says that it runs; tell whether it had ended."""
+        if self._control("service.status") is not False:
+            return False
+        # A daemon ends at once if its predecessor was killed and init has not reaped it yet.
+        log.warning("it does not run; service.start: %s", self._control("service.start"))
+        return True
+
+    def _control(self, function: str) -> Any:
+        import salt.client
+
+        try:
+            caller = salt.client.Caller(mopts={**self.options(), "file_client": "local"})
+            return caller.cmd(function, self.args.service)
+        # Whatever it is: somebody has to see to it that the daemon comes.
+        except Exception as err:
+            return err
+
+    # The two things that this program does.
+
+    def cut_over(self) -> int:
+        """Take the minion to its new configuration; tell its masters when it is there, or back."""
+        import multimaster_cutover as cutover
+
+        def moved(journal: Mapping[str, Any]) -> None:
+            self._settle()
+            back = journal["step"] != cutover.KEPT
+            heard = journal["old"] if back else journal["heard"]
+            data = {"step": "back" if back else "kept", "heard": heard}
+            data |= {name: journal[name] for name in ("why", "seconds", "seen") if name in journal}
+            _tell(self.options(), self.args.pidfile, data)
+
+        journal = cutover.carry_out(self.args.journal, self, moved)
+        return 0 if journal.get("step") == cutover.KEPT else 1
+
+    def serve(self) -> int:
+        """Restart the daemon once for all requests that there are."""
+        while wanted := self._wanted():
+            self._say("running jobs")
+            _until(lambda: not (self.busy() or _at_work(self._wanted().values())))
+            if self.args.master_config:
+                self._until_returned(one["jid"] for one in wanted.values() if one["jid"])
+                self._until_turn()
+            if set(self._wanted()) - set(wanted) or self.busy():
+                # Somebody has come meanwhile.
+                continue
+            self._say("the new daemon")
+            if not self.restart():
+                log.error("the daemon ends at its start; see its log")
+                time.sleep(LONGEST_PAUSE)
+        self._settle()
+        return 0
+
+    def _wanted(self) -> dict[str, dict[str, Any]]:
+        return _requests(self.requests, _daemon(self.args.pidfile))
+
+    def _settle(self) -> None:
+        """Remove the requests that have been served."""
+        wanted = self._wanted()
+        for path in Path(self.requests).iterdir():
+            if path.name not in {".lock", *wanted}:
+                path.unlink(missing_ok=True)
+
+    def _say(self, what: str) -> None:
+        if what != self.said:
+            log.info("waiting for %s", what)
+            Path(self.requests, ".waiting").write_text(json.dumps(what))
+        self.said = what
+
+    # What a master waits for.
+
+    def _until_returned(self, jids: Iterable[str]) -> None:
+        """Wait until each minion that got one of these jobs from this master is done with it."""
+        import salt.loader
+
+        opts = self._master_options()
+        returners, cache = salt.loader.returners(opts, {}), opts["master_job_cache"]
+        for jid in jids:
+            # None if it came from another master, whose restart is not asked for here.
+            load = returners[f"{cache}.get_load"](jid) or {}
+            expected = set(load.get("Minions") or [])
+
+            def left(jid: str = jid, expected: set[str] = expected) -> set[str]:
+                return expected - set(returners[f"{cache}.get_jid"](jid))
+
+            def ask(ids: set[str], patience: float, jid: str = jid) -> Mapping[str, Any]:
+                return self._command(ids, "saltutil.find_job", [jid], patience)
+
+            self._say(f"the returns of job {jid}")
+            # Twice: a return may be on its way.
+            _ask_for(ask, left, lambda told: told == {}, opts["id"], 2)
+            if missing := left():
+                log.warning("no return of job %s from %s", jid, ", ".join(sorted(missing)))
+
+    def _until_turn(self) -> None:
+        """Wait until another master is there, and none that is declared earlier is to restart."""
+        opts = self._master_options()
+        declared = (opts.get("multimaster") or {}).get("masters") or []
+        ids = [master["id"] for master in declared]
+        others = [master["address"] for master in declared if master["id"] != opts["id"]]
+        if not others:
+            return
+        earlier = set(ids[: ids.index(opts["id"])]) if opts["id"] in ids else set()
+
+        def ask(ids: set[str], patience: float) -> Mapping[str, Any]:
+            return self._command(ids, "multimaster.outstanding", [self.args.service], patience)
+
+        while True:
+            if earlier:
+                self._say(f"the restarts of {', '.join(sorted(earlier))}")
+                _ask_for(ask, lambda: earlier, lambda told: told is not True, opts["id"], 1)
+            self._say(f"another master: {', '.join(others)}")
+            if self._another(others):
+                return
+
+    def _another(self, addresses: Sequence[str]) -> bool:
+        """Ask other masters once; tell whether one lets this host's minion in."""
+        import multimaster_cutover as cutover
+
+        options, answers = self.options(), []
+        patience, self.patience = self.patience, min(2 * self.patience, LONGEST)
+
+        def ask(address: str) -> None:
+            answers.append(self.ask(options, address, patience))
+
+        for address in addresses:
+            threading.Thread(target=ask, args=(address,), daemon=True).start()
+        _until(lambda: cutover.ACCEPTED in answers or len(answers) == len(addresses))
+        if cutover.ACCEPTED in answers:
+            self.patience = PATIENCE
+            return True
+        time.sleep(PAUSE)
+        return False
+
+    def _master_options(self) -> dict[str, Any]:
+        import salt.config
+
+        return dict(salt.config.master_config(self.args.master_config))
+
+    def _command(
+        self, ids: Iterable[str], function: str, arguments: list[Any], patience: float
+    ) -> dict[str, Any]:
+        """Give a command on this host's master; return what was answered."""
+        import salt.client
+        from salt.exceptions import SaltException
+
+        try:
+            with salt.client.get_local_client(mopts=self._master_options()) as client:
+                parts = client.cmd_iter(
+                    sorted(ids),
+                    function,
+                    arguments,
+                    tgt_type="list",
+                    timeout=patience,
+                    gather_job_timeout=patience,
+                )
+                return {
+                    name: row["ret"] for part in parts for name, row in part.items() if "ret" in row
+                }
+        except (SaltException, OSError) as err:
+            log.info("%s: %s", function, err)
+            return {}
 
 
-def _cut_over(args: argparse.Namespace, opts: dict[str, Any], deadline: float) -> int:
-    """Take the minion to its new configuration, or back; tell its masters which."""
-    import salt.config
+def _ask_for(
+    ask: Callable[[set[str], float], Mapping[str, Any]],
+    left: Callable[[], set[str]],
+    over: Callable[[Any], bool],
+    own: str,
+    times: int,
+) -> None:
+    """
+    Ask minions until nothing is to be expected of any.
 
-    import multimaster_cutover as cutover
+    left
+        Gives who is waited for.
+    over, times
+        Tells whether an answer says that the minion need not be waited for; believed when it was
+        heard so often.
+    own
+        The minion on this host.  One that is silent in several rounds in which this one answers is
+        gone.
+    """
+    heard: dict[str, int] = {}
+    silent: dict[str, int] = {}
+    patience, pause = PATIENCE, PAUSE
+    while waiting := {
+        name for name in left() if heard.get(name, 0) < times and silent.get(name, 0) < SEVERAL
+    }:
+        answers = ask({*waiting, own}, patience)
+        for name in waiting & set(answers):
+            heard[name] = heard.get(name, 0) + 1 if over(answers[name]) else 0
+        if own in answers:
+            for name in waiting:
+                silent[name] = 0 if name in answers else silent.get(name, 0) + 1
+        if not waiting <= set(answers):
+            patience = min(2 * patience, LONGEST)
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
 
-    def restart() -> bool:
-        # Jobs may have come since the first restart.
-        _wait(lambda: not _jobs(opts), deadline)
-        return _restart(opts, args.service, args.pidfile) == 0
 
-    journal = cutover.carry_out(
-        args.journal,
-        opts=lambda: dict(salt.config.minion_config(args.config)),
-        daemon=lambda: _daemon(args.pidfile),
-        begun=lambda: _started(args.pidfile),
-        restart=restart,
-    )
-    if journal.get("step") not in cutover.OUTCOMES:
-        return 1
-    # The options of the configuration that it has come to.
-    opts = salt.config.minion_config(args.config)
-    _tell(opts, args.pidfile, {name: journal[name] for name in ("step", "heard", "seconds")})
-    return 0 if journal["step"] == "kept" else 1
+def _at_work(requests: Iterable[Mapping[str, Any]]) -> bool:
+    """Tell whether a job that has asked is still there."""
+    return any(one["job"] and process(one["job"][0]) == one["job"] for one in requests)
 
 
 def _tell(opts: dict[str, Any], pidfile: str, data: dict[str, Any]) -> None:
@@ -125,68 +438,9 @@ def _tell(opts: dict[str, Any], pidfile: str, data: dict[str, Any]) -> None:
         log.warning("cut over: no master has taken the event %s", tag)
 
 
-def _restart(opts: dict[str, Any], service: str, pidfile: str) -> int:
-    """Restart through Salt's service module and wait until a new daemon is there."""
-    import salt.client
-
-    before = _started(pidfile)
-    opts["file_client"] = "local"
-    caller = salt.client.Caller(mopts=opts)
-
-    def control(function: str) -> Any:
-        try:
-            return caller.cmd(function, service)
-        # Whatever it is: somebody has to see to it that the daemon comes.
-        except Exception as err:
-            return err
-
-    result = control("service.restart")
-    deadline = time.monotonic() + PERSISTENCE
-    while not (came := _wait(lambda: _started(pidfile) > before, time.monotonic() + AGAIN)):
-        if time.monotonic() > deadline:
-            break
-        if control("service.status") is not True:
-            # A daemon ends at once if its predecessor was killed and init has not reaped it yet.
-            log.warning("%s does not run; service.start: %s", service, control("service.start"))
-    log.info("service.restart: %s; new daemon: %s", result, came)
-    return 0 if came else 1
-
-
-def _wait_for_returns(master_config: str, jid: str, deadline: float) -> None:
-    """Wait until each minion that got the job from this master has returned, or none does more."""
-    import salt.config
-    import salt.loader
-
-    opts = salt.config.master_config(master_config)
-    returners = salt.loader.returners(opts, {})
-    cache = opts["master_job_cache"]
-    expected = set(returners[f"{cache}.get_load"](jid).get("Minions") or [])
-    if not expected:
-        # The job came from another master, whose restart is not asked for here.
-        return
-    returned: set[str] = set()
-    last = time.monotonic()
-    while returned < expected and time.monotonic() < min(deadline, last + QUIET):
-        now = set(returners[f"{cache}.get_jid"](jid))
-        if now != returned:
-            returned, last = now, time.monotonic()
-        time.sleep(POLL)
-    if returned < expected:
-        log.warning("no return of job %s from %s", jid, ", ".join(sorted(expected - returned)))
-
-
-def _wait(condition: Callable[[], bool], deadline: float) -> bool:
+def _until(condition: Callable[[], bool]) -> None:
     while not condition():
-        if time.monotonic() > deadline:
-            return False
         time.sleep(POLL)
-    return True
-
-
-def _jobs(opts: dict[str, Any]) -> list[Any]:
-    import salt.utils.minion
-
-    return [job for job in salt.utils.minion.running(opts) if job.get("fun") not in LOOKS]
 
 
 def _daemon(pidfile: str) -> int:
@@ -198,26 +452,13 @@ def _daemon(pidfile: str) -> int:
         return 0
 
 
-def _started(pidfile: str) -> float:
-    """Return when the daemon of a pid file was started, in seconds since the epoch; else 0."""
-    import psutil
-
-    try:
-        return float(psutil.Process(_daemon(pidfile)).create_time()) if _daemon(pidfile) else 0.0
-    except psutil.NoSuchProcess:
-        return 0.0
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Restart a Salt daemon after a job.")
     parser.add_argument("--config", required=True, help="the minion's configuration file")
     parser.add_argument("--service", required=True)
     parser.add_argument("--pidfile", required=True)
-    parser.add_argument("--pid", type=int, default=0, help="process of the job")
-    parser.add_argument("--jid", default="")
-    parser.add_argument("--master-config", default="", help="wait for the job's returns there too")
+    parser.add_argument("--master-config", default="", help="wait for the jobs' returns there too")
     parser.add_argument("--journal", default="", help="of the minion's cut-over")
-    parser.add_argument("--timeout", type=float, required=True, help="seconds")
     parser.add_argument("--log", required=True)
     return parser
 
