@@ -31,7 +31,8 @@ STEPS = ("prepared", "proving", "restarting", "connecting", "restoring", "return
 KEPT = "kept"
 
 # What a master may say to this minion.  Who has the masters' key and does not let it in yet, or not
-# any more, is one of them; who has another key, or says nothing, is none.
+# any more, is one of them; who has another key, says nothing, or cannot be connected to at all, is
+# none.
 ACCEPTED, PENDING, REJECTED = "accepted", "pending", "rejected"
 FOREIGN, REFUSED, SILENT = "foreign key", "refused", "silent"
 OURS = (ACCEPTED, PENDING, REJECTED)
@@ -39,12 +40,16 @@ OURS = (ACCEPTED, PENDING, REJECTED)
 # Rounds in which an old master let this minion in and no new one said anything, after which the
 # minion goes back; and in which new ones let this program in and the daemon had no connection.
 SEVERAL, MANY = 4, 10
+# How many times as long as an old master took a new one has to be silent for that to count: where
+# everything is slow, so is it.
+# And how many times as long the daemon has to have run without a connection.
+SLOWER, STARTING = 10, 200
 # Times that the daemon was seen to end at its start, after which the minion goes back.
 FAILED = 5
 
 # Seconds that a question waits for its answer, at first and at most: each time without one, twice
 # as long; between two questions, in the same way; between two looks at the daemon.
-PATIENCE, LONGEST = 5.0, 300.0
+PATIENCE, LONGEST = 5.0, 600.0
 PAUSE, LONGEST_PAUSE = 1.0, 30.0
 POLL = 0.2
 # Seconds until a list is tried again that the daemon itself could not use; each time twice as long.
@@ -114,22 +119,29 @@ class Course:
         # New masters whose question has ended since the last round.
         self.told: set[str] = set()
         self.silent = self.deaf = self.failed = 0
+        # Seconds that the slowest answer of an old master took.
+        self.slowest = 0.0
         self.alive, self.linked = True, frozenset[str]()
+        # Seconds that the daemon has run.
+        self.age = 0.0
 
-    def answer(self, address: str, said: str) -> None:
-        """Take note of the end of a question to a new master, or to an old one."""
+    def answer(self, address: str, said: str, took: float = 0.0) -> None:
+        """Take note of the end of a question to a new master, or to an old one, and of its time."""
         if address in self.control:
-            if said == ACCEPTED and self.told.issuperset(self.wanted):
-                self._round()
+            if said == ACCEPTED:
+                self.slowest = max(self.slowest, took)
+                if self.told.issuperset(self.wanted):
+                    self._round()
             return
         self.classes[address] = said
-        self.told.add(address)
+        if said != SILENT or took >= SLOWER * self.slowest:
+            self.told.add(address)
         if said in OURS:
             self.silent = 0
 
-    def look(self, alive: bool, linked: Iterable[str]) -> None:
-        """Take note of a look at the daemon."""
-        self.alive, self.linked = alive, frozenset(linked)
+    def look(self, alive: bool, linked: Iterable[str], age: float = 0.0) -> None:
+        """Take note of a look at the daemon, and for how long it has run."""
+        self.alive, self.linked, self.age = alive, frozenset(linked), age
         if self.linked:
             self.deaf = self.silent = 0
 
@@ -143,7 +155,8 @@ class Course:
         said = set(self.classes.values())
         if ACCEPTED in said:
             self.silent = 0
-            if self.step == "connecting" and self.alive and not self.linked:
+            late = self.age >= STARTING * self.slowest
+            if self.step == "connecting" and self.alive and late and not self.linked:
                 self.deaf += 1
         elif not said & set(OURS):
             self.silent += 1
@@ -258,34 +271,47 @@ def prepare(
         Whether the minion has gone back from the very same.
     """
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    before = read(path) if pending(path) else {}
-    if not before:
-        forget(path)
-        if os.path.exists(drop_in):
-            _copy(drop_in, _saved(path), dated=True)
-        else:
-            _replace(_saved(path), fallback.encode(), 0o640, (-1, -1))
-    _write(
-        path,
-        {
-            # Whoever still works on an earlier one sees that it has been replaced.
-            "serial": os.urandom(8).hex(),
-            "step": "prepared",
-            "since": time.time(),
-            # Whoever has the rest of its states to apply before the restart.
-            "pid": os.getpid(),
-            "drop_in": drop_in,
-            "masters": masters,
-            "timeout": timeout,
-            "old": before.get("old", old),
-            # Or each apply would have the daemon try once more what it could not use.
-            **({name: before[name] for name in ("tries", "returned") if name in before and again}),
-        },
-    )
+    with alone(f"{path}.write"):
+        before = read(path) if pending(path) else {}
+        if not before:
+            _remove(path)
+            if os.path.exists(drop_in):
+                _copy(drop_in, _saved(path), dated=True)
+            else:
+                _replace(_saved(path), fallback.encode(), 0o640, (-1, -1))
+        _write(
+            path,
+            {
+                # Whoever still works on an earlier one sees that it has been replaced.
+                "serial": os.urandom(8).hex(),
+                "step": "prepared",
+                "since": time.time(),
+                # Whoever has the rest of its states to apply before the restart.
+                "pid": os.getpid(),
+                "drop_in": drop_in,
+                "masters": masters,
+                "timeout": timeout,
+                "old": before.get("old", old),
+                # Or each apply would have the daemon try once more what it could not use.
+                **(
+                    {
+                        name: before[name]
+                        for name in ("tries", "returned")
+                        if name in before and again
+                    }
+                ),
+            },
+        )
 
 
 def forget(path: str) -> None:
     """Remove the journal: there is nothing that a daemon could be brought to."""
+    if os.path.isdir(os.path.dirname(path)):
+        with alone(f"{path}.write"):
+            _remove(path)
+
+
+def _remove(path: str) -> None:
     for name in (path, _saved(path), _goal(path)):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
@@ -365,9 +391,10 @@ class _Way:
 
     def _note(self, **more: Any) -> None:
         """Write down what is new, unless there is a newer cut-over."""
-        self._check()
-        self.journal.update(more, at=time.time())
-        _write(self.path, self.journal)
+        with alone(f"{self.path}.write"):
+            self._check()
+            self.journal.update(more, at=time.time())
+            _write(self.path, self.journal)
 
     def prepared(self) -> None:
         """Find out which masters are wanted."""
@@ -486,7 +513,7 @@ class _Way:
         if step == "connecting":
             # They have let this program in; the daemon's connection will tell whether it, too.
             course.classes = dict.fromkeys(self.journal.get("heard", ()), ACCEPTED)
-        answers: queue.Queue[tuple[str, str]] = queue.Queue()
+        answers: queue.Queue[tuple[str, str, float]] = queue.Queue()
         over = threading.Event()
         for address in {*wanted, *control}:
             arguments = (self.minion, options, address, answers, over)
@@ -508,7 +535,7 @@ class _Way:
                 if step == "connecting":
                     begun = self.minion.begun()
                     linked = self.minion.linked(options, wanted) if course.accepted else []
-                    course.look(begun > 0, linked)
+                    course.look(begun > 0, linked, time.time() - begun)
                     if not begun and time.monotonic() >= due:
                         if self.minion.start():
                             course.ended()
@@ -533,15 +560,16 @@ def _ask_on(
     minion: Minion,
     options: Mapping[str, Any],
     address: str,
-    answers: "queue.Queue[tuple[str, str]]",
+    answers: "queue.Queue[tuple[str, str, float]]",
     over: threading.Event,
 ) -> None:
     """Ask a master until nobody wants to know; with more patience each time that it is silent."""
     pace = Pace()
     while not over.is_set():
+        asked = time.monotonic()
         said = minion.ask(options, address, pace.patience)
         pace.learn(said)
-        answers.put((address, said))
+        answers.put((address, said, time.monotonic() - asked))
         # Others ask as well.
         over.wait(random.uniform(0.5, 1) * pace.pause)
 

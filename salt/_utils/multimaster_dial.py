@@ -63,14 +63,18 @@ def _sign_in(opts: Mapping[str, Any], address: str, timeout: float) -> str:
     import salt.channel.client
     import salt.crypt
     import salt.payload
+    from salt.exceptions import SaltClientError
 
     import multimaster_cutover as cutover
 
-    mine = _mine(opts, address, timeout)
     try:
+        mine = _mine(opts, address, timeout)
         # Salt waits long for a master that is not there.
         socket.create_connection((mine["master_ip"], mine["master_port"]), timeout).close()
-    except ConnectionRefusedError:
+    except TimeoutError:
+        return cutover.SILENT
+    except (OSError, SaltClientError):
+        # Nobody listens, there is no way, or no such name.
         return cutover.REFUSED
     if not all(os.path.isfile(f"{mine['pki_dir']}/minion.{suffix}") for suffix in ("pem", "pub")):
         return cutover.SILENT
