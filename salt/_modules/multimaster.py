@@ -1431,6 +1431,8 @@ def _outstanding(service, config_dir):
 
 def _launch(service, timeout, config_dir, job=False, request=True):
     """Start the program that restarts a daemon; it outlives this process, and the minion's."""
+    if "/" in service:
+        raise CommandExecutionError(f"service: got {service!r}; supported: the name of a service")
     opts, minion = _effective(_role(service), config_dir), _effective("minion", config_dir)
     log_file = _restart_log(config_dir)
     argv = [

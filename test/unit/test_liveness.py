@@ -405,12 +405,17 @@ def test_a_return_to_one_master_goes_to_no_other_in_hot_mode(world):
     assert followed(found) == []
 
 
-def test_a_return_is_given_up_after_a_while(world):
+def test_only_too_many_returns_make_the_oldest_be_given_up(world, monkeypatch):
     found = world(act=False)
-    assert followed(found, payload(MASTERS[0], cmd="_return"), TIMED_OUT) == []
-    later(found, found.module.KEPT)
-    assert followed(found) == []
-    assert not found.returns.waiting
+    monkeypatch.setattr(found.module, "MOST", 2)
+    found.present = None
+    for number in range(3):
+        one = payload(MASTERS[0], cmd="_return")
+        one["tag"] = one["tag"].replace("/7/", f"/{number}/")
+        followed(found, one)
+    later(found, 100_000)
+    followed(found)
+    assert list(found.returns.waiting) == ["1", "2"]
 
 
 @pytest.mark.parametrize("fault", ["channel", "master", "connection", "one return"])

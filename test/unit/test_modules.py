@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import getpass
 import grp
 import json
@@ -11,12 +12,15 @@ import pwd
 import secrets
 import socket
 import stat
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 ID = "saltm2"
+REQUESTS = "var/cache/salt/minion/multimaster/restarts/salt-minion"
 
 
 def refused(host, words, function, *args, **kwargs):
@@ -26,9 +30,11 @@ def refused(host, words, function, *args, **kwargs):
         host.call(function, *args, **kwargs)
 
 
-def run_daemon(host, role):
-    """This process stands in for the daemon: only its pid and its start are looked at."""
-    return host.write(f"var/run/salt-{role}.pid", str(os.getpid()))
+def run_daemon(host, role, argv=()):
+    """This process stands in for the daemon, or a new one: only its pid and start are looked at."""
+    process = subprocess.Popen(argv) if argv else None
+    host.write(f"var/run/salt-{role}.pid", str(process.pid if process else os.getpid()))
+    return process
 
 
 @contextlib.contextmanager
@@ -346,9 +352,8 @@ class TestRestart:
         assert detached == ["setsid", "--fork"]
         assert Path(python).name.startswith("python")
         assert Path(program).name == "multimaster_restart.py"
-        assert f"--pid={os.getpid()}" in options
-        assert "--jid=20260101000000000000" in options
-        assert "--timeout=9" in options
+        told = json.loads((host.root / REQUESTS / "20260101000000000000").read_text())
+        assert (told["jid"], told["job"][0], told["timeout"]) == (job["jid"], os.getpid(), 9)
         assert f"--pidfile={host.root}/var/run/salt-minion.pid" in options
         assert not any(option.startswith("--master-config") for option in options)
 
@@ -365,10 +370,40 @@ class TestRestart:
     def test_passes_everything_as_a_list(self, host, commands):
         host.call("restart", "salt-minion; reboot")
         assert "--service=salt-minion; reboot" in commands[0]
+        refused(host, "the name of a service", "restart", "../../salt-minion")
 
     def test_that_cannot_be_started_is_an_error(self, host, monkeypatch):
         monkeypatch.setattr("subprocess.run", lambda *args, **kwargs: SimpleNamespace(returncode=1))
         refused(host, "cannot restart salt-minion", "restart", "salt-minion")
+
+    def test_is_outstanding_until_there_is_another_daemon(self, host, commands):
+        first = run_daemon(host, "minion", ["sleep", "1000"])
+        assert host.call("outstanding", "salt-minion") is False
+        host.call("restart", "salt-minion")
+        assert host.call("outstanding", "salt-minion") is True
+        told = host.call("masters")["restarts"]["salt-minion"]
+        assert (told["timeout"], told["waiting"]) == (600, "nobody yet")
+        first.kill()
+        first.wait()
+        assert host.call("outstanding", "salt-minion") is True
+        run_daemon(host, "minion")
+        assert host.call("outstanding", "salt-minion") is False
+        assert host.call("masters")["restarts"] == {}
+
+    def test_that_nobody_works_on_is_taken_up(self, host, commands):
+        run_daemon(host, "minion")
+        host.call("restart", "salt-minion")
+        assert host.call("resume") == ["salt-minion"]
+        assert len(commands) == 2
+        with open(host.root / REQUESTS / ".lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            assert host.call("resume") == []
+
+    def test_that_cannot_be_read_is_none(self, host):
+        run_daemon(host, "minion")
+        for text in ("", "[]", "{}", '{"jid": 1, "job": 0, "daemon": 0}'):
+            host.write(f"{REQUESTS}/20261128053135432829", text)
+            assert host.call("outstanding", "salt-minion") is False
 
 
 # Leaving
@@ -477,13 +512,17 @@ class TestCutOver:
 
     def prepare(self, host, options):
         path = str(host.root / self.DROP_IN)
-        return host.call("prepare_cut_over", path, options, 1, 30)
+        return host.call("prepare_cut_over", path, options, 1, 600)
+
+    JOURNAL = "var/cache/salt/minion/multimaster/cutover.json"
 
     def test_is_prepared_for_a_new_configuration_of_a_minion_that_runs(self, host):
         host.write(self.DROP_IN, {"master": ["192.0.2.1"]})
         run_daemon(host, "minion")
         assert self.prepare(host, {"master": ["192.0.2.2"]}) is True
-        assert host.call("masters")["cutover"] == {"step": "prepared"}
+        cutover = host.call("masters")["cutover"]
+        assert (cutover["step"], cutover["timeout"]) == ("prepared", 600)
+        assert json.loads((host.root / self.JOURNAL).read_text())["old"] == ["192.0.2.1"]
 
     def test_is_not_needed_without_a_change_or_a_daemon(self, host):
         host.write(self.DROP_IN, {"master": ["192.0.2.1"]})
@@ -492,45 +531,76 @@ class TestCutOver:
         assert self.prepare(host, {"master": ["192.0.2.1"]}) is False
         assert host.call("masters")["cutover"] == {}
 
+    def test_of_a_first_drop_in_has_one_with_the_engine_to_go_back_to(self, host):
+        run_daemon(host, "minion")
+        mine = {"multimaster_minion": {"masters": ["192.0.2.2"], "service": "salt-minion"}}
+        assert self.prepare(host, {"master": ["192.0.2.2"], "engines": [{"theirs": {}}, mine]})
+        saved = yaml.safe_load((host.root / f"{self.JOURNAL}.old").read_text())
+        engine = {"service": "salt-minion", "restart_timeout": 600}
+        assert saved == {"engines": [{"theirs": {}}, {"multimaster_minion": engine}]}
+
     def test_that_went_back_is_forgotten_when_the_old_configuration_is_wanted(self, host):
         host.write(self.DROP_IN, {"master": ["192.0.2.1"]})
-        journal = "var/cache/salt/minion/multimaster/cutover.json"
-        host.write(journal, json.dumps({"step": "restored", "wanted": ["192.0.2.2"]}))
-        assert host.call("masters")["cutover"]["step"] == "restored"
+        host.write(self.JOURNAL, json.dumps({"step": "proving", "back": True}))
+        assert host.call("masters")["cutover"]["back"] is True
         self.prepare(host, {"master": ["192.0.2.1"]})
         assert host.call("masters")["cutover"] == {}
 
-    def test_that_was_broken_off_is_finished_once(self, host, commands):
+    def test_that_was_broken_off_is_taken_up_once(self, host, commands):
         host.write("var/log/salt/minion", "")
         run_daemon(host, "minion")
-        assert host.call("finish_cut_over") is False
+        assert host.call("resume") == []
         self.prepare(host, {"master": ["192.0.2.2"]})
         # As long as this job, this process, is there to ask for the restart.
-        assert host.call("finish_cut_over") is False
-        os.utime(host.root / "var/cache/salt/minion/multimaster/cutover.json", (1, 1))
-        assert host.call("finish_cut_over") is True
+        assert host.call("resume") == []
+        os.utime(host.root / self.JOURNAL, (1, 1))
+        assert host.call("resume") == ["salt-minion"]
         (argv,) = commands
         assert Path(argv[3]).name == "multimaster_restart.py"
-        journal = host.root / "var/cache/salt/minion/multimaster/cutover.json"
-        assert f"--journal={journal}" in argv
-        assert not [option for option in argv if option.startswith("--pid=")]
+        assert f"--journal={host.root / self.JOURNAL}" in argv
+        with open(host.root / f"{self.JOURNAL}.lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            assert host.call("resume") == []
 
 
 class TestOtherMastersUp:
-    def declare(self, host, port, **masters):
+    def declare(self, host, **masters):
         listed = [{"id": name, "address": address} for name, address in masters.items()]
         host.write("etc/salt/master.d/multimaster.conf", {"multimaster": {"masters": listed}})
-        host.write("etc/salt/minion.d/multimaster.conf", {"master_port": port})
 
-    def test_are_those_that_accept_connections(self, host):
-        with listening("127.0.0.1") as port:
-            self.declare(host, port, saltm1="127.0.0.1", saltm3="127.0.0.3")
-            assert host.call("other_masters_up") == ["saltm1"]
+    @pytest.fixture
+    def says(self, host, monkeypatch):
+        """What each master says; the laboratory has real ones."""
+        said = {}
+        host.modules.pack["__utils__"].get("multimaster_dial.classify")
+        monkeypatch.setitem(
+            host.modules.pack["__utils__"]._dict,
+            "multimaster_dial.classify",
+            lambda _, address, __: said[address],
+        )
+        return said
 
-    def test_never_include_this_one(self, host):
+    def test_are_those_that_let_this_minion_in(self, host, says):
+        says |= {"192.0.2.1": "silent", "192.0.2.3": "accepted"}
+        self.declare(host, saltm1="192.0.2.1", saltm2="192.0.2.2", saltm3="192.0.2.3")
+        assert host.call("other_masters_up") == ["saltm3"]
+
+    def test_are_none_that_only_take_connections(self, host):
         with listening("127.0.0.1") as port:
-            self.declare(host, port, saltm1="127.0.0.3", saltm2="127.0.0.1")
-            assert host.call("other_masters_up") == []
+            self.declare(host, saltm1="127.0.0.1")
+            host.write("etc/salt/minion.d/multimaster.conf", {"master_port": port})
+            assert host.call("other_masters_up", timeout=1) == []
+
+    @pytest.mark.parametrize("said", ["pending", "rejected", "foreign key", "refused", "silent"])
+    def test_are_none_of_those_that_do_not(self, host, says, said):
+        says["192.0.2.1"] = said
+        self.declare(host, saltm1="192.0.2.1", saltm2="192.0.2.2")
+        assert host.call("other_masters_up") == []
+
+    def test_never_include_this_one(self, host, says):
+        says["192.0.2.2"] = "accepted"
+        self.declare(host, saltm2="192.0.2.2")
+        assert host.call("other_masters_up") == []
 
     def test_are_none_without_a_declaration(self, host):
         assert host.call("other_masters_up") == []

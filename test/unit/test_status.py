@@ -50,6 +50,7 @@ def healthy():
                 "configured": list(ADDRESSES),
                 "silent": [],
                 "cutover": {},
+                "restarts": {},
             }
             for name in ("saltm1", "web1")
         },
@@ -247,22 +248,45 @@ def status(loaders, bus):
     return status
 
 
+NOW = 1_800_000_000.0
+
+
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
         ({"silent": ["192.0.2.1"]}, "minion web1 gets no answer from 192.0.2.1"),
         (
-            {"cutover": {"step": "restored", "wanted": ["192.0.2.8", "192.0.2.9"]}},
-            "minion web1 went back from 192.0.2.8, 192.0.2.9: too few masters answered",
+            {
+                "cutover": {
+                    "step": "proving",
+                    "back": True,
+                    "why": "silent",
+                    "wanted": ["192.0.2.8", "192.0.2.9"],
+                    "seen": {"192.0.2.8": ["refused", NOW - 7]},
+                }
+            },
+            "minion web1 went back from 192.0.2.8, 192.0.2.9 (silent), and goes on proving them: "
+            "192.0.2.8 refused for 7 s",
         ),
         (
-            {"cutover": {"step": "verifying"}},
-            "minion web1 is on its way to a new configuration",
+            {"cutover": {"step": "proving", "seen": {"192.0.2.1": ["pending", NOW - 3]}}},
+            "minion web1 is on its way to a new list of masters, proving: 192.0.2.1 pending for "
+            "3 s",
+        ),
+        (
+            {"cutover": {"step": "prepared"}},
+            "minion web1 is on its way to a new list of masters, prepared",
         ),
         ({"cutover": {"step": "kept", "heard": ["192.0.2.1"]}}, None),
+        (
+            {"restarts": {"salt-master": {"since": NOW - 601, "timeout": 600, "waiting": "x"}}},
+            "salt-master on web1 is to be restarted for 601 s; waiting for x",
+        ),
+        ({"restarts": {"salt-master": {"since": NOW - 599, "timeout": 600, "waiting": "x"}}}, None),
     ],
 )
-def test_what_a_minion_tells_of_its_masters_is_shown(problems, row, problem):
+def test_what_a_minion_tells_of_its_masters_is_shown(problems, row, problem, monkeypatch):
+    monkeypatch.setattr("time.time", lambda: NOW)
     topology = healthy()
     topology.minions["web1"] |= row
     assert problems(topology) == ([problem] if problem else [])
@@ -301,6 +325,7 @@ def test_all_is_well_with_exit_status_0(status):
         "configured": ADDRESSES,
         "silent": [],
         "cutover": {},
+        "restarts": {},
     }
     assert (data["problems"], data["retcode"]) == ([], 0)
 

@@ -219,7 +219,6 @@ REFUSED = [
     option("no tries", "master_tries", 0, "-1, for ever, or a whole number, 1 or more"),
     value("no minions", "minions", 0, "a whole number, 1 or more"),
     value("some minions", "minions", "many", "a whole number, 1 or more"),
-    value("no time for a cut-over", "cutover:timeout", 0, "a whole number, 1 or more"),
     option("number as random_master", "random_master", 1, "true or false"),
     option("string as random_master", "random_master", "on", "true or false"),
     *(
