@@ -356,6 +356,8 @@ class _Follower(_Engine):
         if self.damaged and not self.wanted:
             # Perhaps everything is here, under another name.
             self._want(self.store.manifest(self.store.current()))
+            if self.wanted:
+                self._go_on()
 
     def due(self):
         return min(self.look_due, self.peer.next())
@@ -505,6 +507,8 @@ class _Follower(_Engine):
         if self.wanted and not self.lacking and not self.manifest:
             with open(os.path.join(self.store.objects, self.wanted), encoding="ascii") as handle:
                 self._want(__utils__["multimaster_roots.parse"](handle.read()))
+            if self.wanted:
+                self._go_on()
         elif self.manifest and not self.lacking:
             self._serve()
         elif not self.lacking or not last:
@@ -520,8 +524,6 @@ class _Follower(_Engine):
         self.lacking = self.store.missing(manifest)
         if not self.lacking:
             self._serve()
-        else:
-            self._go_on()
 
     def _serve(self):
         manifest = self.manifest
