@@ -516,6 +516,9 @@ class _Follower(_Engine):
             return
         elif taken or asked.what == "look":
             self._go_on()
+        elif pieces:
+            # They had come before; what is lacking now is another question.
+            self.peer.woken(time.monotonic())
         elif asked.digest == self.wanted:
             raise ValueError(f"{len(self.lacking)} contents are damaged there, too")
 

@@ -75,7 +75,7 @@ class Master:
         self.host, self.loader, self.shared = host, loader, shared
         self.settings = loader["multimaster.start"].func.__globals__
         self.bus = Bus()
-        self.asked = []
+        self.asked, self.asked_at = [], {}
         host.write(f"etc/salt/pki/master/{ME}.pub", shared.pub)
         for directory in ("minions", "minions_pre", "minions_rejected", "minions_denied"):
             (host.pki / directory).mkdir()
@@ -785,3 +785,137 @@ def test_somebody_may_ask_to_look_at_everything_again(master, minion_keys):
     master.turn()
     assert os.path.exists(path)
     assert master.verdicts("web1") == ["accepted"]
+
+
+# Late answers, and questions that were lost
+
+
+@pytest.fixture
+def clock(master, monkeypatch):
+    """A clock that goes on only when a test says so; saltm1 is the only peer."""
+    now = [1000.0]
+    monkeypatch.setattr(master.settings["time"], "monotonic", lambda: now[0])
+    master.engine.peers = {"saltm1": master.engine.peers["saltm1"]}
+    master.engine.peers["saltm1"].due = 0.0
+    return now
+
+
+def run(master, now, seconds=0.0):
+    """Let time go by, in which whatever is due is done; a turn takes no time."""
+    over = now[0] + seconds
+    while True:
+        for _ in range(3):
+            master.loader.run(master.engine.turn)
+        if now[0] >= over:
+            return
+        now[0] = min(over, now[0] + 0.5)
+
+
+def questions(master):
+    """Return the questions that saltm1 was asked: the job, and the arguments."""
+    return [
+        (f"jid{number}", arguments)
+        for number, (targets, function, arguments) in enumerate(master.asked, 1)
+        if (targets, function) == (["saltm1"], PULL)
+    ]
+
+
+def test_a_late_answer_counts_and_what_comes_then_puts_nothing_back(master, decide, clock):
+    for number in range(4):
+        decide(master, "saltm1", "accepted", name=f"web{number}")
+    run(master, clock, 20)
+    (first, one), (second, two), (third, three) = questions(master)
+    late = master.answer("saltm1", *one, limit=2)
+    master.bus.put(f"salt/job/{first}/ret/saltm1", **{"return": late})
+    run(master, clock)
+    assert master.host.accepted() == {"web0", "web1"}
+    assert master.book.place("saltm1") == (master.books["saltm1"].epoch, 2)
+    # The last question is still open.
+    reply = master.answer("saltm1", *three)
+    master.bus.put(f"salt/job/{third}/ret/saltm1", **{"return": reply})
+    run(master, clock)
+    assert master.host.accepted() == {f"web{number}" for number in range(4)}
+    end = master.book.place("saltm1")
+    assert end == (master.books["saltm1"].epoch, 4)
+    digest, asked = master.book.digest, len(master.asked)
+    late = master.answer("saltm1", *two, limit=1)
+    for _ in range(2):
+        master.bus.put(f"salt/job/{second}/ret/saltm1", **{"return": late})
+        run(master, clock)
+    assert (master.book.place("saltm1"), master.book.digest) == (end, digest)
+    assert len(master.asked) == asked
+
+
+def test_an_answer_that_takes_half_a_minute_is_read_to_the_end(master, decide, clock, caplog):
+    for number in range(6):
+        decide(master, "saltm1", "accepted", name=f"web{number}")
+    replied = set()
+    for _ in range(400):
+        for jid, question in questions(master):
+            asked = master.asked_at.setdefault(jid, clock[0])
+            if jid not in replied and clock[0] >= asked + 30:
+                replied.add(jid)
+                reply = master.answer("saltm1", *question, limit=2)
+                master.bus.put(f"salt/job/{jid}/ret/saltm1", **{"return": reply})
+        run(master, clock, 0.5)
+    assert master.host.accepted() == {f"web{number}" for number in range(6)}
+    # While its answers were still expected sooner.
+    assert len(questions(master)) < 10
+    assert caplog.text.count("saltm1 does not answer") <= 1
+
+
+def test_an_answer_that_comes_before_the_job_is_said_to_be_given_counts(master, decide, clock):
+    decide(master, "saltm1", "accepted")
+    give, master.courier.sent = master.courier.sent, list
+    run(master, clock)
+    ((jid, question),) = questions(master)
+    reply = master.answer("saltm1", *question)
+    master.bus.put(f"salt/job/{jid}/ret/saltm1", **{"return": reply})
+    run(master, clock)
+    assert master.has("web1") == "accepted"
+    master.courier.sent = give
+    run(master, clock, 30)
+    assert len(questions(master)) == 1
+
+
+def test_a_wake_while_a_question_is_lost_is_heeded_as_soon_as_that_is_given_up(master, clock):
+    run(master, clock, 1)
+    master.bus.put("multimaster/wake", origin="saltm1")
+    run(master, clock, 3.5)
+    assert len(questions(master)) == 1
+    run(master, clock, 1)
+    assert len(questions(master)) == 2
+
+
+@pytest.mark.parametrize(
+    ("tag", "data"),
+    [
+        ("salt/minion/saltm1/start", {}),
+        ("minion_start", {"id": "saltm1"}),
+        ("salt/auth", {"id": "saltm1", "act": "accept"}),
+    ],
+)
+def test_a_peer_whose_minion_has_started_is_asked_though_a_question_is_open(
+    master, clock, tag, data
+):
+    run(master, clock, 1)
+    assert len(questions(master)) == 1
+    master.bus.put(tag, **data)
+    run(master, clock)
+    assert len(questions(master)) == 2
+
+
+@pytest.mark.parametrize(
+    ("tag", "data"),
+    [
+        ("salt/minion/saltm9/start", {"id": "saltm9"}),
+        ("salt/minion/saltm1/started", {"id": "saltm1"}),
+        ("salt/minion//start", {}),
+        ("minion_start", {"id": ["saltm1"]}),
+    ],
+)
+def test_somebody_else_who_has_started_is_nobody_to_ask(master, clock, tag, data):
+    run(master, clock, 1)
+    master.bus.put(tag, **data)
+    run(master, clock, 1)
+    assert len(questions(master)) == 1

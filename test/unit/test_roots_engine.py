@@ -617,3 +617,121 @@ def test_the_status_says_how_things_are(masters):
     assert told["kept"] == []
     masters.host.write("etc/salt/master", {"root_dir": str(masters.host.root), "id": SOURCE})
     assert status() == {"role": None}
+
+
+# Late answers, and questions that were lost
+
+
+def asked(masters):
+    """Return how often the source was asked."""
+    return [job[:2] for job in masters.jobs].count((FOLLOWER, "pull"))
+
+
+def test_a_late_answer_counts_also_when_a_later_question_is_open(equal):
+    change(equal)
+    equal.carry = lambda reply: None
+    ask(equal)
+    jid, reply = equal.last
+    impatient(equal)
+    assert asked(equal) == 2
+    equal.reply(FOLLOWER, jid, reply)
+    for _ in range(3):
+        equal.turn(FOLLOWER, look=False)
+    assert equal.served(FOLLOWER) == equal.served(SOURCE)
+    assert equal.told(FOLLOWER)["problem"] is None
+
+
+def test_what_the_source_had_before_a_later_answer_is_not_served(equal):
+    change(equal)
+    equal.carry = lambda reply: None
+    ask(equal)
+    jid, reply = equal.last
+    change(equal, text="three")
+    equal.carry = lambda reply: reply
+    impatient(equal)
+    equal.follow()
+    expected = equal.served(FOLLOWER)
+    assert expected["file_roots/base/0/web/init.sls"] == "three"
+    number = asked(equal)
+    equal.reply(FOLLOWER, jid, reply)
+    equal.follow()
+    assert equal.served(FOLLOWER) == expected
+    assert equal.told(FOLLOWER)["problem"] is None
+    assert asked(equal) == number
+
+
+def test_a_change_of_what_is_not_here_any_more_is_asked_for_again(equal):
+    change(equal)
+    equal.carry = lambda reply: None
+    ask(equal)
+    first = equal.last
+    change(equal, text="three")
+    impatient(equal)
+    second = equal.last
+    equal.reply(FOLLOWER, *first)
+    for _ in range(3):
+        equal.turn(FOLLOWER, look=False)
+    assert equal.served(FOLLOWER)["file_roots/base/0/web/init.sls"] == "two"
+    equal.carry = lambda reply: reply
+    equal.reply(FOLLOWER, *second)
+    equal.follow()
+    assert equal.served(FOLLOWER) == equal.served(SOURCE)
+    assert equal.told(FOLLOWER)["problem"] is None
+
+
+def test_pieces_that_come_late_or_twice_are_taken_once(masters):
+    import random
+
+    (masters.live / "salt/large").write_text(random.Random(1).randbytes(1_000_000).hex())
+    masters.publish()
+    replies = []
+    masters.carry = lambda reply: (
+        replies.append(masters.last) or (reply if len(replies) == 1 else None)
+    )
+    engine = masters.engines[FOLLOWER]
+    for _ in range(4):
+        masters.turn(FOLLOWER, look=False)
+    assert engine.peer.open
+    impatient(masters)
+    # Both questions were about the same part.
+    assert len(replies) == 3
+    for jid, reply in (*replies[1:], *replies[1:]):
+        masters.reply(FOLLOWER, jid, reply)
+    for _ in range(2):
+        masters.turn(FOLLOWER, look=False)
+    assert masters.told(FOLLOWER)["problem"] == "there is no snapshot yet"
+    assert sum(engine.store.received().values()) > 300_000
+    # The question after that was lost, too.
+    masters.carry = lambda reply: reply
+    impatient(masters)
+    masters.follow()
+    assert masters.served(FOLLOWER) == masters.served(SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("tag", "data"),
+    [
+        (f"salt/minion/{SOURCE}/start", {}),
+        ("minion_start", {"id": SOURCE}),
+        ("salt/auth", {"id": SOURCE, "act": "accept"}),
+    ],
+)
+def test_a_source_whose_minion_has_started_is_asked_though_a_question_is_open(equal, tag, data):
+    equal.carry = lambda reply: None
+    ask(equal)
+    equal.engines[FOLLOWER].peer._asked -= 10
+    equal.buses[FOLLOWER].put(tag, **data)
+    for _ in range(2):
+        equal.turn(FOLLOWER, look=False)
+    assert asked(equal) == 2
+
+
+def test_a_wake_that_could_not_be_given_is_given_again(equal):
+    equal.engines[SOURCE].courier.error = "the master is busy"
+    change(equal)
+    assert equal.jobs == [(SOURCE, "wake", [SOURCE])]
+    equal.engines[SOURCE].courier.error = ""
+    equal.publish()
+    assert equal.jobs == [(SOURCE, "wake", [SOURCE])] * 2
+    equal.publish()
+    assert len(equal.jobs) == 2
