@@ -317,6 +317,8 @@ def ask(masters):
 
 def impatient(masters):
     """Have the follower's patience with its open question be over, and ask again."""
+    # First it notes that the job was given.
+    masters.turn(FOLLOWER, look=False)
     assert masters.engines[FOLLOWER].peer.open
     masters.engines[FOLLOWER].peer.until = 0.0
     for _ in range(2):
