@@ -200,6 +200,17 @@ def test_who_is_woken_while_a_question_is_open_asks_when_it_is_given_up():
     asked(peer, peers.PATIENCE)
 
 
+def test_who_is_woken_while_a_question_is_open_asks_after_its_answer():
+    peer = peers.Peer("saltm1", 0.0)
+    question = asked(peer, 0.0)
+    peer.woken(0.1)
+    peer.answered(question, 0.15)
+    assert peer.next() == peers.SHORTEST
+    question = asked(peer, peers.SHORTEST)
+    peer.answered(question, 0.5)
+    assert peer.next() == peers.SHORTEST + peers.INTERVAL
+
+
 def test_a_peer_that_is_back_is_asked_again_though_a_question_is_open():
     peer = peers.Peer("saltm1", 0.0)
     lost = asked(peer, 0.0)
