@@ -379,12 +379,13 @@ class _Engine:
         place = __utils__["multimaster_peers.place"]
         known = place(*self.book.place(peer.name))
         told = place(answer["epoch"], answer["place"])
-        # Equal ledgers are read to the end, whatever was read before.
-        start = place(told.epoch, 0) if asked.digest == answer["digest"] else place(*asked.place)
-        after = __utils__["multimaster_peers.place_after"](known, start, told, overtaken)
+        equal = asked.digest == answer["digest"]
+        after = __utils__["multimaster_peers.place_after"](
+            known, place(*asked.place), told, overtaken, equal
+        )
         if after != known:
             self.book.set_place(peer.name, *after)
-        return changed, overtaken or after == told
+        return changed, overtaken or (after.epoch == told.epoch and after.seq >= told.seq)
 
     def _verified(self, reply, peer, nonce):
         """Return the answer in a reply; ValueError unless a holder of the shared key gave it."""

@@ -149,26 +149,33 @@ class Place(NamedTuple):
     seq: int
 
 
-def place_after(known: Place, start: Place, told: Place, overtaken: bool) -> Place:
+def place_after(
+    known: Place, asked: Place, told: Place, overtaken: bool, equal: bool = False
+) -> Place:
     """
-    Return how far a peer's ledger is read after an answer, so that nothing is skipped.
+    Return how far a peer's ledger is read after an answer, so that nothing is passed over.
 
     known
         How far it was read before.
-    start, told
-        From where on the answer tells, and up to where; from the beginning on if the answer is of
-        another ledger than was asked for.
+    asked, told
+        After which place it was asked, and up to where the answer tells; from the beginning on if
+        the answer is of another ledger than was asked for.
     overtaken
         Whether a later question was answered before.
+    equal
+        Whether the asker's ledger was the same then, and so read from the beginning on.
     """
-    first = start.seq if start.epoch == told.epoch else 0
+    same = asked.epoch == told.epoch
+    first = asked.seq if same and not equal else 0
     if told.epoch != known.epoch:
         return told if first == 0 and not overtaken else known
+    if same and asked.seq > told.seq and not overtaken:
+        # A ledger that ends earlier than it did was put back from a copy.
+        return Place(known.epoch, min(known.seq, told.seq))
     if first > known.seq:
         # What is between was not taken in.
         return known
-    # A ledger that ends earlier than it did was put back from a copy.
-    return Place(known.epoch, max(known.seq, told.seq)) if overtaken else told
+    return Place(known.epoch, max(known.seq, told.seq))
 
 
 class Sent(NamedTuple):

@@ -126,7 +126,7 @@ class World:
         self.taken |= set(part)
         self.known = peers.place_after(before, question.about, place, overtaken)
         assert self.known.seq >= before.seq or self.known.epoch != before.epoch
-        if place.seq < end or self.known != place:
+        if place.seq < end or self.known.epoch != place.epoch or self.known.seq < place.seq:
             self.peer.woken(self.now)
 
     def wake(self, _: None) -> None:
@@ -285,10 +285,21 @@ P = peers.Place
         (P("a", 9), P("a", 9), P("b", 5), False, P("b", 5)),
         (P("b", 5), P("a", 0), P("a", 5), True, P("b", 5)),
         (P("a", 9), P("a", 9), P("a", 5), False, P("a", 5)),
+        (P("a", 3), P("a", 9), P("a", 5), False, P("a", 3)),
+        # Asked later and read earlier.
+        (P("a", 6), P("a", 0), P("a", 5), False, P("a", 6)),
     ],
 )
 def test_a_place_is_kept_so_that_nothing_is_passed_over(known, start, told, overtaken, after):
     assert peers.place_after(known, start, told, overtaken) == after
+
+
+def test_equal_ledgers_are_read_to_the_end_whatever_was_read_before():
+    assert peers.place_after(P("a", 2), P("a", 7), P("a", 9), False, equal=True) == P("a", 9)
+    assert peers.place_after(P("", 0), P("", 0), P("a", 9), False, equal=True) == P("a", 9)
+    assert peers.place_after(P("", 0), P("a", 7), P("a", 9), False, equal=True) == P("a", 9)
+    # Put back from a copy: what is decided next must not be passed over.
+    assert peers.place_after(P("a", 9), P("a", 9), P("a", 5), False, equal=True) == P("a", 5)
 
 
 # The courier
