@@ -12,12 +12,13 @@ import inspect
 import logging
 import os
 import random
+import re
 import secrets
 import sqlite3
 import time
+from typing import NamedTuple
 
 import salt.cache
-import salt.client
 import salt.crypt
 import salt.exceptions
 import salt.key
@@ -28,18 +29,14 @@ log = logging.getLogger(__name__)
 
 __virtualname__ = "multimaster"
 
-# Seconds between two comparisons with a peer that has nothing to say.
+# Seconds between two full looks at the keys though nothing tells that they have changed.
 INTERVAL = 60.0
 # Seconds between two looks at all keys: what no event tells, such as a file that was put there.
 LOOK = 5.0
-# Seconds that a peer has for an answer, before it is left alone for a while, and for a longer one.
-PATIENCE = 10.0
-FIRST_PAUSE = 5.0
+# Seconds until something that failed is tried again, and, about, until the first questions.
+PAUSE = 5.0
 # Seconds until a peer is asked again that has no ledger yet: its master is about to restart.
 UNREADY = 2.0
-# Seconds between two questions to one peer, whatever wakes this engine; twice as long, up to
-# FIRST_PAUSE, whenever it was woken for nothing, as by events that somebody made up.
-SHORTEST_PAUSE = 0.2
 # Seconds for which more key events are collected once there is one.
 GATHER = 0.02
 # Seconds between two times that the peers are woken.
@@ -52,6 +49,8 @@ REMEMBERED = 180
 
 # What Salt says of a minion that it lets in.
 SIGNED_IN = ("accept", "full")
+
+STARTED = re.compile(r"salt/minion/[^/]+/start")
 
 DAY = 24 * 60 * 60 * 1000
 
@@ -85,26 +84,16 @@ def _patiently(function):
             return function()
         except (OSError, ValueError, sqlite3.Error, salt.exceptions.SaltException):
             log.exception("Cannot replicate keys; trying again")
-            time.sleep(FIRST_PAUSE)
+            time.sleep(PAUSE)
 
 
-class _Peer:
-    """What is known about another master: when to ask it, and what it was asked."""
+class _Asked(NamedTuple):
+    """What a question says of the asker: how far it has read, and the digest of its ledger."""
 
-    def __init__(self, name):
-        self.name = name
-        self.due = time.monotonic() + random.uniform(0.5, 1.5) * FIRST_PAUSE
-        self.pause = FIRST_PAUSE
-        self.shortest = SHORTEST_PAUSE
-        self.silent = False
-        # Of the question that it has not answered yet.
-        self.jid = None
-        self.nonce = None
-        self.asked = 0.0
-        # Whether it has more to say than one answer holds.
-        self.reading = False
-        # Whether it is to be asked again, though the answer is not there yet.
-        self.again = False
+    place: tuple
+    digest: str
+    # Asked before the answer to the last question was taken in.
+    ahead: bool
 
 
 class _Engine:
@@ -113,7 +102,11 @@ class _Engine:
         self.bus = bus
         self.store = _KeyStore()
         book.look_at(self.store.name)
-        self.peers = {name: _Peer(name) for name in peers}
+        now = time.monotonic()
+        self.peers = {
+            name: __utils__["multimaster_peers.peer"](name, now + random.uniform(0.5, 1.5) * PAUSE)
+            for name in peers
+        }
         # The key store as it was at the last look at all of it, and when to look though nothing
         # tells that it has changed.
         self.snapshot, self.marks = {}, ()
@@ -121,7 +114,9 @@ class _Engine:
         # What is recorded and not yet applied, or not yet said to the peers.
         self.undone, self.unsaid = set(), False
         self.say_due = 0.0
-        self.client = None
+        self.courier = __utils__["multimaster_peers.courier"](__opts__, timeout=5, listen=False)
+        # The job that wakes all peers, until it is given.
+        self.saying = None
         self.problems = {}
 
     def turn(self):
@@ -130,24 +125,40 @@ class _Engine:
             self.look_due = time.monotonic() + LOOK
             # At first before any event: what is there already is nobody's news.
             self._look()
-        due = min([self.look_due, *(_next(peer) for peer in self._in_turn())])
+        self._sent()
+        due = min([self.look_due, *(peer.next() for peer in self._in_turn())])
         if self.unsaid:
             due = min(due, self.say_due)
         touched, answers = self._gather(max(0.001, due - time.monotonic()))
         self._notice(touched)
-        for peer, reply in answers:
-            self._learn(peer, reply)
+        for peer, question, reply in answers:
+            self._learn(peer, question, reply)
         if self.unsaid and time.monotonic() >= self.say_due:
-            self._wake(self.peers)
-            self.unsaid, self.say_due = False, time.monotonic() + WAKE_PAUSE
+            self.say_due = time.monotonic() + WAKE_PAUSE
+            if not self.saying:
+                self.saying, self.unsaid = self._wake(self.peers), False
         for peer in self._in_turn():
             self._attend(peer)
 
+    def _sent(self):
+        """Take note of what has become of the jobs that were to be given."""
+        for job in self.courier.sent():
+            if job.error:
+                log.error("Cannot give a job; trying again: %s", job.error)
+            for peer in self.peers.values():
+                peer.sent(job.jid, job.at)
+            if job.jid == self.saying:
+                self.saying = None
+                if job.error:
+                    self.unsaid, self.say_due = True, time.monotonic() + PAUSE
+
     def _in_turn(self):
         """Return the peers to attend to: the one that is still telling a lot, or else all."""
-        peers = list(self.peers.values())
         # What the others know besides is little, or nothing, when that is over.
-        return [peer for peer in peers if peer.reading] or peers
+        return self._reading() or list(self.peers.values())
+
+    def _reading(self):
+        return [peer for peer in self.peers.values() if peer.open and peer.open.about.ahead]
 
     def _gather(self, wait):
         """Return the ids that key events name, and the answers to our questions."""
@@ -160,38 +171,42 @@ class _Engine:
             act = _text(data, "act")
             if minion_id and (tag == "salt/key" or (tag == "salt/auth" and act in SIGNED_IN)):
                 touched.add((minion_id, act == "delete"))
-            if tag == "salt/auth" and minion_id in self.peers:
-                # Back, or there for the first time; what it did not answer, it will now.
-                self._expect(minion_id)
+            back = _back(tag, minion_id)
+            if back in self.peers:
+                # What it was not there for, it will answer now.
+                self.peers[back].returned(time.monotonic())
             if tag == "multimaster/wake":
                 self._woken(origin)
-            for peer in self.peers.values():
-                answer = peer.jid and tag == f"salt/job/{peer.jid}/ret/{peer.name}"
-                if answer and isinstance(data, dict):
-                    answers.append((peer, data.get("return")))
+            peer, question = self._asked(tag)
+            if question and isinstance(data, dict):
+                answers.append((peer, question, data.get("return")))
             if touched:
                 until = min(until, time.monotonic() + GATHER)
-            elif answers or any(peer.again for peer in self.peers.values()):
-                break
+            self._sent()
+            if answers or any(each.next() <= time.monotonic() for each in self._in_turn()):
+                until = min(until, time.monotonic() + (GATHER if touched else 0))
             wait = until - time.monotonic()
         return touched, answers
+
+    def _asked(self, tag):
+        """Return who may have answered which question with an event, or None twice."""
+        with contextlib.suppress(ValueError):
+            _, _, jid, kind, name = tag.split("/", 4)
+            if kind == "ret" and name in self.peers:
+                return self.peers[name], self.peers[name].kept.get(jid)
+        return None, None
 
     def _woken(self, origin):
         """Ask whoever has news; or, where nobody is named, look at everything again."""
         if origin in self.peers:
-            self._expect(origin)
+            self.peers[origin].woken(time.monotonic())
         elif origin == "" and time.monotonic() > self.looked_again + LOOK:
             self.looked_again = time.monotonic()
             self.look_due = self.scan_due = 0.0
             self.snapshot = {}
-            for name in self.peers:
+            for name, peer in self.peers.items():
                 self.book.set_place(name, "", 0)
-                self._expect(name)
-
-    def _expect(self, name):
-        peer = self.peers[name]
-        peer.again = True
-        peer.due = min(peer.due, time.monotonic())
+                peer.woken(time.monotonic())
 
     def _notice(self, touched):
         """Record what was decided on this master on the ids that events name."""
@@ -286,96 +301,91 @@ class _Engine:
             log.error("Conflict over the key of %s: %s", action.id, action.reason)
 
     def _attend(self, peer):
-        """Ask a peer if it is time, or give up waiting for its answer."""
-        now = time.monotonic()
-        if peer.jid and now - peer.asked > PATIENCE:
-            peer.jid, peer.reading = None, False
-            peer.due = now + peer.pause * random.uniform(0.8, 1.2)
-            peer.pause = min(peer.pause * 2, INTERVAL)
-            if not peer.silent:
+        """Ask a peer if it is time."""
+        silent = peer.silent
+        if peer.ready(time.monotonic()):
+            if peer.silent and not silent:
                 log.warning("%s does not answer; asking again now and then", peer.name)
-            peer.silent = True
-        if peer.jid or now < max(peer.due, peer.asked + peer.shortest):
-            return
-        peer.again = False
-        self._ask(peer, *self.book.place(peer.name))
+            self._ask(peer, self.book.place(peer.name))
 
-    def _ask(self, peer, epoch, place):
-        peer.nonce = secrets.token_hex(16)
-        peer.asked = time.monotonic()
-        peer.due = peer.asked + INTERVAL
-        question = [__opts__["id"], peer.nonce, epoch, place, self.book.digest]
-        peer.jid = self._publish([peer.name], "multimaster.ledger_pull", question)
+    def _ask(self, peer, place, ahead=False):
+        nonce, asked = secrets.token_hex(16), _Asked(tuple(place), self.book.digest, ahead)
+        question = [__opts__["id"], nonce, *asked.place, asked.digest]
+        jid = self.courier.give([peer.name], "multimaster.ledger_pull", question)
+        peer.ask(time.monotonic(), jid, nonce, asked)
 
     def _wake(self, names):
         if names:
-            self._publish(list(names), "multimaster.ledger_wake", [__opts__["id"]])
+            return self.courier.give(list(names), "multimaster.ledger_wake", [__opts__["id"]])
+        return None
 
-    def _publish(self, targets, function, arguments):
-        if self.client is None:
-            # Kept, for to make one takes longer than to give a job.
-            self.client = salt.client.get_local_client(mopts=__opts__)
-        try:
-            job = self.client.run_job(
-                targets, function, arguments, tgt_type="list", timeout=5, listen=False
-            )
-        except BaseException:
-            self.client.destroy()
-            self.client = None
-            raise
-        return job.get("jid")
-
-    def _learn(self, peer, reply):
-        """Take in a peer's answer, if it is one."""
+    def _learn(self, peer, question, reply):
+        """Take in a peer's answer, if it is one; however late it comes."""
         if not isinstance(reply, dict):
             # An error of Salt's, which says so: there is no such function, say.
             log.info("%s cannot answer: %s", peer.name, str(reply)[:200])
             return
         try:
-            answer = self._verified(reply, peer.name, peer.nonce)
+            answer = self._verified(reply, peer.name, question.nonce)
             ready = answer["epoch"] is not None
             decisions = __utils__["multimaster_ledger.unpack"](answer["decisions"]) if ready else []
         except ValueError as err:
             # Not the peer's, perhaps: its own answer may be on the way.
             log.error("Refused the answer of %s: %s", peer.name, err)
             return
-        now, peer.jid, peer.reading = time.monotonic(), None, False
         if peer.silent:
             log.warning("%s answers again", peer.name)
-        peer.silent, peer.pause = False, FIRST_PAUSE
+        last, overtaken = question is peer.open, peer.overtaken(question)
+        peer.answered(question, time.monotonic())
         if not ready:
-            peer.due = now + UNREADY
+            peer.later(time.monotonic() + UNREADY)
             return
-        if answer["place"] < answer["end"]:
-            if any(other.reading for other in self.peers.values()):
-                # What the other one is telling is the same, or most of it.
-                self._expect(peer.name)
-                return
+        more = last and answer["place"] < answer["end"]
+        # What another one is telling is the same, or most of it.
+        ahead = more and not self._reading()
+        if ahead:
             log.info("%s: read %d of %d decisions", peer.name, answer["place"], answer["end"])
             # The next part comes while this one is taken in.
-            self._ask(peer, answer["epoch"], answer["place"])
+            self._ask(peer, (answer["epoch"], answer["place"]), ahead)
+        elif more:
+            peer.woken(time.monotonic())
         try:
-            changed = self._take_in(peer, answer, decisions)
+            changed, told = self._take_in(peer, question.about, answer, decisions, overtaken)
         except BaseException:
-            # Or the next part would be taken for the continuation of this one.
-            peer.jid = None
+            # This part is lacking then.
+            peer.woken(time.monotonic())
             raise
-        peer.shortest = SHORTEST_PAUSE if changed else min(peer.shortest * 2, FIRST_PAUSE)
-        if peer.jid:
-            peer.reading, peer.asked = True, time.monotonic()
-        elif peer.again:
-            peer.due = now
-        elif answer["digest"] != self.book.digest:
+        if changed:
+            peer.useful()
+        if ahead:
+            # What that took is not the peer's delay.
+            peer.sent(peer.open.jid, time.monotonic())
+        if not told:
+            peer.woken(time.monotonic())
+        elif (
+            last
+            and not more
+            and peer.due > time.monotonic()
+            and answer["digest"] != self.book.digest
+        ):
             # It lacks what this master has.
             self._wake([peer.name])
 
-    def _take_in(self, peer, answer, decisions):
-        """Merge a peer's decisions and apply what is new; return the ids of that."""
+    def _take_in(self, peer, asked, answer, decisions, overtaken):
+        """Merge a peer's decisions and apply them; return the new ids, and if none is lacking."""
         good = [decision for decision in decisions if self._sound(decision, peer.name)]
         changed = self.book.learn(good, peer.name)
         self._apply(changed)
-        self.book.set_place(peer.name, answer["epoch"], answer["place"])
-        return changed
+        place = __utils__["multimaster_peers.place"]
+        known = place(*self.book.place(peer.name))
+        told = place(answer["epoch"], answer["place"])
+        equal = asked.digest == answer["digest"]
+        after = __utils__["multimaster_peers.place_after"](
+            known, place(*asked.place), told, overtaken, equal
+        )
+        if after != known:
+            self.book.set_place(peer.name, *after)
+        return changed, overtaken or (after.epoch == told.epoch and after.seq >= told.seq)
 
     def _verified(self, reply, peer, nonce):
         """Return the answer in a reply; ValueError unless a holder of the shared key gave it."""
@@ -400,6 +410,14 @@ class _Engine:
         else:
             return True
         return False
+
+
+def _back(tag, minion_id):
+    """Return the minion that an event says is there, if it says so."""
+    # Some time before it hears anything, Salt's minion signs in; when it does hear, it has started.
+    if tag in ("salt/auth", "minion_start"):
+        return minion_id
+    return tag[len("salt/minion/") : -len("/start")] if STARTED.fullmatch(tag) else None
 
 
 def _text(data, name):
@@ -553,13 +571,6 @@ class _KeyStore:
             return self.cache.fetch("master_keys", f"{stem}.pub")
         with open(os.path.join(self.pki, f"{stem}.pub")) as handle:
             return handle.read()
-
-
-def _next(peer):
-    """Return when a peer is to be attended to."""
-    if peer.jid:
-        return peer.asked + PATIENCE
-    return max(peer.due, peer.asked + peer.shortest)
 
 
 def _remove(paths):

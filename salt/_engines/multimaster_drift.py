@@ -32,6 +32,8 @@ GRACE = 15
 # Seconds until a second look that has to find the same: a change that is on its way to all masters
 # is no difference.
 CONFIRM = 5
+# Seconds that a master has for its report; twice as long after each look that lacked one, up to the
+# interval, so that a slow one takes part in the end.
 PATIENCE = 5
 # Seconds between two looks at whether it is time.
 TICK = 1
@@ -65,6 +67,7 @@ class _Watcher:
         self.path = os.path.join(__opts__["cachedir"], "multimaster", "watch.json")
         self.started = time.time()
         self.looked = float("-inf")
+        self.patience = PATIENCE
 
     def due(self):
         """Tell whether it is this master's turn: nobody who is before it in the list has looked."""
@@ -119,14 +122,17 @@ class _Watcher:
         look = __utils__["multimaster_gather.look"](
             __opts__,
             {name: __utils__[name] for name in TOOLS},
-            PATIENCE,
+            self.patience,
             detail=True,
             watch={"by": __opts__["id"], "at": time.time(), "known": known},
         )
         found = __utils__["multimaster_drift.differences"](
             {name: report for name, report in look.reports.items() if report}, self.clocks
         )
-        return found, all(look.reports.values())
+        complete = all(look.reports.values())
+        longer = min(self.patience * 2, max(PATIENCE, self.interval))
+        self.patience = PATIENCE if complete else longer
+        return found, complete
 
     def _known(self):
         """Return the names of the differences that were told last, by whichever master."""

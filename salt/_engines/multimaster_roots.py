@@ -14,9 +14,9 @@ import os
 import re
 import secrets
 import time
+from typing import NamedTuple
 
 import salt.cache
-import salt.client
 import salt.exceptions
 import salt.utils.event
 
@@ -28,16 +28,9 @@ __virtualname__ = "multimaster_roots"
 LOOK = 5.0
 # Seconds that live directories have to stay as they are before they are taken.
 SETTLED = 1.0
-# Seconds between two questions of a follower that nobody wakes; and while it has no snapshot, a
-# damaged one, or a part of the next.
-INTERVAL = 60.0
+# Seconds until something that failed is tried again, and until the next question while there is no
+# snapshot, a damaged one, or a part of the next.
 UNREADY = 2.0
-# Seconds that the source has for an answer, before it is left alone for a while, and for a longer
-# one; and while there is nothing to serve.
-PATIENCE = 10.0
-IMPATIENCE = 5.0
-# Seconds between two questions, whatever wakes this engine.
-SHORTEST_PAUSE = 0.2
 # Contents that one question may ask for.
 WANTED = 1000
 # How many times as long as a look took it is until the next one; and at most, in seconds.
@@ -84,7 +77,10 @@ class _Engine:
         self.store, self.bus, self.declared = store, bus, declared
         store.prepare()
         self.pins = __utils__["multimaster_roots.pins"](store.directory)
-        self.client = None
+        # The returns do not go into the job cache.
+        self.courier = __utils__["multimaster_peers.courier"](
+            __opts__, timeout=5, listen=False, nocache=True
+        )
         self.look_due = 0.0
         # Whether somebody has edited what is served.
         self.damaged = False
@@ -107,11 +103,13 @@ class _Engine:
             if self.look_due == later:
                 spent = time.monotonic() - now
                 self.look_due = now + min(max(LOOK, SHARE * spent), LONGEST)
+        self._sent()
         self.attend()
         while event := self.bus.get_event(
             wait=max(0.001, self.due() - time.monotonic()), full=True
         ):
             self.heard(event["tag"], event["data"])
+            self._sent()
             if self.due() <= time.monotonic():
                 break
 
@@ -207,26 +205,19 @@ class _Engine:
     def _tell(self):
         self.store.write_status(self.told)
 
-    def publish(self, targets, function, arguments):
-        """Give a job, and return its id; its return does not go into the job cache."""
-        if self.client is None:
-            # Kept, for to make one takes longer than to give a job.
-            self.client = salt.client.get_local_client(mopts=__opts__)
-        try:
-            job = self.client.run_job(
-                targets,
-                f"multimaster_roots.{function}",
-                arguments,
-                tgt_type="list",
-                timeout=5,
-                listen=False,
-                nocache=True,
-            )
-        except BaseException:
-            self.client.destroy()
-            self.client = None
-            raise
-        return job.get("jid")
+    def _sent(self):
+        """Take note of what has become of the jobs that were to be given."""
+        for job in self.courier.sent():
+            if job.error:
+                log.error("Cannot give a job; trying again: %s", job.error)
+            self.given(job)
+
+    def given(self, job):
+        """A job was given, or could not be."""
+
+    def give(self, targets, function, arguments):
+        """Have a job given, and return its id."""
+        return self.courier.give(targets, f"multimaster_roots.{function}", arguments)
 
 
 class _Source(_Engine):
@@ -303,6 +294,9 @@ class _Source(_Engine):
             self._wake()
             self.unsaid = False
 
+    def given(self, job):
+        self.unsaid = self.unsaid or bool(job.error)
+
     def woken(self, what, data):
         if what == "publish":
             self.forced = self.forced or data.get("force") is True
@@ -332,7 +326,14 @@ class _Source(_Engine):
     def _wake(self):
         others = [m["id"] for m in __opts__["multimaster"]["masters"] if m["id"] != __opts__["id"]]
         if others:
-            self.publish(others, "wake", [__opts__["id"]])
+            self.give(others, "wake", [__opts__["id"]])
+
+
+class _Asked(NamedTuple):
+    """What a question is about: of a look what is here, of pieces what they are for."""
+
+    what: str
+    digest: str
 
 
 class _Follower(_Engine):
@@ -342,95 +343,90 @@ class _Follower(_Engine):
 
     def __init__(self, store, bus, declared):
         super().__init__(store, bus, declared)
-        self.ask_due = 0.0
-        # Until the next question, after one without an answer.
-        self.pause = UNREADY
-        # Of the question that is not answered yet.
-        self.jid = self.nonce = self.what = self.error = None
-        self.asked = 0.0
+        self.peer = __utils__["multimaster_peers.peer"](declared["source"], time.monotonic())
+        # Why there is no answer to the last question, if that is known.
+        self.error = None
         # What is being fetched: the digest of its manifest, that itself once it is here, and the
         # contents that are lacking.
         self.wanted = None
         self.manifest, self.lacking = None, {}
-        self.again = False
 
     def look(self):
         super().look()
         if self.damaged and not self.wanted:
             # Perhaps everything is here, under another name.
             self._want(self.store.manifest(self.store.current()))
+            if self.wanted:
+                self._go_on()
 
     def due(self):
-        asking = self.asked + self._patience() if self.jid else self._ask_at()
-        return min(self.look_due, asking)
-
-    def _ask_at(self):
-        return max(self.ask_due, self.asked + SHORTEST_PAUSE)
-
-    def _patience(self):
-        return PATIENCE if self.store.current() else IMPATIENCE
+        return min(self.look_due, self.peer.next())
 
     def attend(self):
-        now = time.monotonic()
-        if self.jid and now - self.asked > self._patience():
-            self.jid = None
-            self._pause()
-            # One answer may be lost where nothing else is wrong.
-            self.ask_due = min(self.ask_due, now + self.pause)
-            self.pause = min(self.pause * 2, INTERVAL)
-            self.trouble(self.error or f"the source {self.declared['source']} does not answer")
-        if not self.jid and now >= self._ask_at():
+        if self.peer.ready(time.monotonic()):
+            if self.peer.silent:
+                self.trouble(self.error or f"the source {self.peer.name} does not answer")
             self._ask()
 
-    def woken(self, what, data):
-        if what == "wake" and data.get("origin") == self.declared["source"]:
-            self._expect()
+    def given(self, job):
+        self.peer.sent(job.jid, job.at)
 
-    def _expect(self):
-        """The source has something new, or is there again."""
-        if self.jid:
-            self.again = True
-        else:
-            self.ask_due = 0.0
+    def woken(self, what, data):
+        if what == "wake" and data.get("origin") == self.peer.name:
+            self.peer.woken(time.monotonic())
 
     def heard(self, tag, data):
-        source = self.declared["source"]
-        if self.jid and tag == f"salt/job/{self.jid}/ret/{source}":
-            self._learn(data.get("return") if isinstance(data, dict) else None)
-            return
-        if tag == "salt/auth" and isinstance(data, dict) and data.get("id") == source:
-            if data.get("act") in SIGNED_IN and self.told.get("problem"):
-                # What it did not answer, it will now.
-                self.ask_due = 0.0
-            return
-        super().heard(tag, data)
+        parts = tag.split("/", 4)
+        question = self.peer.kept.get(parts[2]) if parts[3:] == ["ret", self.peer.name] else None
+        if question:
+            self._learn(question, data.get("return") if isinstance(data, dict) else None)
+        elif self._back(tag, data) and (self.told.get("problem") or self.peer.open):
+            # What it was not there for, it will answer now.
+            self.peer.returned(time.monotonic())
+        else:
+            super().heard(tag, data)
+
+    def _back(self, tag, data):
+        """Tell whether an event says that the source's minion is there, or is there again."""
+        # Some time before it hears anything, it signs in; when it does hear, it has started.
+        if tag == f"salt/minion/{self.peer.name}/start":
+            return True
+        named = isinstance(data, dict) and data.get("id") == self.peer.name
+        return named and (
+            tag == "minion_start" or (tag == "salt/auth" and data.get("act") in SIGNED_IN)
+        )
 
     def _pause(self):
-        whole = self.store.current() and not self.damaged and not self.wanted
-        self.ask_due = time.monotonic() + (INTERVAL if whole else UNREADY)
+        if not self.store.current() or self.damaged or self.wanted:
+            self.peer.later(time.monotonic() + UNREADY)
+
+    def _go_on(self):
+        """Ask for what is lacking, at once."""
+        self.peer.woken(time.monotonic())
+        self.peer.useful()
 
     def _ask(self):
         """Ask for what is lacking, or else whether there is anything new."""
         if self.wanted:
             wanted = self._next()
             question = {"what": "pieces", "digest": self.wanted, "wanted": wanted}
+            asked = _Asked("pieces", self.wanted)
         else:
             name = self.store.current()
             have = self.store.manifest(name).digest if name else ""
             question = {"what": "look", "have": have}
-        self.nonce, self.what, self.error = secrets.token_hex(16), question["what"], None
-        self.asked = time.monotonic()
-        source = self.declared["source"]
+            asked = _Asked("look", have)
+        nonce, self.error = secrets.token_hex(16), None
         sealed = __utils__["multimaster_seal.seal"](
             __utils__["multimaster_seal.pack"](question, ()),
             self._master_key(),
-            self.nonce,
+            nonce,
             "question",
             __opts__["id"],
-            source,
+            self.peer.name,
         )
-        self.jid = self.publish([source], "pull", [__opts__["id"], self.nonce, sealed])
-        self._pause()
+        jid = self.give([self.peer.name], "pull", [__opts__["id"], nonce, sealed])
+        self.peer.ask(time.monotonic(), jid, nonce, asked)
 
     def _next(self):
         """Return which contents to ask for, each with how much of it is here."""
@@ -438,9 +434,9 @@ class _Follower(_Engine):
         names = list(self.lacking)[:WANTED] if self.manifest else [self.wanted]
         return [[name, received.get(name, 0)] for name in names]
 
-    def _learn(self, reply):
-        """Take in the source's answer, if it is one."""
-        source = self.declared["source"]
+    def _learn(self, question, reply):
+        """Take in the source's answer, if it is one; however late it comes."""
+        source = self.peer.name
         if not isinstance(reply, str) or " " in reply:
             # An error of Salt's, which says so; it may not be the source's own.
             self.error = f"{source} cannot answer: {str(reply)[:200]}"
@@ -448,36 +444,41 @@ class _Follower(_Engine):
         try:
             head, pieces = __utils__["multimaster_seal.unpack"](
                 __utils__["multimaster_seal.open_sealed"](
-                    reply, self._master_key(), self.nonce, "answer", source, __opts__["id"]
+                    reply, self._master_key(), question.nonce, "answer", source, __opts__["id"]
                 )
             )
         except ValueError as err:
             # Not the source's, perhaps: its own answer may be on the way.
             log.error("Refused the answer of %s: %s", source, err)
             return
-        self.jid, self.pause = None, UNREADY
+        last, overtaken = question is self.peer.open, self.peer.overtaken(question)
+        self.peer.answered(question, time.monotonic())
         try:
-            if self.what == "look":
-                self._looked(head)
-            self._take(head, pieces)
+            if question.about.what == "look" and not overtaken:
+                # What it had before a later look is not new.
+                self._looked(question.about, head)
+            self._take(question.about, last, head, pieces)
         except (KeyError, TypeError, ValueError) as err:
             self._forget()
             self._pause()
             self.trouble(f"the answer of {source}: {err}")
 
-    def _looked(self, head):
+    def _looked(self, asked, head):
         """Take note of what the source has."""
         digest = head["digest"]
         name = self.store.current()
         own = self.store.manifest(name) if name else None
         self._forget()
         if digest is None:
-            self.ask_due = time.monotonic() + UNREADY
-            self.trouble(f"the source {self.declared['source']} has no snapshot yet")
+            self.peer.later(time.monotonic() + UNREADY)
+            self.trouble(f"the source {self.peer.name} has no snapshot yet")
         elif own and own.digest == digest and not self.damaged:
             self.fine()
         elif own and own.digest == digest:
             self._want(own)
+        elif asked.digest != (own.digest if own else ""):
+            # That is a change of what was here when it was asked.
+            self._go_on()
         elif "delta" in head:
             manifest = __utils__["multimaster_roots.apply"](head["delta"], own)
             if manifest.digest != digest:
@@ -486,38 +487,46 @@ class _Follower(_Engine):
         else:
             self.wanted, self.lacking = digest, {digest: head["size"]}
 
-    def _take(self, head, pieces):
+    def _take(self, asked, last, head, pieces):
         """Take in pieces; when all is here, serve it."""
         if head.get("gone"):
-            # The source has gone on meanwhile.
-            self._forget()
-            self.ask_due = 0.0
+            if asked.digest == self.wanted:
+                # The source has gone on meanwhile.
+                self._forget()
+                self.peer.woken(time.monotonic())
             return
-        for piece in pieces:
-            size = self.lacking.get(piece.sha256)
-            if size is not None and self.store.receive(
-                piece.sha256, size, piece.offset, piece.data
-            ):
-                del self.lacking[piece.sha256]
+        taken, received = False, self.store.received() if pieces else {}
+        for sha256, offset, data in pieces:
+            size, here = self.lacking.get(sha256), received.get(sha256, 0)
+            if size is None or here not in (offset, size):
+                # It came before, with the answer to another question.
+                continue
+            if self.store.receive(sha256, size, offset, data):
+                del self.lacking[sha256]
+            taken, received[sha256] = True, offset + len(data)
         if self.wanted and not self.lacking and not self.manifest:
             with open(os.path.join(self.store.objects, self.wanted), encoding="ascii") as handle:
                 self._want(__utils__["multimaster_roots.parse"](handle.read()))
+            if self.wanted:
+                self._go_on()
         elif self.manifest and not self.lacking:
             self._serve()
-        elif self.lacking and (pieces or self.what == "look"):
-            self.ask_due = 0.0
-        elif self.lacking:
+        elif not self.lacking or not last:
+            # Nothing is wanted, or the answer to a later question will show what is lacking then.
+            return
+        elif taken or asked.what == "look":
+            self._go_on()
+        elif pieces:
+            # They had come before; what is lacking now is another question.
+            self.peer.woken(time.monotonic())
+        elif asked.digest == self.wanted:
             raise ValueError(f"{len(self.lacking)} contents are damaged there, too")
-        if self.again:
-            self.again, self.ask_due = False, 0.0
 
     def _want(self, manifest):
         self.wanted, self.manifest = manifest.digest, manifest
         self.lacking = self.store.missing(manifest)
         if not self.lacking:
             self._serve()
-        else:
-            self.ask_due = 0.0
 
     def _serve(self):
         manifest = self.manifest

@@ -47,6 +47,25 @@ class Bus:
         return self.events.pop(0) if self.events else None
 
 
+class Courier:
+    """Carries jobs at once, into a list that a test looks at, or fails to."""
+
+    def __init__(self, asked):
+        self.asked, self.error, self.jobs = asked, "", []
+
+    def give(self, targets, function, arguments):
+        import multimaster_peers
+
+        self.asked.append((targets, function.partition(".")[2], arguments))
+        jid = f"jid{len(self.asked)}"
+        self.jobs.append(multimaster_peers.Sent(jid, time.monotonic(), self.error))
+        return jid
+
+    def sent(self):
+        done, self.jobs = self.jobs, []
+        return done
+
+
 class Master:
     """A master that has the shared pair, its key store and its engine; and its peers."""
 
@@ -56,7 +75,7 @@ class Master:
         self.host, self.loader, self.shared = host, loader, shared
         self.settings = loader["multimaster.start"].func.__globals__
         self.bus = Bus()
-        self.asked = []
+        self.asked, self.asked_at = [], {}
         host.write(f"etc/salt/pki/master/{ME}.pub", shared.pub)
         for directory in ("minions", "minions_pre", "minions_rejected", "minions_denied"):
             (host.pki / directory).mkdir()
@@ -71,31 +90,32 @@ class Master:
 
         self.book = multimaster_ledger.Ledger(str(self.path))
         self.engine = self.loader.run(self.settings["_Engine"], self.book, self.bus, list(PEERS))
-        self.engine._publish = self._publish
-
-    def _publish(self, targets, function, arguments):
         # There are no other masters here, and no running one that would carry a question.
-        self.asked.append((targets, function.partition(".")[2], arguments))
-        return f"jid{len(self.asked)}"
+        self.engine.courier = self.courier = Courier(self.asked)
 
     def turn(self):
         """One turn of the engine, with all that is due."""
         for peer in self.engine.peers.values():
             # Not asked by the clock, but when a test has a peer wake this master.
-            peer.due = max(peer.due, time.monotonic() + 1000) if not peer.again else 0.0
+            peer.due = 0.0 if peer._called else max(peer.due, time.monotonic() + 1000)
         self.engine.say_due = 0.0
         self.loader.run(self.engine.turn)
 
     def pull(self, peer, **lie):
         """Let a peer wake this master, and answer its question; the answer may be a lie."""
         self.bus.put("multimaster/wake", origin=peer)
-        self.engine.peers[peer].asked = 0.0
+        self.engine.peers[peer]._asked = 0.0
         self.turn()
         ((name,), function, arguments) = self.asked[-1]
         assert (name, function) == (peer, "ledger_pull")
         reply = self.answer(peer, *arguments, **lie)
-        self.bus.put(f"salt/job/{self.engine.peers[peer].jid}/ret/{peer}", **{"return": reply})
+        self.reply(peer, reply)
         self.turn()
+
+    def reply(self, peer, reply):
+        """Put a peer's answer to its open question on the bus."""
+        jid = self.engine.peers[peer].open.jid
+        self.bus.put(f"salt/job/{jid}/ret/{peer}", **{"return": reply})
 
     def answer(
         self, origin, asker, nonce, epoch, place, digest, /, *, limit=1000, pem=None, **changed
@@ -235,20 +255,18 @@ def test_many_decisions_wake_the_peers_now_and_then_and_after_the_last(master, m
     assert len(master.asked) == 2
 
 
-def test_a_decision_that_could_not_be_said_is_said_later(master, minion_keys):
+def test_a_decision_that_could_not_be_said_is_said_later(master, minion_keys, caplog):
     master.turn()
     master.put("web1", "accepted", minion_keys["web1"].pub)
     master.bus.put("salt/key", id="web1", act="accepted", result=True)
-    publish = master.engine._publish
-
-    def busy(*args):
-        raise OSError("the master is busy")
-
-    master.engine._publish = busy
-    with pytest.raises(OSError, match="busy"):
-        master.turn()
-    master.engine._publish = publish
+    master.courier.error = "the master is busy"
+    master.turn()
+    master.courier.error = ""
     master.asked.clear()
+    master.turn()
+    assert "the master is busy" in caplog.text
+    # Not again and again: when it is due.
+    assert master.asked == []
     master.turn()
     assert [function for _, function, _ in master.asked] == ["ledger_wake"]
 
@@ -520,10 +538,8 @@ def test_an_answer_is_refused_that_is(master, decide, other, lie, monkeypatch, c
     assert master.verdicts("web1") == []
     assert ("Refused the answer of saltm1: " in caplog.text) == (lie != "an error message")
     # The peer's own answer still counts when it comes.
-    peer = master.engine.peers["saltm1"]
     question = next(a for t, f, a in master.asked if (t, f) == (["saltm1"], "ledger_pull"))
-    reply = honest("saltm1", *question)
-    master.bus.put(f"salt/job/{peer.jid}/ret/saltm1", **{"return": reply})
+    master.reply("saltm1", honest("saltm1", *question))
     master.turn()
     assert master.has("web1") == "accepted"
 
@@ -531,7 +547,7 @@ def test_an_answer_is_refused_that_is(master, decide, other, lie, monkeypatch, c
 def test_an_answer_that_is_no_mapping_does_not_end_the_engine(master, decide):
     master.bus.put("multimaster/wake", origin="saltm1")
     master.turn()
-    tag = f"salt/job/{master.engine.peers['saltm1'].jid}/ret/saltm1"
+    tag = f"salt/job/{master.engine.peers['saltm1'].open.jid}/ret/saltm1"
     for data in (None, "text", ["list"]):
         master.bus.events.append({"tag": tag, "data": data})
     master.turn()
@@ -552,7 +568,7 @@ def test_a_ledger_that_cannot_be_opened_is_tried_again_with_a_pause(
 
     monkeypatch.setattr(master.settings["time"], "sleep", pauses.append)
     assert master.settings["_patiently"](opener) == "open"
-    assert pauses == [master.settings["FIRST_PAUSE"]] * 3
+    assert pauses == [master.settings["PAUSE"]] * 3
     assert obstacle in caplog.text
 
 
@@ -612,7 +628,7 @@ def test_a_long_ledger_is_read_in_pieces_at_once(master, decide):
     assert master.asked[-1][2][2:4] == [master.books["saltm1"].epoch, 2]
     # Nobody else meanwhile.
     master.bus.put("multimaster/wake", origin="saltm3")
-    master.engine.peers["saltm3"].asked = 0.0
+    master.engine.peers["saltm3"]._asked = 0.0
     master.turn()
     assert master.asked[-1][0] == ["saltm1"]
     reply_to_the_last(master, "saltm1")
@@ -632,13 +648,12 @@ def test_of_two_peers_that_have_a_lot_to_say_one_is_heard_first(master, decide):
     questions = [(names[0], question) for names, f, question in master.asked if f == PULL]
     assert [peer for peer, _ in questions] == list(PEERS)
     for peer, question in questions:
-        reply = master.answer(peer, *question, limit=2)
-        master.bus.put(f"salt/job/{master.engine.peers[peer].jid}/ret/{peer}", **{"return": reply})
+        master.reply(peer, master.answer(peer, *question, limit=2))
         master.loader.run(master.engine.turn)
     assert [names[0] for names, f, _ in master.asked if f == PULL] == [*PEERS, "saltm1"]
     reply_to_the_last(master, "saltm1")
     assert master.host.accepted() == {f"web{number}" for number in range(5)}
-    master.engine.peers["saltm3"].asked = 0.0
+    master.engine.peers["saltm3"]._asked = 0.0
     master.turn()
     assert master.asked[-1][0] == ["saltm3"]
 
@@ -678,8 +693,7 @@ def test_what_somebody_made_of_a_key_while_it_was_accepted_is_a_decision(
 def reply_to_the_last(master, peer):
     """Answer the last question that a peer was asked."""
     question = next(a for t, f, a in reversed(master.asked) if (t, f) == ([peer], "ledger_pull"))
-    jid = master.engine.peers[peer].jid
-    master.bus.put(f"salt/job/{jid}/ret/{peer}", **{"return": master.answer(peer, *question)})
+    master.reply(peer, master.answer(peer, *question))
     master.turn()
 
 
@@ -700,8 +714,9 @@ def test_a_peer_that_has_no_ledger_yet_is_asked_again_soon(master, decide):
     master.pull("saltm1", epoch=None)
     assert master.host.accepted() == set()
     peer = master.engine.peers["saltm1"]
-    assert peer.jid is None
+    assert peer.open is None
     assert not peer.silent
+    assert peer.due - time.monotonic() < 3
     master.pull("saltm1")
     assert master.host.accepted() == {"web1"}
 
@@ -728,8 +743,10 @@ def test_a_silent_peer_is_asked_less_and_less_and_complained_of_once(master, mon
             asked.append(now[0])
         now[0] += 0.5
     pauses = [later - sooner for sooner, later in itertools.pairwise(asked)]
-    assert 10 <= pauses[0] <= 20
-    assert 40 <= pauses[-1] <= 90
+    # The clock of this test goes on by half a second.
+    assert pauses[:5] == pytest.approx([5, 10, 20, 40, 80], abs=1)
+    assert pauses[5:] == pytest.approx([120] * len(pauses[5:]), abs=1)
+    assert len(pauses) > 8
     assert caplog.text.count("saltm1 does not answer") == 1
 
 
@@ -740,10 +757,10 @@ def test_one_who_keeps_waking_this_master_for_nothing_is_heeded_less(master, mon
         master.bus.put("multimaster/wake", origin="saltm1")
         master.loader.run(master.engine.turn)
         peer = master.engine.peers["saltm1"]
-        if peer.jid:
+        if peer.open:
             reply = master.answer("saltm1", *master.asked[-1][2])
             if master.asked[-1][1] == "ledger_pull" and master.asked[-1][0] == ["saltm1"]:
-                master.bus.put(f"salt/job/{peer.jid}/ret/saltm1", **{"return": reply})
+                master.reply("saltm1", reply)
         now[0] += 0.1
     questions = [a for a in master.asked if a[0] == ["saltm1"] and a[1] == "ledger_pull"]
     assert len(questions) < 10
@@ -751,7 +768,7 @@ def test_one_who_keeps_waking_this_master_for_nothing_is_heeded_less(master, mon
 
 def test_a_peer_whose_minion_signs_in_is_asked(master):
     master.turn()
-    master.engine.peers["saltm3"].asked = 0.0
+    master.engine.peers["saltm3"]._asked = 0.0
     master.bus.put("salt/auth", id="saltm3", act="accept")
     master.turn()
     assert master.asked[-1][:2] == (["saltm3"], "ledger_pull")
@@ -768,3 +785,137 @@ def test_somebody_may_ask_to_look_at_everything_again(master, minion_keys):
     master.turn()
     assert os.path.exists(path)
     assert master.verdicts("web1") == ["accepted"]
+
+
+# Late answers, and questions that were lost
+
+
+@pytest.fixture
+def clock(master, monkeypatch):
+    """A clock that goes on only when a test says so; saltm1 is the only peer."""
+    now = [1000.0]
+    monkeypatch.setattr(master.settings["time"], "monotonic", lambda: now[0])
+    master.engine.peers = {"saltm1": master.engine.peers["saltm1"]}
+    master.engine.peers["saltm1"].due = 0.0
+    return now
+
+
+def run(master, now, seconds=0.0):
+    """Let time go by, in which whatever is due is done; a turn takes no time."""
+    over = now[0] + seconds
+    while True:
+        for _ in range(3):
+            master.loader.run(master.engine.turn)
+        if now[0] >= over:
+            return
+        now[0] = min(over, now[0] + 0.5)
+
+
+def questions(master):
+    """Return the questions that saltm1 was asked: the job, and the arguments."""
+    return [
+        (f"jid{number}", arguments)
+        for number, (targets, function, arguments) in enumerate(master.asked, 1)
+        if (targets, function) == (["saltm1"], PULL)
+    ]
+
+
+def test_a_late_answer_counts_and_what_comes_then_puts_nothing_back(master, decide, clock):
+    for number in range(4):
+        decide(master, "saltm1", "accepted", name=f"web{number}")
+    run(master, clock, 20)
+    (first, one), (second, two), (third, three) = questions(master)
+    late = master.answer("saltm1", *one, limit=2)
+    master.bus.put(f"salt/job/{first}/ret/saltm1", **{"return": late})
+    run(master, clock)
+    assert master.host.accepted() == {"web0", "web1"}
+    assert master.book.place("saltm1") == (master.books["saltm1"].epoch, 2)
+    # The last question is still open.
+    reply = master.answer("saltm1", *three)
+    master.bus.put(f"salt/job/{third}/ret/saltm1", **{"return": reply})
+    run(master, clock)
+    assert master.host.accepted() == {f"web{number}" for number in range(4)}
+    end = master.book.place("saltm1")
+    assert end == (master.books["saltm1"].epoch, 4)
+    digest, asked = master.book.digest, len(master.asked)
+    late = master.answer("saltm1", *two, limit=1)
+    for _ in range(2):
+        master.bus.put(f"salt/job/{second}/ret/saltm1", **{"return": late})
+        run(master, clock)
+    assert (master.book.place("saltm1"), master.book.digest) == (end, digest)
+    assert len(master.asked) == asked
+
+
+def test_an_answer_that_takes_half_a_minute_is_read_to_the_end(master, decide, clock, caplog):
+    for number in range(6):
+        decide(master, "saltm1", "accepted", name=f"web{number}")
+    replied = set()
+    for _ in range(400):
+        for jid, question in questions(master):
+            asked = master.asked_at.setdefault(jid, clock[0])
+            if jid not in replied and clock[0] >= asked + 30:
+                replied.add(jid)
+                reply = master.answer("saltm1", *question, limit=2)
+                master.bus.put(f"salt/job/{jid}/ret/saltm1", **{"return": reply})
+        run(master, clock, 0.5)
+    assert master.host.accepted() == {f"web{number}" for number in range(6)}
+    # While its answers were still expected sooner.
+    assert len(questions(master)) < 10
+    assert caplog.text.count("saltm1 does not answer") <= 1
+
+
+def test_an_answer_that_comes_before_the_job_is_said_to_be_given_counts(master, decide, clock):
+    decide(master, "saltm1", "accepted")
+    give, master.courier.sent = master.courier.sent, list
+    run(master, clock)
+    ((jid, question),) = questions(master)
+    reply = master.answer("saltm1", *question)
+    master.bus.put(f"salt/job/{jid}/ret/saltm1", **{"return": reply})
+    run(master, clock)
+    assert master.has("web1") == "accepted"
+    master.courier.sent = give
+    run(master, clock, 30)
+    assert len(questions(master)) == 1
+
+
+def test_a_wake_while_a_question_is_lost_is_heeded_as_soon_as_that_is_given_up(master, clock):
+    run(master, clock, 1)
+    master.bus.put("multimaster/wake", origin="saltm1")
+    run(master, clock, 3.5)
+    assert len(questions(master)) == 1
+    run(master, clock, 1)
+    assert len(questions(master)) == 2
+
+
+@pytest.mark.parametrize(
+    ("tag", "data"),
+    [
+        ("salt/minion/saltm1/start", {}),
+        ("minion_start", {"id": "saltm1"}),
+        ("salt/auth", {"id": "saltm1", "act": "accept"}),
+    ],
+)
+def test_a_peer_whose_minion_has_started_is_asked_though_a_question_is_open(
+    master, clock, tag, data
+):
+    run(master, clock, 1)
+    assert len(questions(master)) == 1
+    master.bus.put(tag, **data)
+    run(master, clock)
+    assert len(questions(master)) == 2
+
+
+@pytest.mark.parametrize(
+    ("tag", "data"),
+    [
+        ("salt/minion/saltm9/start", {"id": "saltm9"}),
+        ("salt/minion/saltm1/started", {"id": "saltm1"}),
+        ("salt/minion//start", {}),
+        ("minion_start", {"id": ["saltm1"]}),
+    ],
+)
+def test_somebody_else_who_has_started_is_nobody_to_ask(master, clock, tag, data):
+    run(master, clock, 1)
+    master.bus.put(tag, **data)
+    run(master, clock, 1)
+    assert len(questions(master)) == 1

@@ -54,6 +54,24 @@ def loaders(loaded_host, tmp_path_factory):
     return made
 
 
+class Courier:
+    """Carries jobs at once, or fails to."""
+
+    def __init__(self, carry):
+        self.carry, self.error, self.jobs = carry, "", []
+
+    def give(self, targets, function, arguments):
+        import multimaster_peers
+
+        jid = self.carry(targets, function.partition(".")[2], arguments, self.error)
+        self.jobs.append(multimaster_peers.Sent(jid, time.monotonic(), self.error))
+        return jid
+
+    def sent(self):
+        done, self.jobs = self.jobs, []
+        return done
+
+
 class Masters:
     """Two masters that share a key pair; their jobs are carried without Salt's daemons."""
 
@@ -77,7 +95,9 @@ class Masters:
         settings = {"root_dir": str(host.root), "id": SOURCE}
         declared = {"masters": [], "roots": {"replicate": self.declared}}
         host.write("etc/salt/master", {**settings, "multimaster": declared})
-        self.buses, self.engines, self.jobs = {}, {}, []
+        self.buses, self.engines, self.jobs, self.number = {}, {}, [], 0
+        # The job and the answer of the last question.
+        self.last = None
         # What becomes of the source's answer on its way; None if it does not come.
         self.carry = lambda reply: reply
         for name in (SOURCE, FOLLOWER):
@@ -92,7 +112,7 @@ class Masters:
         self.buses[name] = Bus()
         store = multimaster_roots.Store(directory)
         engine = self.run(name, self.settings[kind], store, self.buses[name], self.declared)
-        engine.publish = lambda *job: self._publish(name, *job)
+        engine.courier = Courier(lambda *job: self._publish(name, *job))
         self.engines[name] = engine
 
     def run(self, name, function, *arguments):
@@ -101,19 +121,27 @@ class Masters:
         self.settings["__opts__"] = self.opts[name]
         return self.loaders[name].run(function, *arguments)
 
-    def _publish(self, name, targets, function, arguments):
+    def _publish(self, name, targets, function, arguments, error):
         self.jobs.append((name, function, arguments))
-        jid = f"2024{len(self.jobs):016d}"
+        self.number += 1
+        jid = f"2024{self.number:016d}"
+        if error:
+            return jid
         if function == "pull":
             assert targets == [SOURCE]
-            reply = self.carry(self.host.modules["multimaster_roots.pull"](*arguments))
+            self.last = (jid, self.host.modules["multimaster_roots.pull"](*arguments))
+            reply = self.carry(self.last[1])
             if reply is not None:
-                tag = f"salt/job/{jid}/ret/{SOURCE}"
-                self.buses[name].put(tag, **{"return": reply, "fun": "multimaster_roots.pull"})
+                self.reply(name, jid, reply)
         elif function == "wake":
             for target in targets:
                 self.buses[target].put("multimaster/roots/wake", origin=arguments[0])
         return jid
+
+    def reply(self, name, jid, reply):
+        """Bring an answer of the source's to a master, however late."""
+        tag = f"salt/job/{jid}/ret/{SOURCE}"
+        self.buses[name].put(tag, **{"return": reply, "fun": "multimaster_roots.pull"})
 
     def turn(self, name, look=True):
         """One turn of an engine, with all that is due by the clock."""
@@ -123,8 +151,8 @@ class Masters:
         if name == SOURCE:
             # A test does not wait for directories to settle.
             engine.seen_at -= 10
-        elif engine.jid is None and engine.ask_due < time.monotonic() + 1:
-            engine.asked -= 10
+        elif engine.peer.open is None and engine.peer.due < time.monotonic() + 1:
+            engine.peer._asked -= 10
         self.run(name, engine.turn)
 
     def publish(self):
@@ -136,8 +164,8 @@ class Masters:
         engine = self.engines[FOLLOWER]
         for number in range(turns):
             self.turn(FOLLOWER, look=number == 0)
-            under_way = engine.jid or engine.wanted or self.buses[FOLLOWER].events
-            if not under_way and engine.ask_due > time.monotonic() + 1:
+            under_way = engine.peer.open or engine.wanted or self.buses[FOLLOWER].events
+            if not under_way and engine.peer.due > time.monotonic() + 1:
                 return number + 1
         return turns
 
@@ -277,43 +305,55 @@ def test_a_source_that_has_nothing_yet_is_asked_again_soon(masters):
     masters.follow()
     assert masters.served(FOLLOWER) is None
     assert "has no snapshot yet" in masters.told(FOLLOWER)["problem"]
-    assert masters.engines[FOLLOWER].ask_due - time.monotonic() < 3
+    assert masters.engines[FOLLOWER].peer.due - time.monotonic() < 3
+
+
+def ask(masters):
+    """Have the follower ask, and note that its question is under way."""
+    masters.engines[FOLLOWER].peer.due = 0.0
+    for _ in range(2):
+        masters.turn(FOLLOWER, look=False)
+
+
+def impatient(masters):
+    """Have the follower's patience with its open question be over, and ask again."""
+    # First it notes that the job was given.
+    masters.turn(FOLLOWER, look=False)
+    assert masters.engines[FOLLOWER].peer.open
+    masters.engines[FOLLOWER].peer.until = 0.0
+    for _ in range(2):
+        masters.turn(FOLLOWER, look=False)
 
 
 def test_after_one_answer_that_was_lost_the_next_question_comes_soon(equal):
-    engine, pauses = equal.engines[FOLLOWER], []
+    peer, patience = equal.engines[FOLLOWER].peer, []
     change(equal)
     equal.carry = lambda reply: None
-    for _ in range(8):
-        engine.ask_due = 0.0
-        equal.turn(FOLLOWER)
-        engine.asked -= 100
-        equal.turn(FOLLOWER, look=False)
-        pauses.append(round(engine.ask_due - time.monotonic()))
-    assert pauses == [2, 4, 8, 16, 32, 60, 60, 60]
+    ask(equal)
+    for _ in range(7):
+        patience.append(round(peer.until - time.monotonic()))
+        impatient(equal)
+    assert patience == [5, 10, 20, 40, 80, 120, 120]
     equal.carry = lambda reply: reply
-    engine.ask_due = 0.0
+    impatient(equal)
     equal.follow()
     assert equal.served(FOLLOWER) == equal.served(SOURCE)
-    assert engine.pause == 2
+    assert peer.patience == 5
 
 
 def test_a_source_that_does_not_answer_is_named_once_and_the_last_content_stays(equal, caplog):
     before = equal.served(FOLLOWER)
     equal.carry = lambda reply: None
-    engine = equal.engines[FOLLOWER]
+    ask(equal)
     for _ in range(3):
-        engine.ask_due = 0.0
-        equal.turn(FOLLOWER)
-        engine.asked -= 100
-        equal.turn(FOLLOWER)
+        impatient(equal)
     assert equal.served(FOLLOWER) == before
     assert caplog.text.count(f"the source {SOURCE} does not answer") == 1
     told = equal.told(FOLLOWER)
     assert told["problem"] == f"the source {SOURCE} does not answer"
     assert abs(told["problem_since"] - time.time()) < 60
     equal.carry = lambda reply: reply
-    engine.ask_due = 0.0
+    impatient(equal)
     equal.follow()
     assert equal.told(FOLLOWER)["problem"] is None
 
@@ -348,7 +388,7 @@ def test_an_answer_is_refused_that_no_holder_of_the_key_has_made_for_this_questi
     assert equal.served(FOLLOWER) == before
     assert f"Refused the answer of {SOURCE}" in caplog.text
     # The source's own answer may still come.
-    assert equal.engines[FOLLOWER].jid
+    assert equal.engines[FOLLOWER].peer.open
 
 
 @pytest.mark.parametrize("lie", ["another digest", "another content", "a path that leads out"])
@@ -410,10 +450,8 @@ def test_a_transfer_goes_on_where_it_was_when_the_source_is_back(masters):
     assert part > 300_000
     assert masters.served(FOLLOWER) is None
     masters.carry = lambda reply: reply
-    engine.asked -= 100
-    masters.turn(FOLLOWER, look=False)
-    engine.ask_due = 0.0
     masters.jobs.clear()
+    impatient(masters)
     masters.follow()
     assert masters.served(FOLLOWER) == masters.served(SOURCE)
     assert masters.jobs
@@ -561,7 +599,7 @@ def test_whoever_is_killed_anywhere_completes_the_work(equal, who, point):
     equal.start(who)
     assert equal.served(who) in (old, new)
     equal.publish()
-    equal.engines[FOLLOWER].ask_due = 0.0
+    equal.engines[FOLLOWER].peer.due = 0.0
     equal.follow()
     assert equal.served(SOURCE) == equal.served(FOLLOWER) == new
     for engine in equal.engines.values():
@@ -581,3 +619,121 @@ def test_the_status_says_how_things_are(masters):
     assert told["kept"] == []
     masters.host.write("etc/salt/master", {"root_dir": str(masters.host.root), "id": SOURCE})
     assert status() == {"role": None}
+
+
+# Late answers, and questions that were lost
+
+
+def asked(masters):
+    """Return how often the source was asked."""
+    return [job[:2] for job in masters.jobs].count((FOLLOWER, "pull"))
+
+
+def test_a_late_answer_counts_also_when_a_later_question_is_open(equal):
+    change(equal)
+    equal.carry = lambda reply: None
+    ask(equal)
+    jid, reply = equal.last
+    impatient(equal)
+    assert asked(equal) == 2
+    equal.reply(FOLLOWER, jid, reply)
+    for _ in range(3):
+        equal.turn(FOLLOWER, look=False)
+    assert equal.served(FOLLOWER) == equal.served(SOURCE)
+    assert equal.told(FOLLOWER)["problem"] is None
+
+
+def test_what_the_source_had_before_a_later_answer_is_not_served(equal):
+    change(equal)
+    equal.carry = lambda reply: None
+    ask(equal)
+    jid, reply = equal.last
+    change(equal, text="three")
+    equal.carry = lambda reply: reply
+    impatient(equal)
+    equal.follow()
+    expected = equal.served(FOLLOWER)
+    assert expected["file_roots/base/0/web/init.sls"] == "three"
+    number = asked(equal)
+    equal.reply(FOLLOWER, jid, reply)
+    equal.follow()
+    assert equal.served(FOLLOWER) == expected
+    assert equal.told(FOLLOWER)["problem"] is None
+    assert asked(equal) == number
+
+
+def test_a_change_of_what_is_not_here_any_more_is_asked_for_again(equal):
+    change(equal)
+    equal.carry = lambda reply: None
+    ask(equal)
+    first = equal.last
+    change(equal, text="three")
+    impatient(equal)
+    second = equal.last
+    equal.reply(FOLLOWER, *first)
+    for _ in range(3):
+        equal.turn(FOLLOWER, look=False)
+    assert equal.served(FOLLOWER)["file_roots/base/0/web/init.sls"] == "two"
+    equal.carry = lambda reply: reply
+    equal.reply(FOLLOWER, *second)
+    equal.follow()
+    assert equal.served(FOLLOWER) == equal.served(SOURCE)
+    assert equal.told(FOLLOWER)["problem"] is None
+
+
+def test_pieces_that_come_late_or_twice_are_taken_once(masters):
+    import random
+
+    (masters.live / "salt/large").write_text(random.Random(1).randbytes(1_000_000).hex())
+    masters.publish()
+    replies = []
+    masters.carry = lambda reply: (
+        replies.append(masters.last) or (reply if len(replies) == 1 else None)
+    )
+    engine = masters.engines[FOLLOWER]
+    for _ in range(4):
+        masters.turn(FOLLOWER, look=False)
+    assert engine.peer.open
+    impatient(masters)
+    # Both questions were about the same part.
+    assert len(replies) == 3
+    for jid, reply in (*replies[1:], *replies[1:]):
+        masters.reply(FOLLOWER, jid, reply)
+    for _ in range(2):
+        masters.turn(FOLLOWER, look=False)
+    assert masters.told(FOLLOWER)["problem"] == "there is no snapshot yet"
+    assert sum(engine.store.received().values()) > 300_000
+    # The question after that was lost, too.
+    masters.carry = lambda reply: reply
+    impatient(masters)
+    masters.follow()
+    assert masters.served(FOLLOWER) == masters.served(SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("tag", "data"),
+    [
+        (f"salt/minion/{SOURCE}/start", {}),
+        ("minion_start", {"id": SOURCE}),
+        ("salt/auth", {"id": SOURCE, "act": "accept"}),
+    ],
+)
+def test_a_source_whose_minion_has_started_is_asked_though_a_question_is_open(equal, tag, data):
+    equal.carry = lambda reply: None
+    ask(equal)
+    equal.engines[FOLLOWER].peer._asked -= 10
+    equal.buses[FOLLOWER].put(tag, **data)
+    for _ in range(2):
+        equal.turn(FOLLOWER, look=False)
+    assert asked(equal) == 2
+
+
+def test_a_wake_that_could_not_be_given_is_given_again(equal):
+    equal.engines[SOURCE].courier.error = "the master is busy"
+    change(equal)
+    assert equal.jobs == [(SOURCE, "wake", [SOURCE])]
+    equal.engines[SOURCE].courier.error = ""
+    equal.publish()
+    assert equal.jobs == [(SOURCE, "wake", [SOURCE])] * 2
+    equal.publish()
+    assert len(equal.jobs) == 2

@@ -22,12 +22,13 @@ def engine(by_path, tmp_path, monkeypatch):
     module = by_path("salt/_engines/multimaster_drift.py")
     (tmp_path / "multimaster").mkdir()
     found = SimpleNamespace(
-        module=module, told=[], looks=[], path=tmp_path / "multimaster/watch.json"
+        module=module, told=[], looks=[], patience=[], path=tmp_path / "multimaster/watch.json"
     )
     found.reports = {name: report() for name in IDS}
 
     def look(opts, tools, timeout, detail, watch):
         found.looks.append(watch)
+        found.patience.append(timeout)
         found.path.write_text(json.dumps(watch))
         return SimpleNamespace(reports=dict(found.reports))
 
@@ -105,6 +106,17 @@ def test_who_could_leave_no_note_does_not_look_more_often_for_that(engine):
     assert not watcher.due()
     watcher.looked -= INTERVAL
     assert watcher.due()
+
+
+def test_a_master_that_needs_long_for_its_report_gets_the_time(engine):
+    watcher = engine.watcher()
+    engine.reports["saltm3"] = None
+    for _ in range(6):
+        watcher.turn()
+    engine.reports["saltm3"] = report()
+    for _ in range(2):
+        watcher.turn()
+    assert engine.patience == [5, 10, 20, 40, 60, 60, 60, 5]
 
 
 def test_masters_that_agree_are_no_news(engine):
