@@ -1,17 +1,20 @@
 """
-A daemon that does not come at the first try.
+When a daemon is restarted, what is waited for before, and what if it does not come.
 
-The init system is made up here, as one that refuses; test/chaos has real ones.
+The init system is made up here, as one that refuses; test/chaos has real ones.  So are minions that
+answer a master's questions or do not; test/integration has those.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock, call
 
 import pytest
@@ -27,27 +30,50 @@ class Init:
         self.refusals = refusals
         self.calls = []
         self.daemon = None
+        # What `service.status` says of one that has not come yet.
+        self.starting = False
 
     def cmd(self, function, service):
         self.calls.append(function)
         if function == "service.status":
-            return self.daemon is not None
+            return self.starting or self.daemon is not None
         if len([call for call in self.calls if call != "service.status"]) <= self.refusals:
             raise OSError("it is being stopped")
-        self.daemon = subprocess.Popen(["sleep", "60"])
+        self.daemon = subprocess.Popen(["sleep", "1000"])
         self.pidfile.write_text(str(self.daemon.pid))
         return True
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    for name in ("POLL", "PAUSE", "LONGEST_PAUSE"):
+        monkeypatch.setattr(restart, name, 0.01)
+
+
 @pytest.fixture
-def init(tmp_path, monkeypatch):
+def host(tmp_path, monkeypatch):
+    """The program on a host with a minion of its own and no daemon."""
+    (tmp_path / "minion").write_text(f"root_dir: {tmp_path}\nid: saltm2\n")
+    (tmp_path / "master").write_text(f"root_dir: {tmp_path}\nid: saltm2\n")
+    args = SimpleNamespace(
+        config=str(tmp_path / "minion"),
+        service="salt-master",
+        pidfile=str(tmp_path / "salt-master.pid"),
+        master_config=str(tmp_path / "master"),
+    )
+    made = restart._Host(args)
+    monkeypatch.setattr(made, "busy", lambda: False)
+    return made
+
+
+@pytest.fixture
+def init(host, monkeypatch):
     import salt.client
 
-    monkeypatch.setattr(restart, "AGAIN", 0.3)
     made = []
 
     def make(refusals):
-        made.append(Init(tmp_path / "salt-minion.pid", refusals))
+        made.append(Init(Path(host.args.pidfile), refusals))
         monkeypatch.setattr(salt.client, "Caller", lambda mopts: made[-1])
         return made[-1]
 
@@ -58,26 +84,220 @@ def init(tmp_path, monkeypatch):
             one.daemon.wait()
 
 
-def test_jobs_that_only_look_at_a_minion_are_not_waited_for(monkeypatch):
+def test_jobs_that_only_look_at_a_minion_are_not_waited_for(host, monkeypatch):
     import salt.utils.minion
 
-    functions = ["saltutil.find_job", "state.apply", "multimaster_orch.facts"]
+    monkeypatch.undo()
+    functions = ["saltutil.find_job", "multimaster_orch.facts", "multimaster.outstanding"]
     monkeypatch.setattr(salt.utils.minion, "running", lambda _: [{"fun": f} for f in functions])
-    assert restart._jobs({}) == [{"fun": "state.apply"}]
+    assert not host.busy()
+    functions.append("state.apply")
+    assert host.busy()
 
 
 @pytest.mark.parametrize("refusals", [0, 1, 2])
-def test_a_daemon_is_started_until_it_is_there(init, refusals):
+def test_a_daemon_is_started_until_it_is_there(host, init, refusals):
     system = init(refusals)
-    assert restart._restart({}, "salt-minion", str(system.pidfile)) == 0
+    assert host.restart() is True
     starts = [call for call in system.calls if call != "service.status"]
     assert starts == ["service.restart", *["service.start"] * refusals]
 
 
-def test_a_daemon_that_never_comes_is_given_up(init, monkeypatch):
-    monkeypatch.setattr(restart, "PERSISTENCE", 1)
+def test_a_daemon_that_ends_at_every_start_is_told(host, init):
     system = init(99)
-    assert restart._restart({}, "salt-minion", str(system.pidfile)) == 1
+    assert host.restart() is False
+    assert system.calls.count("service.start") == restart.FAILED
+
+
+def test_a_daemon_that_is_slow_to_come_is_waited_for_however_long_it_takes(host, init):
+    system = init(99)
+    system.starting = True
+
+    def come():
+        while system.calls.count("service.status") < 20:
+            time.sleep(0.01)
+        system.refusals = 0
+        system.cmd("service.start", "salt-master")
+
+    slow = threading.Thread(target=come)
+    slow.start()
+    assert host.restart() is True
+    slow.join()
+    assert system.calls.count("service.start") == 1
+
+
+def requested(host, jid="", pid=0):
+    daemon = restart._daemon(host.args.pidfile)
+    restart.request(host.requests, jid, pid, 600, daemon)
+
+
+def test_one_restart_serves_all_requests_that_came_before_it(host, init, monkeypatch):
+    monkeypatch.setattr(host, "_until_turn", lambda: None)
+    monkeypatch.setattr(host, "_until_returned", list)
+    system = init(0)
+    system.cmd("service.start", "salt-master")
+    first = system.daemon
+    requested(host, "20260101000000000001")
+    requested(host, "20260101000000000002")
+    assert restart.outstanding(host.requests, first.pid)
+    # As init would do it.
+    first.kill()
+    first.wait()
+    assert host.serve() == 0
+    assert system.calls.count("service.restart") == 1
+    assert not restart.outstanding(host.requests, system.daemon.pid)
+    assert os.listdir(host.requests) == []
+
+
+def test_a_job_that_has_asked_is_waited_for(host):
+    working = subprocess.Popen(["sleep", "1000"])
+    try:
+        requested(host, "20260101000000000001", working.pid)
+        assert restart._at_work(host._wanted().values())
+    finally:
+        working.kill()
+        working.wait()
+    assert not restart._at_work(host._wanted().values())
+
+
+def test_a_request_that_cannot_be_read_is_none(host):
+    Path(host.requests, "20260101000000000001").write_text("{")
+    assert restart.outstanding(host.requests, 0) == {}
+
+
+def test_what_is_waited_for_is_said(host):
+    requested(host)
+    assert restart.outstanding(host.requests, 0)["waiting"] == "nobody yet"
+    host._say("the returns of job 1")
+    assert restart.outstanding(host.requests, 0)["waiting"] == "the returns of job 1"
+
+
+class Minions:
+    """Minions that answer questions as they are told to, and what they were asked."""
+
+    def __init__(self, **says):
+        self.says, self.rounds, self.patience = says, [], []
+
+    def ask(self, ids, patience):
+        self.rounds.append(sorted(ids))
+        self.patience.append(patience)
+        return {name: self.says[name] for name in ids if name in self.says}
+
+
+def asked_for(minions, left, times=2):
+    names = {"web1", "web2"} if left is None else left
+    restart._ask_for(minions.ask, lambda: names, lambda told: told == {}, "saltm2", times)
+
+
+def test_a_minion_that_works_on_it_is_waited_for_and_one_that_returned_is_not():
+    minions = Minions(saltm2={}, web1={"jid": "1"}, web2={})
+    left = {"web1", "web2"}
+    original = minions.ask
+
+    def ask(ids, patience):
+        if len(minions.rounds) == 10:
+            left.discard("web1")
+        return original(ids, patience)
+
+    minions.ask = ask
+    asked_for(minions, left)
+    assert len(minions.rounds) == 11
+    # Twice, as its return might have been on its way.
+    assert [len(ids) for ids in minions.rounds[:3]] == [3, 3, 2]
+
+
+def test_a_minion_that_is_silent_while_another_one_answers_is_gone():
+    minions = Minions(saltm2={})
+    asked_for(minions, None)
+    assert len(minions.rounds) == restart.SEVERAL
+
+
+def test_a_minion_that_is_slow_gets_more_time_and_is_no_less_waited_for():
+    minions = Minions(saltm2={})
+    original = minions.ask
+
+    def ask(ids, patience):
+        if patience >= 20:
+            minions.says |= {"web1": {}, "web2": {}}
+        return original(ids, patience)
+
+    minions.ask = ask
+    asked_for(minions, None)
+    assert minions.patience == [5, 10, 20, 20]
+
+
+def test_nobody_is_taken_for_gone_while_nobody_at_all_answers():
+    minions = Minions()
+    original = minions.ask
+
+    def ask(ids, patience):
+        if len(minions.rounds) == 20:
+            minions.says["saltm2"] = {}
+        return original(ids, patience)
+
+    minions.ask = ask
+    asked_for(minions, None)
+    assert len(minions.rounds) == 20 + restart.SEVERAL
+
+
+DECLARED = [{"id": f"saltm{number}", "address": f"192.0.2.{number}"} for number in (1, 2, 3)]
+
+
+@pytest.fixture
+def turn(host, monkeypatch):
+    """Let the masters be declared, say what they and their minions say; return what was asked."""
+
+    def wait(says, outstanding, own="saltm2", declared=DECLARED):
+        asked = []
+        opts = {"id": own, "multimaster": {"masters": declared}}
+        monkeypatch.setattr(host, "_master_options", lambda: opts)
+
+        def command(ids, function, arguments, patience):
+            asked.append((function, sorted(ids)))
+            return {own: False} | {
+                name: next(outstanding[name]) for name in ids if name in outstanding
+            }
+
+        def ask(options, address, patience):
+            asked.append(address)
+            said = says.get(address, "refused")
+            return said if isinstance(said, str) else next(said)
+
+        monkeypatch.setattr(host, "_command", command)
+        monkeypatch.setattr(host, "ask", ask)
+        host._until_turn()
+        return asked
+
+    return wait
+
+
+def test_a_master_waits_for_the_restarts_of_those_declared_before_it(turn):
+    asked = turn({"192.0.2.3": "accepted"}, {"saltm1": iter([True, True, False])})
+    assert asked[:3] == [("multimaster.outstanding", ["saltm1", "saltm2"])] * 3
+    assert set(asked[3:]) == {"192.0.2.1", "192.0.2.3"}
+
+
+def test_a_master_waits_until_another_one_lets_this_host_in(turn):
+    asked = turn({"192.0.2.2": iter(["pending", "silent", "accepted"])}, {}, own="saltm1")
+    assert asked.count("192.0.2.2") == 3
+    assert all(isinstance(one, str) for one in asked)
+
+
+def test_one_that_is_out_of_reach_is_not_waited_for(turn):
+    asked = turn({"192.0.2.3": "accepted"}, {})
+    assert len([one for one in asked if isinstance(one, tuple)]) == restart.SEVERAL
+
+
+@pytest.mark.parametrize("declared", [[], DECLARED[1:2]], ids=["none", "itself"])
+def test_the_only_master_waits_for_nobody(turn, declared):
+    assert turn({}, {}, declared=declared) == []
+
+
+def test_a_request_holds_no_secret_and_is_for_nobody_else(host):
+    requested(host, "20260101000000000001")
+    assert os.stat(host.requests).st_mode & 0o777 == 0o700
+    told = json.loads(Path(host.requests, "20260101000000000001").read_text())
+    assert set(told) == {"jid", "job", "timeout", "daemon"}
 
 
 # What the program does at its end, with a question that nobody has answered yet.
