@@ -404,9 +404,7 @@ class ProcessDriver:
     def _start_init(self, host: Host) -> None:
         argv = [f"{sys.prefix}/bin/supervisord", "-c", f"{host.root}/supervisord.conf"]
         environment = {**os.environ, slowness.VARIABLE: host.root}
-        result = subprocess.run(
-            argv, capture_output=True, text=True, check=False, env=environment
-        )
+        result = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment)
         if result.returncode:
             raise LabError(f"{argv[0]}: {result.stderr.strip() or result.stdout.strip()}")
 

@@ -82,15 +82,15 @@ def carry_out(directory: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
     argv = [sys.executable, "-I", "-S", __file__, str(directory)]
     with open(directory / "slow.log", "a") as log:
-        program = subprocess.Popen(
+        subprocess.run(
             argv,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
+            check=True,
         )
-    (directory / "slow.pid").write_text(str(program.pid))
 
 
 def frozen_file(root: str, unit: str) -> Path:
@@ -100,6 +100,10 @@ def frozen_file(root: str, unit: str) -> Path:
 
 def main(directory: Path) -> None:
     """Slow what the laboratory in ``directory`` has to be slowed, until nothing has."""
+    if guard := os.fork():
+        # Nobody's child, so that it goes on without the one who asked for it.
+        (directory / "slow.pid").write_text(str(guard))
+        return
     worker = os.fork()
     if worker:
         os.waitpid(worker, 0)
