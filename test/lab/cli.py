@@ -128,6 +128,12 @@ def down(directory: Path) -> None:
     (directory / "lab.json").unlink()
 
 
+def halt(directory: Path) -> None:
+    """Stop everything of a laboratory, and leave its files (process driver)."""
+    lab = Lab.load(directory)
+    driver_of(directory, lab.driver, lab.salt).halt(lab)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of ``lab``; returns the exit status: 1 with a message for a :class:`LabError`."""
     parsed = _parser().parse_args(arguments)

@@ -235,11 +235,16 @@ class ProcessDriver:
         """Refuse, like :meth:`cut`."""
         raise LabError("heal: the process driver cannot; supported with --driver docker")
 
-    def down(self, lab: Lab) -> None:
-        """Stop every process that belongs to a host, whoever started it, and remove the hosts."""
+    def halt(self, lab: Lab) -> None:
+        """Stop every process that belongs to a host, whoever started it; the hosts' files stay."""
+        self.slow(lab, lab.hosts, Fraction(1))
         roots = [f"{host.root}/" for host in lab.hosts]
         what = "the end of the laboratory's processes"
         until(lambda: not self._signal_all(roots), lab.patience, what)
+
+    def down(self, lab: Lab) -> None:
+        """Stop everything, and remove the hosts."""
+        self.halt(lab)
         link = lab.directory / "sockets"
         if link.is_symlink():
             shutil.rmtree(link.readlink(), ignore_errors=True)
