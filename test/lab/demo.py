@@ -73,7 +73,8 @@ class Whole:
         missing = []
         for master in self.lab.lab.masters:
             if away := self.lab.ids - self.lab.driver.connected(self.lab.lab, master):
-                missing.append(f"{', '.join(sorted(away))} at {master.id}")
+                who = "everybody" if away == self.lab.ids else ", ".join(sorted(away))
+                missing.append(f"{who} at {master.id}")
         if missing != self.missing:
             self.missing, self._changed = missing, time.monotonic()
         if not missing:
@@ -170,9 +171,11 @@ def main(arguments: list[str] | None = None) -> int:
     lab, failed = None, True
     try:
         share = cli.share(slow) if slow else None
-        with step(f"one master, {MINIONS} minions, {MASTERS - 1} hosts to become masters"):
+        said = ["for the hosts"]
+        title = f"one master, {MINIONS} minions, {MASTERS - 1} hosts to become masters"
+        with step(title, lambda: said[-1]):
             made = cli.up(
-                scratch / "lab", masters=MASTERS, minions=MINIONS, slow=share, say=lambda line: None
+                scratch / "lab", masters=MASTERS, minions=MINIONS, slow=share, say=said.append
             )
         lab = Laboratory(made)
         play(lab)

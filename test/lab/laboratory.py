@@ -168,10 +168,11 @@ class Laboratory:
         """Return exit status and data of ``multimaster.status``."""
         patience = f"timeout={self.lab.slowed(5):.0f}"
         done = self.run(master, "salt-run", "multimaster.status", patience, "--out=json")
-        try:
-            return done.returncode, json.loads(done.stdout)
-        except ValueError:
-            return done.returncode, {"problems": [done.stdout + done.stderr]}
+        with contextlib.suppress(ValueError):
+            # A master that is just starting gives the reason why it cannot, as text.
+            if isinstance(data := json.loads(done.stdout), dict) and "problems" in data:
+                return done.returncode, data
+        return done.returncode or 1, {"problems": [(done.stdout + done.stderr).strip()]}
 
     def until_connected(self, master: str = "saltm1") -> dict[str, Any]:
         """Wait until the status on a master finds nothing wrong; return it."""
