@@ -9,7 +9,7 @@ import pytest
 from lab.laboratory import Laboratory, laboratory
 
 DRIVERS = ["process", pytest.param("docker", marks=pytest.mark.docker)]
-NETS = {"process": "127.0.84", "docker": "192.168.84"}
+NETS = {"process": "127.0.69", "docker": "192.168.69"}
 BUSY = """
 import time
 over = time.monotonic() + 4
