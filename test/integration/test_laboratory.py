@@ -39,7 +39,7 @@ def test_slow_hosts_have_their_share_and_still_answer(lab: Laboratory) -> None:
     with lab.slowed("1/5"):
         assert 0 < reached(lab, "web1") < 0.25
         lab.until_answering("saltm1")
-    lab.until(lambda: reached(lab, "web1") > 0.3, "web1 to have its full speed")
+    lab.until_answering("saltm1")
 
 
 def test_a_frozen_daemon_stays_frozen_while_its_host_is_slow(lab: Laboratory) -> None:
