@@ -9,11 +9,13 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lab import slowness
 from lab.docker_driver import DockerDriver
 from lab.model import REPOSITORY, SERIES, UNITS, Host, Lab, LabError, Trees
 from lab.process_driver import ProcessDriver
@@ -39,6 +41,7 @@ def up(
     net: str | None = None,
     say: Any = print,
     initial_master: Mapping[str, Any] | None = None,
+    slow: Fraction | None = None,
 ) -> Lab:
     """
     Make a laboratory: one running master, everything else its minions, our trees served.
@@ -51,6 +54,8 @@ def up(
         First three octets of the hosts' addresses.
     initial_master
         Options of the one master that there is before the formula.
+    slow
+        The share of the full speed that every host has from its start; by default ``LAB_SLOW``.
 
     Raises :class:`LabError`; what was started by then is removed by ``lab down``.
     """
@@ -67,12 +72,22 @@ def up(
     ] + [engine.plan(f"web{number + 1}", ("minion",), number, net) for number in range(minions)]
     lab = Lab(directory=directory, driver=driver, salt=salt, net=net, hosts=tuple(hosts))
     lab.save()
+    slow = slow or share(os.environ.get("LAB_SLOW") or "1")
+    slowness.record(directory, [host.id for host in hosts], slow)
     trees = trees_of(directory, initial_master or {})
     declare(lab, trees, pillar or {})
     started = time.monotonic()
     for line in engine.up(lab, trees):
         say(f"[{time.monotonic() - started:5.1f} s] {line}")
     return lab
+
+
+def share(text: str) -> Fraction:
+    """Return a share of the full speed, such as ``1/3``; :class:`LabError` where it is none."""
+    try:
+        return slowness.parse(text)
+    except ValueError as err:
+        raise LabError(str(err)) from None
 
 
 def trees_of(directory: Path, initial_master: Mapping[str, Any] | None = None) -> Trees:
@@ -113,6 +128,12 @@ def down(directory: Path) -> None:
     (directory / "lab.json").unlink()
 
 
+def halt(directory: Path) -> None:
+    """Stop everything of a laboratory, and leave its files (process driver)."""
+    lab = Lab.load(directory)
+    driver_of(directory, lab.driver, lab.salt).halt(lab)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of ``lab``; returns the exit status: 1 with a message for a :class:`LabError`."""
     parsed = _parser().parse_args(arguments)
@@ -129,7 +150,8 @@ def _run(parsed: argparse.Namespace) -> int | None:
         pillar = yaml.safe_load(Path(parsed.pillar).read_text()) if parsed.pillar else {}
         if not isinstance(pillar, dict):
             raise LabError(f"--pillar: got a {type(pillar).__name__}; supported: a YAML mapping")
-        up(directory, parsed.driver, parsed.masters, parsed.minions, pillar, parsed.salt)
+        slow = share(parsed.slow) if parsed.slow else None
+        up(directory, parsed.driver, parsed.masters, parsed.minions, pillar, parsed.salt, slow=slow)
         return 0
     if parsed.command == "down":
         down(directory)
@@ -147,11 +169,21 @@ def _run(parsed: argparse.Namespace) -> int | None:
         driver.cut(lab, lab.host(parsed.host), lab.host(parsed.other))
     elif parsed.command == "heal":
         driver.heal(lab)
+    elif parsed.command == "slow":
+        driver.slow(lab, _hosts(lab, parsed.host), share(parsed.share))
+    elif parsed.command == "net":
+        driver.net(lab, _hosts(lab, parsed.host), parsed.delay, parsed.loss)
+    elif parsed.command in ("hold", "release"):
+        getattr(driver, parsed.command)(lab, lab.host(parsed.host), parsed.unit)
     else:
         host = lab.host(parsed.host)
         for unit in [parsed.unit] if parsed.unit else _units(host):
             driver.control(lab, host, parsed.command, unit)
     return 0
+
+
+def _hosts(lab: Lab, host_id: str) -> tuple[Host, ...]:
+    return lab.hosts if host_id == "all" else (lab.host(host_id),)
 
 
 def _units(host: Host) -> list[str]:
@@ -173,6 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--minions", type=int, default=1, metavar="M")
     sub.add_argument("--pillar", metavar="FILE", help="YAML merged over the declaration")
     sub.add_argument("--salt", choices=SERIES, default=SERIES[0])
+    sub.add_argument("--slow", metavar="SHARE", help="of the full speed, such as 1/3 (or LAB_SLOW)")
     command("hosts", "list the hosts as JSON")
     sub = command("exec", "run a command on a host")
     sub.add_argument("host")
@@ -184,7 +217,18 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("cut", "drop all traffic between two hosts (docker driver)")
     sub.add_argument("host")
     sub.add_argument("other")
-    command("heal", "undo every cut")
+    sub = command("net", "delay and lose what hosts send (docker driver)")
+    sub.add_argument("host", metavar="HOST|all")
+    sub.add_argument("--delay", default="0ms", metavar="TIME", help="such as 300ms")
+    sub.add_argument("--loss", default="0%", metavar="PERCENT", help="such as 2%%")
+    command("heal", "undo every cut, delay and loss")
+    sub = command("slow", "give hosts a share of their speed; 1 undoes it")
+    sub.add_argument("host", metavar="HOST|all")
+    sub.add_argument("share", metavar="SHARE", help="such as 1/3")
+    for verb, does in (("hold", "have every start of a daemon wait"), ("release", "undo hold")):
+        sub = command(verb, does)
+        sub.add_argument("host")
+        sub.add_argument("unit", choices=UNITS)
     command("down", "stop and remove everything")
     return parser
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lab.keys import make_pair
-from lab.laboratory import PATIENCE, Laboratory
-from lab.wait import until
+from lab.laboratory import Laboratory
 
 MASTERS = ("saltm1", "saltm2", "saltm3")
 STATES = {
@@ -55,7 +54,8 @@ def until_all_say(lab: Laboratory, name: str, expected: str | None, *masters: st
     """Wait until every master says the same of a key."""
     names = masters or MASTERS
 
-    def agreed() -> bool:
-        return all(state(lab, master, name) == expected for master in names)
+    def said() -> dict[str, str | None]:
+        return {master: state(lab, master, name) for master in names}
 
-    until(agreed, PATIENCE, f"{name} to be {expected} on {', '.join(names)}", interval=0.5)
+    what = f"{name} to be {expected} on {', '.join(names)}"
+    lab.until(lambda: set(said().values()) == {expected}, what, said, interval=0.5)

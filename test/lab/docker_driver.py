@@ -6,6 +6,7 @@ that it may write; partitions need CAP_NET_ADMIN inside the container's own netw
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -13,29 +14,28 @@ import subprocess
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lab import docker_image
+from lab import docker_image, slowness
 from lab.model import UNITS, Host, Lab, LabError, Trees
-from lab.wait import until
+from lab.wait import ENOUGH, until
 
 LABEL = "multimaster.lab"
 
 # Where the directories of `Trees` appear, in every host: what shared storage would give.
 FILES, PILLAR = "/srv/lab/files", "/srv/lab/pillar"
 
-# Generous: these bound a hang, and the machine may be busy with other laboratories.
-COMMAND_TIMEOUT = 90
-BOOT_TIMEOUT = 120
-INSTALL_TIMEOUT = 300
-KEYS_TIMEOUT = 240
-ANSWER_TIMEOUT = 240
+# Seconds. Generous: it bounds a hang of the engine, and the machine may be busy.
+ENGINE_TIMEOUT = 300
 
-# The chain that holds the partitions, so that healing is to empty it.
-CHAIN = "LAB-CUT"
+# The chains that hold the partitions, and what is done to packets that leave, so that healing is
+# to empty them.
+CHAIN, LEAVING = "LAB-CUT", "LAB-NET"
+DELAYER = Path(__file__).with_name("delay_packets.py")
 
 # Microseconds in which a throttled host gets its share of a processor.
 PERIOD = 100_000
@@ -162,11 +162,11 @@ class DockerDriver:
         if verb == "start":
             # A unit killed several times in ten seconds would otherwise be refused its next start.
             self._run(lab, host, ["systemctl", "reset-failed", service])
-            self._must(lab, host, ["systemctl", "start", service], timeout=120)
+            self._must(lab, host, ["sh", "-c", _START, "sh", service, _held(unit)])
         elif verb == "stop":
             # Nothing to stop on a host that has only been declared a master.
             if self._state(lab, host, service) != "inactive":
-                self._must(lab, host, ["systemctl", "stop", service], timeout=120)
+                self._must(lab, host, ["systemctl", "stop", service])
         elif verb in SIGNALS:
             if self._state(lab, host, service) in ("inactive", "failed"):
                 raise LabError(f"{unit} does not run on {host.id}")
@@ -191,13 +191,45 @@ class DockerDriver:
         _each(drop, sources)
 
     def heal(self, lab: Lab) -> None:
-        """Empty the chain on every host; hosts that were never cut have none."""
+        """Empty the chains on every host; hosts that were never cut or delayed have none."""
 
         def flush(host: Host) -> None:
-            if self._run(lab, host, [*_IPTABLES, "--list-rules", CHAIN]).returncode == 0:
-                self._must(lab, host, [*_IPTABLES, "--flush", CHAIN])
+            for chain in (CHAIN, LEAVING):
+                if self._run(lab, host, [*_IPTABLES, "--list-rules", chain]).returncode == 0:
+                    self._must(lab, host, [*_IPTABLES, "--flush", chain])
+            self._must(lab, host, ["sh", "-c", _UNDELAY])
 
         _each(flush, lab.hosts)
+
+    def net(self, lab: Lab, hosts: Iterable[Host], delay: str, loss: str) -> None:
+        """Delay and lose what hosts send, with netem where the kernel has it; see :meth:`heal`.
+
+        Without it, a program does it that netfilter asks.
+        """
+        seconds, share = _amount(delay, {"ms": 0.001, "s": 1}), _amount(loss, {"%": 0.01})
+
+        def worsen(host: Host) -> None:
+            self._must(lab, host, ["sh", "-c", _UNDELAY])
+            netem = ["netem", "delay", f"{seconds * 1000:g}ms", "loss", f"{share * 100:g}%"]
+            tc = ["tc", "qdisc", "replace", "dev", "eth0", "root", *netem]
+            if self._run(lab, host, tc).returncode == 0:
+                return
+            argv = ["exec", "--detach", container(lab, host), _PYTHON, "-c"]
+            _docker(*argv, DELAYER.read_text(), f"{seconds:g}", f"{share:g}")
+            ready = ["cat", "/proc/net/netfilter/nfnetlink_queue"]
+            what = f"packets of {host.id} to be delayed"
+            until(lambda: self._must(lab, host, ready).strip(), lab.patience, what)
+            self._must(lab, host, ["sh", "-c", _LEAVING, "sh", LEAVING])
+
+        _each(worsen, hosts)
+
+    def hold(self, lab: Lab, host: Host, unit: str) -> None:
+        """Have every start of a unit wait; it is ``activating`` until :meth:`release`."""
+        self._must(lab, host, ["sh", "-c", _HOLD, "sh", unit, _held(unit)])
+
+    def release(self, lab: Lab, host: Host, unit: str) -> None:
+        """Let a unit that is held start."""
+        self._must(lab, host, ["rm", "-f", _held(unit)])
 
     def pause(self, lab: Lab, host: Host) -> None:
         """Stop all processes of a host; its kernel still answers, see :meth:`cut`."""
@@ -207,11 +239,14 @@ class DockerDriver:
         """Undo :meth:`pause`."""
         _docker("unpause", container(lab, host))
 
-    def throttle(self, lab: Lab, host: Host, share: float | None) -> None:
-        """Limit a host to a share of one processor; None takes the limit away."""
-        quota = -1 if share is None else round(share * PERIOD)
+    def slow(self, lab: Lab, hosts: Iterable[Host], share: Fraction) -> None:
+        """Limit each host to a share of one processor; 1 takes the limit away."""
+        names = [host.id for host in hosts]
+        with slowness.still(lab.directory):
+            slowness.record(lab.directory, names, share)
+        quota = -1 if share == 1 else round(share * PERIOD)
         limits = [f"--cpu-period={PERIOD}", f"--cpu-quota={quota}"]
-        _docker("update", *limits, container(lab, host))
+        _docker("update", *limits, *[container(lab, lab.host(name)) for name in names])
 
     def subscribed(self, lab: Lab, host: Host) -> set[str]:
         """Return the ids of the masters to whose publishers a host's minion listens."""
@@ -228,17 +263,20 @@ class DockerDriver:
         _require_engine()
         containers = _containers(lab)
         if containers:
-            _docker("rm", "--force", "--volumes", *containers, timeout=120)
-            until(lambda: not _containers(lab), 60, "the laboratory's containers to be removed")
+            _docker("rm", "--force", "--volumes", *containers)
+            what = "the laboratory's containers to be removed"
+            until(lambda: not _containers(lab), lab.patience, what)
         # A network keeps an end point for a moment after its container is gone.
-        until(lambda: _remove_networks(lab), 30, "the laboratory's network to be removed")
+        what = "the laboratory's network to be removed"
+        until(lambda: _remove_networks(lab), lab.patience, what)
         _marker(lab).unlink(missing_ok=True)
 
     # Steps of `up`, and how hosts are asked.
 
     def _run(
-        self, lab: Lab, host: Host, argv: Sequence[str], timeout: float = COMMAND_TIMEOUT
+        self, lab: Lab, host: Host, argv: Sequence[str], timeout: float | None = None
     ) -> subprocess.CompletedProcess[str]:
+        timeout = timeout or lab.patience
         try:
             return self.exec(
                 lab, host, argv, capture_output=True, timeout=timeout, stdin=subprocess.DEVNULL
@@ -246,9 +284,7 @@ class DockerDriver:
         except subprocess.TimeoutExpired:
             raise LabError(f"{host.id}: no result after {timeout:g} s: {' '.join(argv)}") from None
 
-    def _must(
-        self, lab: Lab, host: Host, argv: Sequence[str], timeout: float = COMMAND_TIMEOUT
-    ) -> str:
+    def _must(self, lab: Lab, host: Host, argv: Sequence[str], timeout: float | None = None) -> str:
         done = self._run(lab, host, argv, timeout)
         if done.returncode != 0:
             output = (done.stdout + done.stderr).strip()
@@ -279,6 +315,8 @@ class DockerDriver:
         configuration = _archive(self._configuration(lab, host, trees))
         _docker("cp", "-", f"{container(lab, host)}:/", content=configuration)
         _docker("start", container(lab, host))
+        if share := slowness.shares(lab.directory).get(host.id):
+            self.slow(lab, [host], Fraction(share))
 
     def _configuration(self, lab: Lab, host: Host, trees: Trees) -> dict[str, str]:
         """Return the configuration that the administrator has before the formula: path to text."""
@@ -296,11 +334,11 @@ class DockerDriver:
 
     def _wait_for_boot(self, lab: Lab, host: Host) -> None:
         def booted() -> bool:
-            done = self._run(lab, host, ["systemctl", "is-system-running", "--wait"], BOOT_TIMEOUT)
+            done = self._run(lab, host, ["systemctl", "is-system-running", "--wait"])
             return done.stdout.strip() in ("running", "degraded")
 
         try:
-            until(booted, BOOT_TIMEOUT, f"systemd on {host.id} to have started")
+            until(booted, lab.patience, f"systemd on {host.id} to have started")
         except LabError as err:
             logs = _docker("logs", "--tail", "20", container(lab, host), check=False)
             raise LabError(f"{err}\n{logs.stdout}{logs.stderr}".rstrip()) from err
@@ -309,7 +347,8 @@ class DockerDriver:
         # Its configuration is there already, and is to stay; DEBIAN_FRONTEND so that nothing asks.
         argv = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "--yes", "--quiet"]
         argv += ["--option", "Dpkg::Options::=--force-confold", "salt-master"]
-        self._must(lab, host, argv, timeout=INSTALL_TIMEOUT)
+        # Nothing of it can be seen before its end.
+        self._must(lab, host, argv, timeout=ENOUGH * lab.patience)
         service = "salt-master.service"
 
         def running() -> bool:
@@ -320,7 +359,7 @@ class DockerDriver:
                 raise LabError(f"salt-master on {host.id} does not start:\n{said}".rstrip())
             return state == "active"
 
-        until(running, COMMAND_TIMEOUT, f"salt-master on {host.id} to run")
+        until(running, lab.patience, f"salt-master on {host.id} to run")
 
     def _state(self, lab: Lab, host: Host, service: str) -> str:
         argv = ["systemctl", "show", "--property", "ActiveState", "--value", service]
@@ -329,7 +368,7 @@ class DockerDriver:
     def _wait_for_death(self, lab: Lab, host: Host, service: str) -> None:
         until(
             lambda: self._state(lab, host, service) in ("inactive", "failed"),
-            COMMAND_TIMEOUT,
+            lab.patience,
             f"{service} on {host.id} to be dead",
         )
 
@@ -343,7 +382,7 @@ class DockerDriver:
             return ids - set(self._must(lab, master, ["ls", pending]).split())
 
         # One look a second: every look starts a process on a machine that is busy with the hosts.
-        until(lambda: not missing(), KEYS_TIMEOUT, f"every key to reach {master.id}", interval=1)
+        _until_none(lab, missing, f"every key to reach {master.id}")
 
         def compare(host: Host) -> None:
             own = self._must(lab, host, ["cat", f"{host.minion_pki_dir}/minion.pub"])
@@ -364,25 +403,44 @@ class DockerDriver:
 
         # A test.ping that misses one minion takes 20 seconds; their connections cost nothing to
         # look at, and each is made only after its minion was accepted.
-        until(
-            lambda: not missing(),
-            ANSWER_TIMEOUT,
-            f"every minion to be connected to {master.id}",
-            interval=1,
-        )
+        _until_none(lab, missing, f"every minion to be connected to {master.id}")
+        timeout = f"--timeout={lab.slowed(5):.0f}"
+        argv = ["salt", timeout, "--out", "json", "--static", "*", "test.ping"]
 
-        expected = {host.id for host in lab.hosts}
-        argv = ["salt", "--timeout", "5", "--out", "json", "--static", "*", "test.ping"]
-
-        def answers() -> bool:
+        def silent() -> set[str]:
             done = self._run(lab, master, argv)
             try:
                 result = json.loads(done.stdout)
             except ValueError:
-                return False
-            return {host_id for host_id, value in result.items() if value is True} == expected
+                result = {}
+            return {host.id for host in lab.hosts if result.get(host.id) is not True}
 
-        until(answers, ANSWER_TIMEOUT, "every minion to answer test.ping")
+        _until_none(lab, silent, "every minion to answer test.ping")
+
+
+def _until_none(lab: Lab, missing: Callable[[], set[str]], what: str) -> None:
+    """Wait until nobody is missing, for as long as somebody comes now and then."""
+    last: set[str] = set()
+
+    def complete() -> bool:
+        nonlocal last
+        last = missing()
+        return not last
+
+    until(complete, lab.patience, what, 1, lambda: f"missing: {sorted(last)}")
+
+
+def _held(unit: str) -> str:
+    return f"/run/lab-{unit}.held"
+
+
+def _amount(text: str, units: dict[str, float]) -> float:
+    """Return a number with its unit, such as 300ms, in seconds or as a share."""
+    with contextlib.suppress(ValueError):
+        for unit, factor in units.items():
+            if text.endswith(unit):
+                return float(text.removesuffix(unit)) * factor
+    raise LabError(f"net: got {text!r}; supported: a number and one of: {', '.join(units)}")
 
 
 _IPTABLES = ["iptables", "--wait", "10"]
@@ -398,6 +456,39 @@ for source in "$@"; do
         iptables --wait 10 --append "$chain" --source "$source/32" --jump DROP
 done
 """
+_LEAVING = """
+set -e
+chain=$1
+iptables --wait 10 --new-chain "$chain" 2>/dev/null || iptables --wait 10 --flush "$chain"
+iptables --wait 10 --check OUTPUT --out-interface eth0 --jump "$chain" 2>/dev/null ||
+    iptables --wait 10 --insert OUTPUT --out-interface eth0 --jump "$chain"
+iptables --wait 10 --append "$chain" --jump NFQUEUE --queue-num 0 --queue-bypass
+"""
+_UNDELAY = """
+tc qdisc del dev eth0 root 2>/dev/null
+for pid in $(sed -n 's/^ *0 *\\([0-9]*\\) .*/\\1/p' /proc/net/netfilter/nfnetlink_queue); do
+    kill "$pid"
+done 2>/dev/null
+true
+"""
+# A start counts as under way, however long it is held.
+_HOLD = r"""
+set -e
+directory=/run/systemd/system/$1.service.d
+mkdir -p "$directory"
+cat > "$directory/lab-hold.conf" <<end
+[Service]
+TimeoutStartSec=infinity
+ExecStartPre=+/bin/sh -c 'while [ -e $2 ]; do sleep 0.1; done'
+end
+touch "$2"
+systemctl daemon-reload
+"""
+_START = """
+[ -e "$2" ] && exec systemctl start --no-block "$1"
+exec systemctl start "$1"
+"""
+_PYTHON = "/opt/saltstack/salt/bin/python3"
 _SOCKETS = ["ss", "--tcp", "--numeric", "--no-header", "state", "established"]
 
 _NO_CLIENT = "no docker client on this machine; install Docker, or use --driver process"
@@ -418,7 +509,7 @@ def _require_engine() -> None:
 
 def _docker(
     *arguments: str,
-    timeout: float = COMMAND_TIMEOUT,
+    timeout: float = ENGINE_TIMEOUT,
     check: bool = True,
     content: bytes | None = None,
 ) -> subprocess.CompletedProcess[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,9 +14,7 @@ MASTER = "salt-master"
 # How each fault of a daemon ends.
 UNDO = {"kill": "start", "stop": "start", "freeze": "thaw"}
 # What a starved master gets of one processor.
-SHARE = 0.2
-# Seconds of one turn of the starved master where the driver has no such limit.
-TURN = 0.5
+SHARE = "1/5"
 
 
 @contextlib.contextmanager
@@ -60,32 +57,9 @@ def gone(lab: Laboratory, host_id: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def starved(lab: Laboratory, master: str) -> Iterator[None]:
-    """Leave a master a small share of a processor."""
-    host = lab.host(master)
-    if lab.lab.driver == "docker":
-        lab.driver.throttle(lab.lab, host, SHARE)
-        try:
-            yield
-        finally:
-            lab.driver.throttle(lab.lab, host, None)
-        return
-    over = threading.Event()
-
-    def alternate() -> None:
-        while not over.is_set():
-            lab.driver.control(lab.lab, host, "freeze", MASTER)
-            over.wait(TURN * (1 - SHARE))
-            lab.driver.control(lab.lab, host, "thaw", MASTER)
-            over.wait(TURN * SHARE)
-
-    thread = threading.Thread(target=alternate)
-    thread.start()
-    try:
+    """Leave the host of a master a small share of its speed."""
+    with lab.slowed(SHARE, master):
         yield
-    finally:
-        over.set()
-        thread.join()
-        lab.driver.control(lab.lab, host, "thaw", MASTER)
 
 
 @contextlib.contextmanager

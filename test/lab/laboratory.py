@@ -7,16 +7,18 @@ import contextlib
 import json
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from lab import cli
+from lab import cli, slowness
+from lab.model import PATIENCE as PATIENCE
 from lab.model import Host, Lab, LabError
-from lab.wait import until
+from lab.wait import ENOUGH, until
 
 SCANNER = Path(__file__).with_name("scan_host.py")
 RECORDER = Path(__file__).with_name("record_events.py")
@@ -31,10 +33,11 @@ sys.exit(any(sys.argv[1] in line and any(a.endswith(program) for a in line) for 
 PING = """
 import json, sys, salt.client
 client = salt.client.LocalClient(sys.argv[1])
-print(json.dumps(client.cmd(sys.argv[2], "test.ping", timeout=5, gather_job_timeout=2)))
+timeout, gather = map(float, sys.argv[3:])
+print(json.dumps(client.cmd(sys.argv[2], "test.ping", timeout=timeout, gather_job_timeout=gather)))
 """
-# Seconds. Several Salt hosts start on two cores; the waits end with their conditions.
-PATIENCE = 120
+# Seconds of `salt`, at full speed, without a sign of a minion.
+TIMEOUT = 60
 
 
 class Laboratory:
@@ -63,8 +66,27 @@ class Laboratory:
         """The minion ids of all hosts."""
         return {host.id for host in self.lab.hosts}
 
-    def run(self, host_id: str, *argv: str, timeout: float = 300, **kwargs: Any) -> Any:
+    def until(
+        self,
+        condition: Callable[[], object],
+        what: str,
+        seen: Callable[[], object] | None = None,
+        interval: float = 1,
+    ) -> None:
+        """
+        Wait for a condition, for as long as what is ``seen`` changes now and then.
+
+        An AssertionError names the condition and what was seen last.
+        """
+        try:
+            until(condition, self.lab.patience, what, interval, seen)
+        except LabError as err:
+            raise AssertionError(str(err)) from err
+
+    def run(self, host_id: str, *argv: str, timeout: float | None = None, **kwargs: Any) -> Any:
         """Run a command on a host; the result has returncode, stdout and stderr."""
+        # As what it does cannot be seen, it may take as long as a wait may in any case.
+        timeout = timeout or ENOUGH * self.lab.patience
         return self.driver.exec(
             self.lab, self.host(host_id), argv, capture_output=True, timeout=timeout, **kwargs
         )
@@ -79,15 +101,17 @@ class Laboratory:
 
     def salt(self, master: str, target: str, *argv: str) -> dict[str, Any]:
         """Give a command on a master; return what each minion returned."""
-        flags = ["--static", "--timeout=60", "--list"]
+        flags = ["--static", f"--timeout={self.lab.slowed(TIMEOUT):.0f}", "--list"]
         ids = ",".join(sorted(self.ids)) if target == "*" else target
         return dict(self.json(master, "salt", *flags, ids, *argv))
 
     def command(self, minions: set[str], *argv: str) -> dict[str, Any]:
         """Give a command to minions at one time, each through a master that it answers to."""
         homes: dict[str, set[str]] = {}
+        missing = minions
 
         def found() -> bool:
+            nonlocal missing
             homes.clear()
             missing = minions
             for master in self.lab.masters:
@@ -96,7 +120,11 @@ class Laboratory:
                     missing = missing - here
             return not missing
 
-        until(found, PATIENCE, f"{sorted(minions)} to answer to a master", interval=0.5)
+        self.until(
+            found,
+            f"{sorted(minions)} to answer to a master",
+            lambda: f"missing: {sorted(missing)}",
+        )
         with ThreadPoolExecutor() as pool:
             given = [
                 pool.submit(self.salt, master, ",".join(sorted(here)), *argv)
@@ -112,6 +140,7 @@ class Laboratory:
     def answering(self, master: str, target: str = "*") -> set[str]:
         """Return the minions that answer a command given on a master."""
         argv = [self.python, "-c", PING, f"{self.host(master).config_dir}/master", target]
+        argv += [f"{self.lab.slowed(seconds):g}" for seconds in (5, 2)]
         done = self.run(master, *argv)
         with contextlib.suppress(ValueError):
             return {name for name, value in json.loads(done.stdout).items() if value is True}
@@ -129,20 +158,21 @@ class Laboratory:
                 missing = missing - self.answering(master) if missing else missing
             return not missing
 
-        try:
-            until(
-                complete, PATIENCE, f"all minions to answer to {' or '.join(masters)}", interval=1
-            )
-        except LabError as err:
-            raise AssertionError(f"{err}; missing: {sorted(missing)}") from err
+        self.until(
+            complete,
+            f"all minions to answer to {' or '.join(masters)}",
+            lambda: f"missing: {sorted(missing)}",
+        )
 
     def status(self, master: str = "saltm1") -> tuple[int, dict[str, Any]]:
         """Return exit status and data of ``multimaster.status``."""
-        done = self.run(master, "salt-run", "multimaster.status", "--out=json")
-        try:
-            return done.returncode, json.loads(done.stdout)
-        except ValueError:
-            return done.returncode, {"problems": [done.stdout + done.stderr]}
+        patience = f"timeout={self.lab.slowed(5):.0f}"
+        done = self.run(master, "salt-run", "multimaster.status", patience, "--out=json")
+        with contextlib.suppress(ValueError):
+            # A master that is just starting gives the reason why it cannot, as text.
+            if isinstance(data := json.loads(done.stdout), dict) and "problems" in data:
+                return done.returncode, data
+        return done.returncode or 1, {"problems": [(done.stdout + done.stderr).strip()]}
 
     def until_connected(self, master: str = "saltm1") -> dict[str, Any]:
         """Wait until the status on a master finds nothing wrong; return it."""
@@ -153,10 +183,8 @@ class Laboratory:
             code, seen = self.status(master)
             return code == 0
 
-        try:
-            until(connected, PATIENCE, "everything to be connected", interval=1)
-        except LabError as err:
-            raise AssertionError(f"{err}; last problems: {seen.get('problems')}") from err
+        problems = lambda: f"problems: {seen.get('problems')}"  # noqa: E731
+        self.until(connected, "everything to be connected", problems)
         return seen
 
     def until_settled(self, *masters: str) -> None:
@@ -167,8 +195,8 @@ class Laboratory:
         """
         masters = masters or self._all
         self.until_answering(*masters)
-        until(lambda: self._idle(masters), PATIENCE, "the end of every apply", interval=1)
-        until(self.restarted, PATIENCE, "the end of every restart", interval=1)
+        self.until(lambda: self._idle(masters), "the end of every apply")
+        self.until(self.restarted, "the end of every restart", self.steps)
         self.until_answering(*masters)
 
     def _idle(self, masters: Sequence[str]) -> bool:
@@ -191,10 +219,18 @@ class Laboratory:
 
     def cutting_over(self, minion: str) -> bool:
         """Tell whether a minion is on its way to a new configuration."""
+        return self.step(minion) not in (None, "kept", "restored")
+
+    def step(self, minion: str) -> str | None:
+        """Return the step of a minion's cut-over; None where there was none."""
         path = f"{self.host(minion).minion_cache_dir}/multimaster/cutover.json"
         with contextlib.suppress(ValueError):
-            return json.loads(self.read(minion, path)).get("step") not in ("kept", "restored")
-        return False
+            return str(json.loads(self.read(minion, path)).get("step"))
+        return None
+
+    def steps(self) -> dict[str, str | None]:
+        """Return the step of every host's cut-over."""
+        return {host.id: self.step(host.id) for host in self.lab.hosts}
 
     def declare(self, **changes: Any) -> None:
         """Change the declaration that saltm1 serves."""
@@ -212,6 +248,38 @@ class Laboratory:
             yield
         finally:
             self.driver.control(self.lab, self.host(host_id), "start", unit)
+
+    @contextlib.contextmanager
+    def slowed(self, share: str, *host_ids: str) -> Iterator[None]:
+        """Give hosts, by default all, a share of the full speed, such as ``1/3``."""
+        hosts = [self.host(host_id) for host_id in host_ids] or self.lab.hosts
+        before = slowness.shares(self.lab.directory)
+        self.driver.slow(self.lab, hosts, cli.share(share))
+        try:
+            yield
+        finally:
+            for host in hosts:
+                again = Fraction(before.get(host.id, 1)).limit_denominator(1000)
+                self.driver.slow(self.lab, [host], again)
+
+    @contextlib.contextmanager
+    def held(self, host_id: str, unit: str) -> Iterator[None]:
+        """Have every start of a daemon, by whomever, wait for the end of the block."""
+        self.driver.hold(self.lab, self.host(host_id), unit)
+        try:
+            yield
+        finally:
+            self.driver.release(self.lab, self.host(host_id), unit)
+
+    @contextlib.contextmanager
+    def distant(self, *host_ids: str, delay: str = "0ms", loss: str = "0%") -> Iterator[None]:
+        """Delay and lose what hosts, by default all, send (docker driver)."""
+        hosts = [self.host(host_id) for host_id in host_ids] or self.lab.hosts
+        self.driver.net(self.lab, hosts, delay, loss)
+        try:
+            yield
+        finally:
+            self.driver.heal(self.lab)
 
     def bring_together(self) -> None:
         """Restart the hosts that are no masters: in failover mode each begins with the first."""

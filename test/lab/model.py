@@ -9,14 +9,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
+
+from lab import slowness
 
 UNITS = ("salt-master", "salt-minion")
 SERIES = ("3008", "3007", "3006")
 REPOSITORY = Path(__file__).resolve().parents[2]
+# Seconds without any progress after which a wait gives up, at full speed. Only a wait that fails
+# takes so long.
+PATIENCE = 300
 
 
 class LabError(Exception):
@@ -57,6 +63,15 @@ class Lab:
     def masters(self) -> tuple[Host, ...]:
         """The hosts declared as masters, in order; only the first runs one before the apply."""
         return tuple(host for host in self.hosts if "master" in host.roles)
+
+    def slowed(self, seconds: float) -> float:
+        """Return how long the slowest host takes for what takes so many seconds at full speed."""
+        return seconds / min(slowness.shares(self.directory).values(), default=1)
+
+    @property
+    def patience(self) -> float:
+        """Seconds without any progress after which a wait for this laboratory gives up."""
+        return self.slowed(PATIENCE)
 
     def host(self, host_id: str) -> Host:
         """Return the host with that id; raise :class:`LabError` naming the known ones."""
@@ -109,11 +124,26 @@ class Driver(Protocol):
     def control(self, lab: Lab, host: Host, verb: str, unit: str) -> None:
         """``verb``: start, stop, kill (SIGKILL), freeze (SIGSTOP) or thaw (SIGCONT) one unit."""
 
+    def hold(self, lab: Lab, host: Host, unit: str) -> None:
+        """Have every start of a unit wait until :meth:`release`; meanwhile it counts as starting.
+
+        A daemon that runs goes on until somebody restarts it.
+        """
+
+    def release(self, lab: Lab, host: Host, unit: str) -> None:
+        """Undo :meth:`hold`."""
+
+    def slow(self, lab: Lab, hosts: Iterable[Host], share: Fraction) -> None:
+        """Give hosts a share of their speed; 1 undoes it."""
+
+    def net(self, lab: Lab, hosts: Iterable[Host], delay: str, loss: str) -> None:
+        """Delay (such as 300ms) and lose (such as 2%) what hosts send; :meth:`heal` undoes it."""
+
     def cut(self, lab: Lab, one: Host, *others: Host) -> None:
         """Drop all traffic of a host with others; :class:`LabError` where the driver cannot."""
 
     def heal(self, lab: Lab) -> None:
-        """Undo every :meth:`cut`."""
+        """Undo every :meth:`cut` and :meth:`net`."""
 
     def subscribed(self, lab: Lab, host: Host) -> set[str]:
         """Return the ids of the masters to whose publishers a host's minion listens."""

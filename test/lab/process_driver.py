@@ -18,7 +18,9 @@ import subprocess
 import sys
 import tempfile
 import xmlrpc.client
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ import psutil
 import yaml
 from supervisor.xmlrpc import SupervisorTransport
 
+from lab import slowness
 from lab.keys import make_pair
 from lab.model import SERIES, UNITS, Host, Lab, LabError, Trees
 from lab.wait import until
@@ -33,8 +36,6 @@ from lab.wait import until
 COMMANDS = ("salt", "salt-call", "salt-cp", "salt-key", "salt-run")
 SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP, "thaw": signal.SIGCONT}
 
-# Seconds for a daemon to end.
-STOP = 60
 # Characters of a master's log that are shown when a laboratory does not come up.
 LAST_WORDS = 4000
 
@@ -51,28 +52,30 @@ childlogdir={logs}
 supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
 """
 
-# As the packages' units do: SIGTERM to the main process, then SIGKILL to what is left; no restart.
+# As the packages' units do: SIGTERM to the main process, then, after systemd's default, SIGKILL to
+# what is left; no restart.
 PROGRAM = """\
 [program:{unit}]
 command={root}/bin/daemon {prefix}/bin/{unit} -c {config_dir}
 autostart=false
 autorestart=false
 startsecs=1
-stopwaitsecs=30
+stopwaitsecs=90
 killasgroup=true
 redirect_stderr=true
 stdout_logfile={logs}/{unit}.out
 """
 
 
-# Salt takes the zombie of a daemon's predecessor for a running instance, and exits; a predecessor
-# that was killed may wait for seconds for this machine's init.
+# A start that is held waits while that file is there. Salt takes the zombie of a daemon's
+# predecessor for a running instance, and exits; a predecessor that was killed waits for this
+# machine's init for as long as that takes.
 DAEMON = r"""#!/bin/sh
 ended() { ! grep -qs '^State:.Z' "/proc/$1/status"; }
+while [ -e ROOT/"${1##*/}.held" ]; do sleep 0.1; done
 for file in ROOT/var/run/process_*.pid; do
     pid=$(sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' "$file" 2>/dev/null)
-    tries=0
-    until ended "$pid" || [ $((tries += 1)) -gt 300 ]; do sleep 0.1; done
+    until ended "$pid"; do sleep 0.1; done
 done
 exec "$@"
 """
@@ -127,27 +130,30 @@ class ProcessDriver:
             self._write_host(lab, host, trees)
         yield f"{len(lab.hosts)} hosts written"
         for host in lab.hosts:
-            self._run([f"{sys.prefix}/bin/supervisord", "-c", f"{host.root}/supervisord.conf"])
+            self._start_init(host)
+        # Slow from the start, if that is asked for.
+        self.slow(lab, (), Fraction(1))
         self.control(lab, first, "start", "salt-master")
-        until(lambda: _listens(first.address, 4506), 60, f"salt-master on {first.id} to listen")
+        what = f"salt-master on {first.id} to listen"
+        until(lambda: _listens(first.address, 4506), lab.patience, what)
         yield f"salt-master runs on {first.id}"
         for host in lab.hosts:
             self._ask(lab, host, "startProcess", "salt-minion", False)
         # A test.ping that misses one minion takes 20 seconds; to look at connections costs nothing.
         wanted = {host.id for host in lab.hosts}
-        # Each takes seconds of processor time to start.
-        patience = 90 + 3 * len(wanted)
-        until(
-            lambda: self.connected(lab, first) == wanted,
-            patience,
-            f"every minion to be connected to {first.id}",
-        )
+        there: set[str] = set()
+
+        def complete(look: Callable[[Lab, Host], set[str]]) -> bool:
+            nonlocal there
+            there = look(lab, first)
+            return there >= wanted
+
         try:
-            until(
-                lambda: self._answering(lab, first) >= wanted,
-                patience,
-                f"an answer of {sorted(wanted)}",
-            )
+            for what, look in (
+                (f"every minion to be connected to {first.id}", self.connected),
+                ("an answer of every minion", self._answering),
+            ):
+                until(partial(complete, look), lab.patience, what, seen=lambda: sorted(there))
         except LabError as err:
             # The hosts are removed now, and their logs with them.
             said = Path(first.log_dir, "master").read_text(errors="replace")[-LAST_WORDS:]
@@ -162,7 +168,8 @@ class ProcessDriver:
         command = shutil.which(argv[0], path=path) or argv[0]
         kwargs.setdefault("text", True)
         kwargs.setdefault("check", False)
-        return subprocess.run([command, *argv[1:]], env={**os.environ, "PATH": path}, **kwargs)
+        environment = {**os.environ, "PATH": path, slowness.VARIABLE: host.root}
+        return subprocess.run([command, *argv[1:]], env=environment, **kwargs)
 
     def control(self, lab: Lab, host: Host, verb: str, unit: str) -> None:
         """Start or stop through supervisord; signals go to the daemon and all its children."""
@@ -175,7 +182,7 @@ class ProcessDriver:
             return self._state(lab, host, unit) != "STOPPING"
 
         if verb == "start":
-            until(settled, STOP, stopped)
+            until(settled, lab.patience, stopped)
         running = self._state(lab, host, unit) in ("RUNNING", "STARTING")
         if verb == "start" and not running:
             self._ask(lab, host, "startProcess", unit)
@@ -183,17 +190,42 @@ class ProcessDriver:
             if running:
                 # supervisord would poll without a pause until the process is gone.
                 self._ask(lab, host, "stopProcess", unit, False)
-            until(settled, STOP, stopped)
+            until(settled, lab.patience, stopped)
         elif verb in SIGNALS:
             if not running:
                 raise LabError(f"{unit} does not run on {host.id}")
             daemon = psutil.Process(self._ask(lab, host, "getProcessInfo", unit)["pid"])
             processes = [daemon, *daemon.children(recursive=True)]
-            for process in processes:
-                process.send_signal(SIGNALS[verb])
+            with slowness.still(lab.directory):
+                frozen = slowness.frozen_file(host.root, unit)
+                if verb == "freeze":
+                    frozen.write_text(json.dumps([process.pid for process in processes]))
+                else:
+                    frozen.unlink(missing_ok=True)
+                for process in processes:
+                    process.send_signal(SIGNALS[verb])
             if verb == "kill":
                 # Zombies may stay for seconds; whoever starts a daemon waits for them.
-                until(lambda: not any(map(_alive, processes)), STOP, stopped, interval=0.01)
+                dead = lambda: not any(map(_alive, processes))  # noqa: E731
+                until(dead, lab.patience, stopped, interval=0.01)
+
+    def hold(self, lab: Lab, host: Host, unit: str) -> None:
+        """Have every start of a unit wait from now on, until :meth:`release`."""
+        Path(host.root, f"{unit}.held").touch()
+
+    def release(self, lab: Lab, host: Host, unit: str) -> None:
+        """Let a unit that is held start."""
+        Path(host.root, f"{unit}.held").unlink(missing_ok=True)
+
+    def slow(self, lab: Lab, hosts: Iterable[Host], share: Fraction) -> None:
+        """Let hosts run for a share of the time only; 1 undoes it."""
+        with slowness.still(lab.directory):
+            slowness.record(lab.directory, [host.id for host in hosts], share)
+            slowness.carry_out(lab.directory)
+
+    def net(self, lab: Lab, hosts: Iterable[Host], delay: str, loss: str) -> None:
+        """Refuse, like :meth:`cut`."""
+        raise LabError("net: the process driver cannot; supported with --driver docker")
 
     def cut(self, lab: Lab, one: Host, *others: Host) -> None:
         """Refuse: all hosts share one loopback interface."""
@@ -203,10 +235,16 @@ class ProcessDriver:
         """Refuse, like :meth:`cut`."""
         raise LabError("heal: the process driver cannot; supported with --driver docker")
 
-    def down(self, lab: Lab) -> None:
-        """Stop every process that belongs to a host, whoever started it, and remove the hosts."""
+    def halt(self, lab: Lab) -> None:
+        """Stop every process that belongs to a host, whoever started it; the hosts' files stay."""
+        self.slow(lab, lab.hosts, Fraction(1))
         roots = [f"{host.root}/" for host in lab.hosts]
-        until(lambda: not self._signal_all(roots), 30, "the end of the laboratory's processes")
+        what = "the end of the laboratory's processes"
+        until(lambda: not self._signal_all(roots), lab.patience, what)
+
+    def down(self, lab: Lab) -> None:
+        """Stop everything, and remove the hosts."""
+        self.halt(lab)
         link = lab.directory / "sockets"
         if link.is_symlink():
             shutil.rmtree(link.readlink(), ignore_errors=True)
@@ -335,8 +373,9 @@ class ProcessDriver:
             return set()
 
     def _answering(self, lab: Lab, master: Host) -> set[str]:
-        argv = ["salt", "*", "test.ping", "--out=json", "--static", "--timeout=2"]
-        answer = self.exec(lab, master, argv, capture_output=True, timeout=60)
+        argv = ["salt", "*", "test.ping", "--out=json", "--static"]
+        argv.append(f"--timeout={lab.slowed(2):.0f}")
+        answer = self.exec(lab, master, argv, capture_output=True)
         try:
             return {name for name, value in json.loads(answer.stdout).items() if value is True}
         except ValueError:
@@ -361,14 +400,16 @@ class ProcessDriver:
             except OSError:
                 return False
 
-        until(answers, 10, f"supervisord of {host.id}", interval=0.05)
+        until(answers, lab.patience, f"supervisord of {host.id}", interval=0.05)
         return call(method, *arguments)
 
     def _state(self, lab: Lab, host: Host, unit: str) -> str:
         return str(self._ask(lab, host, "getProcessInfo", unit)["statename"])
 
-    def _run(self, argv: Sequence[str]) -> None:
-        result = subprocess.run(argv, capture_output=True, text=True, check=False)
+    def _start_init(self, host: Host) -> None:
+        argv = [f"{sys.prefix}/bin/supervisord", "-c", f"{host.root}/supervisord.conf"]
+        environment = {**os.environ, slowness.VARIABLE: host.root}
+        result = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment)
         if result.returncode:
             raise LabError(f"{argv[0]}: {result.stderr.strip() or result.stdout.strip()}")
 

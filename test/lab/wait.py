@@ -1,4 +1,4 @@
-"""Bounded waiting: poll a named condition, never sleep for a guessed time."""
+"""Waiting for a named condition: ends on no progress, never after a guessed time."""
 
 from __future__ import annotations
 
@@ -9,22 +9,41 @@ from typing import TypeVar
 from lab.model import LabError
 
 T = TypeVar("T")
+# A wait ends after so many times its patience even if something keeps changing.
+ENOUGH = 10
 
 
-def until(condition: Callable[[], T], timeout: float, what: str, interval: float = 0.2) -> T:
+def until(
+    condition: Callable[[], T],
+    patience: float,
+    what: str,
+    interval: float = 0.2,
+    seen: Callable[[], object] | None = None,
+) -> T:
     """Call ``condition`` until its result is true, and return that result.
 
-    :param timeout: seconds; the condition is tried at least once, whatever the value.
-    :param what: the condition in words; it completes "waited N s for ...".
+    :param patience: seconds without progress; the condition is tried at least once.
+    :param what: the condition in words; it completes "waited for ...".
     :param interval: seconds between two tries.
-    :raises LabError: when the time is over, naming ``what`` and the last result.
+    :param seen: what is observed, after each try; by default the condition's last result. That it
+        is another one than before is progress.
+    :raises LabError: after ``patience`` seconds without progress, and after ten times that in any
+        case, naming ``what`` and what was seen last.
     """
-    deadline = time.monotonic() + timeout
+    began = changed = time.monotonic()
+    last: object = None
     while True:
         result = condition()
         if result:
             return result
-        left = deadline - time.monotonic()
+        now = time.monotonic()
+        latest = seen() if seen else result
+        if latest != last:
+            last, changed = latest, now
+        left = min(changed + patience, began + ENOUGH * patience) - now
         if left <= 0:
-            raise LabError(f"waited {timeout:g} s for {what}; last result: {result!r}")
+            raise LabError(
+                f"waited {now - began:.0f} s for {what}, the last {now - changed:.0f} s without "
+                f"progress; seen last: {latest!r}"
+            )
         time.sleep(min(interval, left))
