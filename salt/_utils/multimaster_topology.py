@@ -499,8 +499,8 @@ def master_options(
             "master_pubkey_signature": SIGNATURE,
         }
     engines = _with_engine(config, existing, "multimaster", {})
-    if topology.drift_interval:
-        engines = _with_engine({"engines": engines}, {}, "multimaster_drift", {})
+    # Without an interval it only notes what the master has read.
+    engines = _with_engine({"engines": engines}, {}, "multimaster_drift", {})
     directories = config.get("module_dirs", existing.get("module_dirs")) or []
     options = {
         **config,

@@ -698,10 +698,11 @@ def test_declared_engines_take_the_place_of_the_hosts():
     assert options["module_dirs"] == ["/a", "/ext"]
 
 
-def test_masters_that_are_not_to_be_compared_have_no_engine_for_it():
+def test_masters_that_are_not_to_be_compared_note_all_the_same_what_they_have_read():
     parsed = topology.parse(declare(drift={"interval": 0}))
     options = topology.master_options(parsed, "saltm2", "/ext", {})
-    assert options["engines"] == OURS[:1]
+    assert options["engines"] == OURS
+    assert options["multimaster"]["drift"]["interval"] == 0
 
 
 def test_the_version_is_that_of_the_formula():
