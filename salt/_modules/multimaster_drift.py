@@ -34,7 +34,9 @@ BROUGHT = {
     "runners/multimaster_orch.py",
     "states/multimaster_orch.py",
     "utils/multimaster_deploy.py",
+    "utils/multimaster_gather.py",
     "utils/multimaster_topology.py",
+    "utils/multimaster_trees.py",
 }
 # Seconds for the compilation of one minion's pillar and top file.
 COMPILED_WITHIN = 60
