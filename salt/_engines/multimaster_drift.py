@@ -2,7 +2,8 @@
 Looks now and then whether the masters still agree, and fires an event when that changes.
 
 Runs in every master, and works in one: each look leaves a note on every master's host, and a master
-further down in the list waits longer for the next one.  See docs/status.md.
+further down in the list waits longer for the next one.  In every master it also leaves a note of
+what that has read from its files, since these may say something else by now.  See docs/status.md.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import os
 import pathlib
 import time
 
+import salt.config
 import salt.exceptions
 import salt.utils.event
 
@@ -20,6 +22,8 @@ log = logging.getLogger(__name__)
 __virtualname__ = "multimaster_drift"
 
 TAG = "multimaster/drift"
+# Read by the execution module of the same name.
+RUNNING = "running.json"
 # What a utility module cannot get from Salt's loader by itself.
 TOOLS = (
     "multimaster_drift.differing",
@@ -45,15 +49,45 @@ def __virtual__():
 
 def start():
     """Entry point of the engine; runs as long as its master."""
-    watcher, master = _Watcher(), os.getppid()
+    watcher, master, noted = _Watcher(), os.getppid(), False
     # A master that was killed takes nobody with it.
     while os.getppid() == master:
+        if not noted:
+            try:
+                noted = _note(master)
+            except (OSError, ValueError, salt.exceptions.SaltException):
+                log.exception("Cannot note what this master has read; trying again")
         if watcher.due():
             try:
                 watcher.turn()
             except (OSError, ValueError, salt.exceptions.SaltException):
                 log.exception("Cannot compare the masters; trying again")
         time.sleep(TICK)
+
+
+def _note(master):
+    """Note what this master's daemon has read; return whether its key was there for the hashes."""
+    pem, _ = __utils__["multimaster_gather.pair"](__opts__)
+    if pem is None:
+        return False
+    key = __utils__["multimaster_options.hash_key"](pem)
+    # The engine's options are those of the daemon.  The files may be newer by now: only the names
+    # of the options come from them.
+    names = salt.config.master_config(__opts__["conf_file"])
+    options = __utils__["multimaster_drift.read_from_files"](__opts__, names)
+    leaves = __utils__["multimaster_options.leaves"](options)
+    show = __utils__["multimaster_options.shown"]
+    shown = {path: show(path, value, key) for path, value in leaves.items()}
+    process = __utils__["multimaster_gather.process"](master)
+    note = __utils__["multimaster_drift.note_of"](process, key, shown)
+    directory = os.path.join(__opts__["cachedir"], "multimaster")
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    path = os.path.join(directory, RUNNING)
+    scratch = f"{path}.{os.getpid()}"
+    pathlib.Path(scratch).touch(mode=0o600)
+    pathlib.Path(scratch).write_text(json.dumps(note, default=str))
+    os.replace(scratch, path)
+    return True
 
 
 class _Watcher:
@@ -71,6 +105,8 @@ class _Watcher:
 
     def due(self):
         """Tell whether it is this master's turn: nobody who is before it in the list has looked."""
+        if not self.interval:
+            return False
         now, wait = time.time(), self.interval * (1 + self.place / 2)
         # A look of its own that has left no note counts, too: who has too much to do to answer is
         # not asked more often for it.

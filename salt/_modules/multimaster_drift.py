@@ -27,12 +27,16 @@ import salt.version
 __virtualname__ = "multimaster_drift"
 
 DROP_IN = "multimaster.conf"
+# What the engine of the same name has left of the running master, below its cache directory.
+RUNNING = "running.json"
 # What orch/modules.sls brings to the master that an orchestration runs on.
 BROUGHT = {
     "runners/multimaster_orch.py",
     "states/multimaster_orch.py",
     "utils/multimaster_deploy.py",
+    "utils/multimaster_gather.py",
     "utils/multimaster_topology.py",
+    "utils/multimaster_trees.py",
 }
 # Seconds for the compilation of one minion's pillar and top file.
 COMPILED_WITHIN = 60
@@ -94,6 +98,7 @@ def report(
         leaves["content"] = proof.pop("leaves")
         subjects["content"] = digest([proof["sample"], proof["grains"], leaves["content"]])
     told |= {"subjects": subjects, "proof": proof, "stale": look.stale(), "places": places}
+    told["up"] = time.time() - look.daemon.create_time() if look.daemon else 0
     if detail:
         found = {name: leaves[name] for name in detail if name in leaves}
         if {"config", "access"} & set(detail):
@@ -147,7 +152,8 @@ class _Look:
         self.opts = {**salt.config.master_config(self.path), "id": __opts__["id"]}
         self.cache = os.path.join(__opts__["cachedir"], "multimaster")
         self.daemon = _daemon(self.opts["pidfile"])
-        pem, self.pub = _pair(self.opts)
+        pem, self.pub = __utils__["multimaster_gather.pair"](self.opts)
+        self.paired = pem is not None
         # Without a key of the masters anybody could make such hashes: then they are equal to none.
         self.key = __utils__["multimaster_options.hash_key"](pem or secrets.token_hex(32))
         roots = dict.fromkeys((self.opts["root_dir"], os.path.realpath(self.opts["root_dir"])))
@@ -296,19 +302,21 @@ class _Look:
         return sources, declared
 
     def stale(self):
-        """Return what of this master's configuration is newer than its process."""
+        """Return what of this master's configuration its process has otherwise; None: unknown."""
         if self.daemon is None:
-            return []
-        # The start of a process is known to a fraction of a second only.
-        started = self.daemon.create_time() + 1
-        # The directory, too: a drop-in that was removed is no longer there to be looked at.
-        directories = dict.fromkeys(os.path.dirname(path) for path in self.files()[1:])
-        paths = [*self.files(), *directories, os.path.join(self.config_dir, "master.d")]
-        return [
-            path
-            for path in dict.fromkeys(paths)
-            if os.path.exists(path) and os.path.getmtime(path) > started
-        ]
+            return {}
+        options = __utils__["multimaster_drift.read_from_files"](self.opts)
+        leaves = __utils__["multimaster_options.leaves"](options)
+        shown = {path: self.shown(path, value) for path, value in leaves.items()}
+        note = None
+        with contextlib.suppress(OSError, ValueError):
+            path = os.path.join(self.opts["cachedir"], "multimaster", RUNNING)
+            note = json.loads(pathlib.Path(path).read_text())
+        process = __utils__["multimaster_gather.process"](self.daemon.pid)
+        key = self.key if self.paired else None
+        # As JSON has them, in which the note is.
+        shown = json.loads(json.dumps(shown, default=str))
+        return __utils__["multimaster_drift.stale"](note, process, key, shown)
 
     def note(self, watch):
         """Keep what the engine that looks at all masters has told, where its successor finds it."""
@@ -435,18 +443,6 @@ def _connections(opts):
     """Return how many connections this host's publisher has."""
     tables = __utils__["multimaster_gather.tables"]()
     return __utils__["multimaster_trees.subscribed"](opts, tables)
-
-
-def _pair(opts):
-    """Return private and public key of this host's master; None for each that is not there."""
-    stems = ("master",)
-    if "keys.cache_driver" in opts:
-        stems = (opts["id"].removesuffix("_master"), "master")
-    for stem in stems:
-        pair = tuple(_key_file(opts, f"{stem}.{suffix}") for suffix in ("pem", "pub"))
-        if any(pair):
-            return pair
-    return None, None
 
 
 def _key_file(opts, name):

@@ -51,7 +51,8 @@ def facts(master=False, config_dir=None):
         Whether it is to be a master, so that the space on its disk matters.
 
     Returns ``version`` of Salt, ``clock`` (seconds since the epoch), ``daemons`` (role -> process
-    id and start, or None), and for a master ``free``: path -> MiB.
+    id and start, or None), ``cutover`` and ``restarts`` as ``multimaster.masters`` has them, and
+    for a master ``free``: path -> MiB.
 
     CLI Example:
 
@@ -64,6 +65,8 @@ def facts(master=False, config_dir=None):
         "version": salt.version.__version__,
         "daemons": __salt__["multimaster.daemons"](config_dir),
     }
+    masters = __salt__["multimaster.masters"]()
+    ret |= {name: masters.get(name, {}) for name in ("cutover", "restarts")}
     if master:
         opts = _master_options(config_dir)
         ret["free"] = {path: _free(path) for path in (opts["cachedir"], opts["pki_dir"])}
@@ -193,9 +196,26 @@ def ask(ids, function, arguments=(), timeout=10, config_dir=None):
         raise CommandExecutionError(f"the master of {__opts__['id']}: {err}") from err
 
 
+def connections(config_dir=None):
+    """
+    Tell how many connections the publisher of this host's master has: one for each minion.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm2 multimaster_orch.connections
+    """
+    tables = __utils__["multimaster_gather.tables"]()
+    return __utils__["multimaster_trees.subscribed"](_configured(config_dir), tables)
+
+
 def unfinished(ids, timeout=10, config_dir=None):
     """
-    List the jobs of this host's master that some of its minions still work on, as jid -> function.
+    List the jobs of this host's master that some of its minions still work on.
+
+    Returns ``jobs``: jid -> ``function`` and ``minions``; and ``told``, the minions that have
+    answered: of the others nothing is known.
 
     CLI Example:
 
@@ -205,17 +225,22 @@ def unfinished(ids, timeout=10, config_dir=None):
     """
     opts = _configured(config_dir)
     answers = ask(ids, "saltutil.running", (), timeout, config_dir)
-    jobs = {
-        str(job.get("jid")): str(job.get("fun"))
-        for running in answers.values()
-        for job in (running if isinstance(running, list) else [])
-        if isinstance(job, dict)
-        # This one is a job, too.
-        and job.get("fun") != f"{__virtualname__}.unfinished"
-    }
     load = salt.loader.returners(opts, {})[f"{opts['master_job_cache']}.get_load"]
-    # Whatever it does not know came from another master.
-    return {jid: function for jid, function in jobs.items() if load(jid)}
+    jobs, foreign = {}, set()
+    for minion, running in answers.items():
+        for job in running if isinstance(running, list) else []:
+            # This one is a job, too.
+            if not isinstance(job, dict) or job.get("fun") == f"{__virtualname__}.unfinished":
+                continue
+            jid = str(job.get("jid"))
+            if jid not in jobs and jid not in foreign and not load(jid):
+                # Whatever it does not know came from another master.
+                foreign.add(jid)
+            if jid not in foreign:
+                row = jobs.setdefault(jid, {"function": str(job.get("fun")), "minions": []})
+                row["minions"].append(minion)
+    told = sorted(name for name, running in answers.items() if isinstance(running, list))
+    return {"jobs": jobs, "told": told}
 
 
 def _config_dir(config_dir):

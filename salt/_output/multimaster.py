@@ -114,8 +114,12 @@ def _drift(data):
         if count > SHOWN:
             lines.append(f"{subject}: {count - SHOWN} more differences; --out json has all")
     lines += [f"! {problem}" for problem in data["problems"]]
+    unknown = data.get("unknown")
+    if unknown:
+        lines.append(f"Not known yet what they have read when they started: {', '.join(unknown)}")
     if not data["drift"] and not data["problems"]:
-        lines.append(f"The masters agree on {', '.join(data['subjects'])}.")
+        agreed = [name for name in data["subjects"] if name != "running" or not unknown]
+        lines.append(f"The masters agree on {', '.join(agreed)}.")
     return "\n".join(lines).rstrip()
 
 

@@ -31,12 +31,19 @@ POLL, LONGEST_POLL = 1, 5
 ANSWER = 10
 GLANCE = 3
 WORK = 30
-# Seconds in which a minion has its new modules.
-MODULES = 30
+# Looks in a row that have to be alike, beside the seconds, before there is no progress: on a slow
+# machine each takes longer.
+ALIKE = 10
+# Exit statuses, when called by salt-run itself; see docs/deploy.md.
+PROBLEM, SLOW = 1, 3
 # How many minions may have something to do at the same time, whatever a batch may have: all of
 # them may share processors, and Salt asks whoever is late once more, which is more to do.
 TOGETHER = 10
 APPLY = "multimaster"
+INSIDE = (
+    "this runs in a process of the master that it is to restart, and would end with it: give the "
+    "command to salt-run, on a master's host"
+)
 # What multimaster.synced looks at.
 SYNC = (
     "saltutil.sync_utils",
@@ -67,7 +74,7 @@ def preflight(plan=None):
     """
     plan = plan or _own_plan()
     accepted = _accepted()
-    present = set(_anywhere(plan, accepted, "test.ping"))
+    present, slow = _present(plan, accepted)
     _say(f"preflight: {len(present)} of {len(accepted)} minions answer")
     _sync(plan, present)
     facts, clocks = {}, {}
@@ -92,10 +99,9 @@ def preflight(plan=None):
         reached=reached,
         taken=taken,
     )
-    absent = sorted(accepted - present - set(plan.masters))
     notes = [f"{len(present)} minions and {len(plan.masters)} masters looked at"]
-    if absent:
-        notes.append(f"absent, and left for a later run: {', '.join(absent)}")
+    # Whether a slow minion counts is for the step that is about it.
+    notes += _left_out(plan, accepted - present, slow)
     return _outcome(problems, notes=notes)
 
 
@@ -112,7 +118,9 @@ def deploy_masters(plan=None, test=False):
         salt-run multimaster_orch.deploy_masters test=True
     """
     plan = plan or _own_plan()
-    facts = _facts(plan, plan.masters)
+    facts, problems = _until_told(plan, plan.masters)
+    if problems:
+        return _outcome(problems)
     here = _here(plan, facts)
     masters = __utils__["multimaster_deploy.order"](plan.masters, here)
     running = [name for name in masters if _daemon(facts, name, "master")]
@@ -120,6 +128,8 @@ def deploy_masters(plan=None, test=False):
     if test:
         todo = [name for name in masters if name not in done]
         return _outcome([], dict.fromkeys(todo, "would be deployed"), _already(done))
+    if here and here not in done and _inside():
+        return _outcome([INSIDE])
     changes, ready = {}, []
     for number, name in enumerate(masters, 1):
         step = f"master {number} of {len(masters)}, {name}"
@@ -155,19 +165,22 @@ def deploy_minions(plan=None, test=False):
         salt-run multimaster_orch.deploy_minions test=True
     """
     plan = plan or _own_plan()
-    here = _here(plan, _facts(plan, plan.masters))
-    accepted = _accepted() - set(plan.masters)
-    present = set(_anywhere(plan, accepted, "test.ping"))
-    notes, absent = [], sorted(accepted - present)
-    if absent:
-        notes.append(f"absent, and left for a later run: {', '.join(absent)}")
+    facts, problems = _until_told(plan, plan.masters)
+    if problems:
+        return _outcome(problems)
+    here = _here(plan, facts)
+    # With the masters' own, who are connected, too.
+    accepted = _accepted()
+    present, slow = _present(plan, accepted)
+    notes = _left_out(plan, accepted - present, slow)
+    present = present - set(plan.masters)
     done = _in_place(plan, _pointed_at(plan, present))
-    unreached = _until_reached(plan, done, here, 0)
+    unreached = _until_reached(plan, done, here)
     done = [name for name in done if name not in unreached]
     todo = sorted(present - set(done))
     notes += _already(done)
     if test:
-        return _outcome([], dict.fromkeys(todo, "would be deployed"), notes)
+        return _outcome([], dict.fromkeys(todo, "would be deployed"), notes, slow)
     if done:
         _say(f"minions: {len(done)} have the declared configuration already")
     changes, started = {}, time.monotonic()
@@ -190,7 +203,7 @@ def deploy_minions(plan=None, test=False):
     if todo:
         each = (time.monotonic() - started) / len(todo)
         notes.append(f"{len(todo)} minions deployed, {each:.1f} s for each")
-    return _outcome([], changes, notes)
+    return _outcome([], changes, notes, slow)
 
 
 def restart_masters(plan=None, test=False):
@@ -207,22 +220,31 @@ def restart_masters(plan=None, test=False):
         salt-run multimaster_orch.restart_masters test=True
     """
     plan = plan or _own_plan()
-    here = _here(plan, _facts(plan, plan.masters))
-    masters = __utils__["multimaster_deploy.order"](plan.masters, here)
-    if len(masters) < 2:
+    if len(plan.masters) < 2:
         return _outcome(["there is no other master; the last one is not restarted"])
-    changes, connected = {}, {}
+    if not test and _inside():
+        return _outcome([INSIDE])
+    facts, problems = _until_told(plan, plan.masters)
+    if problems:
+        return _outcome(problems)
+    here = _here(plan, facts)
+    masters = __utils__["multimaster_deploy.order"](plan.masters, here)
+    changes, connected, notes, slow = {}, {}, [], set()
     for number, name in enumerate(masters, 1):
         step = f"master {number} of {len(masters)}, {name}"
-        problems = _health(plan, masters, here)
+        problems = _until_well(plan, masters, here)
         if problems:
             return _outcome(
                 [f"{step} is not restarted: not all masters are well", *problems], changes
             )
         if test:
             return _outcome([], dict.fromkeys(masters, "would be restarted"))
-        # From the beginning, so that nobody gets lost on the way.
-        connected = connected or _connected(plan, masters, here)
+        if not connected:
+            # From the beginning, so that nobody gets lost on the way.
+            accepted = _accepted()
+            present, slow = _present(plan, accepted)
+            notes = _left_out(plan, accepted - present, slow)
+            connected = _connected(plan, masters, present, here)
         # Whoever gives commands on this one should go to another from here on.
         _say(f"{step}: waits for its running jobs")
         problems = _until_finished(plan, name, connected[name], here)
@@ -237,7 +259,7 @@ def restart_masters(plan=None, test=False):
                 [f"stopped at {step}", *problems, *_later(masters[number:], "masters")], changes
             )
         _say(f"{step}: well, with all of its {len(connected[name])} minions")
-    return _outcome([], changes)
+    return _outcome([], changes, notes, slow)
 
 
 # Steps
@@ -245,7 +267,9 @@ def restart_masters(plan=None, test=False):
 
 def _deploy_master(plan, name, ready, here):
     """Apply the formula to a master and wait until it is well; return the problems."""
-    before = _facts(plan, [name])
+    before, problems = _until_told(plan, [name])
+    if problems:
+        return problems
     connected = _asked(plan, name, _accepted(), "test.ping", here)
     result = _command([name], "state.apply", [APPLY], WORK).get(name)
     failed = __utils__["multimaster_deploy.failures"](result)
@@ -265,17 +289,18 @@ def _deploy_master(plan, name, ready, here):
 
 def _deploy_minions(plan, batch, here):
     """Apply the formula to some minions and wait until they answer; return the problems."""
-    before = _facts(plan, batch)
-    results = _anywhere(plan, batch, "state.apply", [APPLY], WORK)
-    problems, roles = [], {}
-    for name in batch:
+    before, problems = _until_told(plan, batch)
+    asked = [name for name in batch if isinstance(before.get(name), dict)]
+    results = _anywhere(plan, asked, "state.apply", [APPLY], WORK)
+    roles = {}
+    for name in asked:
         failed = __utils__["multimaster_deploy.failures"](results.get(name))
         problems += [f"{name}: {line}" for line in failed]
         if not failed:
             roles[name] = __utils__["multimaster_deploy.restarts"](results[name])
     # Also after a failure: whoever succeeded is not left in the middle of its restart.
     problems += _until_restarted(plan, roles, before)
-    for name, masters in _until_reached(plan, roles, here, plan.timeout).items():
+    for name, masters in _until_reached(plan, roles, here).items():
         problems.append(
             f"{name}: does not answer to {', '.join(masters)}; see multimaster-restart.log and "
             "the minion's log on it, and whether it reaches their ports"
@@ -287,7 +312,9 @@ def _deploy_minions(plan, batch, here):
 
 def _restart_master(plan, name, here):
     """Restart a master, after the jobs on its host, and wait until it is another process."""
-    before = _facts(plan, [name])
+    before, problems = _until_told(plan, [name])
+    if problems:
+        return problems
     if not _daemon(before, name, "master"):
         return [f"{name}: its master does not run"]
     arguments = [plan.service, plan.restart_timeout, plan.config_dir]
@@ -301,67 +328,109 @@ def _restart_master(plan, name, here):
 
 
 class _Patience:
-    """How many seconds to wait for answers: longer each time that nobody has given one."""
+    """How many seconds to wait for answers: longer each time that somebody has given none."""
 
     def __init__(self):
         self.silent, self.seconds = 0, GLANCE
 
-    def learn(self, answers):
-        # All are being restarted; or have so much to do that a look is one thing more to do.
-        self.silent = 0 if answers else self.silent + 1
+    def learn(self, complete):
+        # They are being restarted; or have so much to do that a look is one thing more to do.
+        self.silent = 0 if complete else self.silent + 1
         self.seconds = min(WORK, GLANCE * 2 ** max(0, self.silent - 1))
 
 
 def _until(seconds, look, good):
-    """Look until what is seen is good, or the time is over; return what was seen last."""
-    deadline = time.monotonic() + seconds
+    """
+    Look until what is seen is good, or there is no progress any more; return what was seen last.
+
+    Progress is to see what was not seen before: who comes and goes makes none.
+
+    seconds
+        From the last progress on, or what tells how many; and so many looks as are said above have
+        to show none.
+    """
+    known, alike, since = set(), 0, time.monotonic()
     while True:
         began = time.monotonic()
         seen = look()
-        if good(seen) or time.monotonic() > deadline:
+        if good(seen):
+            return seen
+        now = time.monotonic()
+        alike += 1
+        if repr(seen) not in known:
+            known.add(repr(seen))
+            alike, since = 0, now
+        limit = seconds() if callable(seconds) else seconds
+        if alike >= ALIKE and now - since > limit:
             return seen
         # A look that took long was work for daemons that are wanted elsewhere.
-        time.sleep(min(LONGEST_POLL, max(POLL, time.monotonic() - began)))
+        time.sleep(min(LONGEST_POLL, max(POLL, now - began)))
+
+
+def _until_told(plan, ids):
+    """Wait until some hosts have told their facts; return these, and the problems."""
+    found, patience = {}, _Patience()
+
+    def look():
+        left = [name for name in ids if not isinstance(found.get(name), dict)]
+        found.update(_facts(plan, left, patience.seconds))
+        patience.learn(all(name in found for name in left))
+        # Facts that make no sense are words, and no better the next time.
+        return sorted(found)
+
+    _until(plan.timeout, look, lambda told: set(told) >= set(ids))
+    problems = [
+        f"{name}: {found.get(name, 'tells no facts, so that nothing is known of its daemons')}"
+        for name in ids
+        if not isinstance(found.get(name), dict)
+    ]
+    return found, problems
 
 
 def _until_restarted(plan, roles, before):
-    """Wait until the daemons of some hosts are other processes than before."""
+    """
+    Wait until the daemons of some hosts are other processes than before, and on their new masters.
+
+    Whoever waits, for its jobs, for another master's restart or for a new master to let it in, says
+    so; what it says is progress as long as it changes.
+    """
     waiting = {name: set(some) for name, some in roles.items() if some}
-    heard = dict.fromkeys(waiting, time.monotonic())
-    answered = set()
+    told, heard = {}, dict.fromkeys(waiting, time.monotonic())
     patience = _Patience()
 
     def look():
         facts = _facts(plan, waiting, patience.seconds)
-        patience.learn(facts)
-        heard.update(dict.fromkeys(facts, time.monotonic()))
-        answered.update(facts)
+        patience.learn(len(facts) == len(waiting))
+        told.update(facts)
         for name in list(waiting):
-            waiting[name] = {
-                role
-                for role in waiting[name]
-                if _daemon(facts, name, role) in (None, _daemon(before, name, role))
-            }
+            row = facts.get(name)
+            waiting[name] = __utils__["multimaster_deploy.under_way"](
+                waiting[name], before[name], row, _services(plan)
+            )
             if not waiting[name]:
                 del waiting[name]
-        # A host that waits for its jobs answers; one that does not is not waited for as long.
-        return any(heard[name] + plan.timeout > time.monotonic() for name in waiting)
+        heard.update(dict.fromkeys(facts, time.monotonic()))
+        progress = __utils__["multimaster_deploy.progress"]
+        return {name: (sorted(waiting[name]), progress(told.get(name))) for name in waiting}
 
-    limit = plan.restart_timeout + plan.timeout
-    _until(limit, look, lambda busy: not busy)
-    problems = []
-    for name, left in waiting.items():
-        what = f"its {' and '.join(sorted(left))}"
-        told = (
-            f"{what} has not been"
-            if name in answered
-            else f"does not answer since {what} was to be"
-        )
-        problems.append(f"{name}: {told} restarted; see multimaster-restart.log on it")
-    return problems
+    def seconds():
+        # Who answers may wait for its jobs; of one that does not there is less to be hoped for.
+        late = time.monotonic() - plan.timeout
+        answers = any(heard[name] > late for name in waiting)
+        return max(plan.timeout, plan.restart_timeout if answers else 0)
+
+    _until(seconds, look, lambda busy: not busy)
+    return [
+        f"{name}: " + __utils__["multimaster_deploy.stuck"](sorted(left), told.get(name))
+        for name, left in waiting.items()
+    ]
 
 
-def _until_reached(plan, ids, here, seconds):
+def _services(plan):
+    return {"master": plan.service, "minion": plan.minion_service}
+
+
+def _until_reached(plan, ids, here):
     """Wait until minions have answered as they should; return the others, and what they lack."""
     answered = {name: set() for name in plan.masters}
     patience = _Patience()
@@ -380,37 +449,59 @@ def _until_reached(plan, ids, here, seconds):
         patience.learn(found)
         return lacking()
 
-    return _until(seconds, look, lambda found: not found)
+    return _until(plan.timeout, look, lambda found: not found)
 
 
 def _until_well(plan, ready, here, connected=()):
     """Wait until the masters that have been seen to are well; return the problems."""
-    return _until(
-        plan.timeout, lambda: _health(plan, ready, here, connected), lambda found: not found
-    )
+    patience = _Patience()
+    # Whoever was seen is not asked again, but for the masters' own.
+    back = set()
+
+    def look():
+        left = set(connected) - back
+        problems, silent = _health(plan, ready, here, left, patience.seconds, back)
+        patience.learn(not silent)
+        return problems
+
+    return _until(plan.timeout, look, lambda found: not found)
 
 
 def _until_finished(plan, name, ids, here):
-    """Wait until the jobs of a master that run now have ended, or ``restart_timeout`` is over."""
-    arguments = [sorted(ids), ANSWER, plan.config_dir]
-
-    def running():
-        return _command([name], "multimaster_orch.unfinished", arguments).get(name)
-
-    first = running()
-    if not isinstance(first, dict):
-        return [f"{name}: {first or 'its minion does not answer'}"]
+    """Wait until the jobs of a master that run now have ended; return the problems."""
+    first, asked, patience = {}, set(), _Patience()
 
     def left():
-        now = running()
+        # Whoever has told before is asked for the jobs that were there then.
+        arguments = [sorted(ids), patience.seconds, plan.config_dir]
+        answer = _command([name], "multimaster_orch.unfinished", arguments, 3 * patience.seconds)
+        row = __utils__["multimaster_deploy.unfinished"](answer.get(name))
+        if isinstance(row, str):
+            patience.learn(False)
+            return row, sorted(set(ids) - asked)
+        jobs, told = row
+        patience.learn(told >= set(ids))
         # Others may have begun since, and will have their own time.
-        return {jid: first[jid] for jid in first if not isinstance(now, dict) or jid in now}
+        for minion in told - asked:
+            first.update({jid: job for jid, job in jobs.items() if minion in job["minions"]})
+        asked.update(told)
+        for jid in list(first):
+            still = jobs.get(jid, {"minions": ()})["minions"]
+            # Who does not tell now may still work on it.
+            minions = [m for m in first[jid]["minions"] if m in still or m not in told]
+            first[jid] = {**first[jid], "minions": minions}
+            if not minions:
+                del first[jid]
+        return first, sorted(set(ids) - asked)
 
-    found = _until(plan.restart_timeout, left, lambda jobs: not jobs) if first else {}
+    jobs, silent = _until(plan.restart_timeout, left, lambda seen: not any(seen))
+    if isinstance(jobs, str):
+        return [f"{name}: {jobs}"]
     return [
-        f"{name}: its job {jid} ({function}) still runs after {plan.restart_timeout:g} s"
-        for jid, function in found.items()
-    ]
+        f"{name}: its job {jid} ({job['function']}) still runs on {', '.join(job['minions'])}, and "
+        f"nothing has changed for {plan.restart_timeout:g} s"
+        for jid, job in jobs.items()
+    ] + [f"{minion}: does not tell whether it works on a job of {name}" for minion in silent]
 
 
 def _until_back(plan, masters, name, connected, here):
@@ -421,13 +512,16 @@ def _until_back(plan, masters, name, connected, here):
     hot = plan.mode == "hot"
     # In failover mode they move to another master meanwhile, and may stay there.
     left = set(connected[name] if hot else set().union(*connected.values()))
+    patience = _Patience()
 
     def missing():
         # Whoever was seen is not asked again: each answer is work for a machine that has enough.
         if hot:
-            left.difference_update(_asked(plan, name, left, "test.ping", here, (), GLANCE))
+            found = _asked(plan, name, left, "test.ping", here, (), patience.seconds)
         else:
-            left.difference_update(_anywhere(plan, left, "test.ping", (), GLANCE))
+            found = _anywhere(plan, left, "test.ping", (), patience.seconds)
+        patience.learn(found)
+        left.difference_update(found)
         return sorted(left)
 
     where = name if hot else "no master"
@@ -438,23 +532,91 @@ def _until_back(plan, masters, name, connected, here):
     ]
 
 
+def _present(plan, ids):
+    """
+    Return the minions that answer, and those that may be connected and do not answer in time.
+
+    The rest are absent: a master has no more connections than minions that have answered.
+    """
+    found, patience = set(), _Patience()
+
+    def look():
+        answers = _anywhere(plan, ids - found, "test.ping", (), patience.seconds)
+        patience.learn(answers)
+        found.update(answers)
+        return sorted(found), _connected_beside(plan, found)
+
+    # How many there are may not be known: then nobody is taken to be absent.
+    _, beside = _until(plan.timeout, look, lambda seen: set(seen[0]) >= ids or seen[1] == 0)
+    return found, (ids - found if beside != 0 else set())
+
+
+def _connected_beside(plan, found):
+    """Return how many minions are connected and have not answered; None if that is not known."""
+    seats = __context__.get("multimaster_orch.seats", {})
+    hosts = set(plan.masters) & found
+    total = __utils__["multimaster_trees.subscribed"](
+        __opts__, __utils__["multimaster_gather.tables"]()
+    )
+    if not total:
+        return None
+    beside = max(0, total - len({name for name in found if seats.get(name) is None}))
+    if plan.mode != "failover":
+        return beside
+    told = _command(sorted(hosts), "multimaster_orch.connections", [plan.config_dir])
+    for name in plan.masters:
+        number = told.get(name)
+        if not isinstance(number, int):
+            # A master-to-be has none, and a host that does not tell may have any number.
+            return None
+        seated = {minion for minion in found if seats.get(minion) == name}
+        # The minions on the masters' hosts are connected to all masters.
+        beside += max(0, number - len(seated | hosts))
+    return beside
+
+
 # Looks
 
 
-def _health(plan, ready, here, connected=()):
-    """Return what is wrong with the masters that have been seen to."""
-    reports = _command(ready, "multimaster.report", [GLANCE], 2 * GLANCE)
+def _health(plan, ready, here, connected, seconds, back):
+    """
+    Return what is wrong with the masters that have been seen to, and whether anybody was silent.
+
+    back
+        Is given those of ``connected`` that have answered.
+    """
+    reports = _command(ready, "multimaster.report", [seconds], 2 * seconds)
     answers = {}
+    silent = len(reports) < len(ready)
     for name in ready:
         wanted = set(ready) | (set(connected) if name == ready[-1] else set())
-        answers[name] = _asked(plan, name, wanted, "test.ping", here, (), GLANCE)
-    return __utils__["multimaster_deploy.unhealthy"](ready, reports, answers, connected)
+        answers[name] = _asked(plan, name, wanted, "test.ping", here, (), seconds)
+        silent = silent or not wanted <= set(answers[name])
+    back.update(set(answers[ready[-1]]) & set(connected))
+    found = __utils__["multimaster_deploy.unhealthy"](ready, reports, answers, connected)
+    return found, silent
 
 
-def _connected(plan, masters, here):
+def _connected(plan, masters, present, here):
     """Return master -> the minions that answer a command given on it."""
-    accepted = _accepted()
-    return {name: set(_asked(plan, name, accepted, "test.ping", here)) for name in masters}
+    answered = {name: set() for name in masters}
+    patience = _Patience()
+
+    def look():
+        for name, there in answered.items():
+            there.update(
+                _asked(plan, name, present - there, "test.ping", here, (), patience.seconds)
+            )
+        patience.learn(all(there >= present for there in answered.values()))
+        return {name: sorted(there) for name, there in answered.items()}
+
+    def complete(seen):
+        if plan.mode == "hot":
+            return all(set(there) >= present for there in seen.values())
+        return set().union(*seen.values()) >= present
+
+    _until(plan.timeout, look, complete)
+    return answered
 
 
 def _pointed_at(plan, ids):
@@ -515,6 +677,14 @@ def _here(plan, facts):
     return next((name for name in plan.masters if _daemon(facts, name, "master") == own), None)
 
 
+def _inside():
+    """Tell whether this runs in a process of this master, as for salt-api, and ends with it."""
+    with contextlib.suppress(OSError, ValueError, psutil.Error):
+        pid = int(pathlib.Path(__opts__["pidfile"]).read_text())
+        return pid in [process.pid for process in psutil.Process().parents()]
+    return False
+
+
 def _try_ports(plan, masters, facts):
     """Have minions connect to the masters' ports, also where there is no master yet."""
     fresh = [name for name in sorted(masters) if not _daemon(facts, name, "master")]
@@ -551,7 +721,8 @@ def _sync(plan, ids):
             _anywhere(plan, stale, list(SYNC), [[]] * len(SYNC), WORK)
             brought += len(stale)
             _say(f"modules: brought to {brought} minions")
-            stale = _until(MODULES, functools.partial(_stale, plan, stale), lambda found: not found)
+            look = functools.partial(_stale, plan, stale)
+            stale = _until(plan.timeout, look, lambda found: not found)
             if stale:
                 _say(f"modules: still not the file server's on {', '.join(sorted(stale))}")
 
@@ -645,8 +816,25 @@ def _told(answers):
 # What is said
 
 
-def _outcome(problems, changes=None, notes=()):
-    return {"problems": list(problems), "changes": changes or {}, "notes": list(notes)}
+def _outcome(problems, changes=None, notes=(), slow=()):
+    return {
+        "problems": list(problems),
+        "changes": changes or {},
+        "notes": list(notes),
+        "slow": sorted(slow),
+        # salt-run's exit status
+        "retcode": PROBLEM if problems else SLOW if slow else 0,
+    }
+
+
+def _left_out(plan, silent, slow):
+    """Say who was left out and why; of the masters' own minions others say more."""
+    absent = sorted(silent - slow - set(plan.masters))
+    late = sorted(slow - set(plan.masters))
+    return [
+        *([f"absent, and left for a later run: {', '.join(absent)}"] if absent else ()),
+        *([f"slow, and left for a later run: {', '.join(late)}"] if late else ()),
+    ]
 
 
 def _already(done):

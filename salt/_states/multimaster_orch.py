@@ -69,7 +69,8 @@ def _run(name, function, declaration, extension_dir, arguments):
     plan = utils["multimaster_deploy.plan"](declaration, findings)
     done = salt.loader.runner(opts, utils=utils)[f"multimaster_orch.{function}"](plan, **arguments)
     ret["changes"] = done["changes"]
-    if done["problems"]:
+    # Who is slow was not seen to; the exit status is to say so.
+    if done["problems"] or done["slow"]:
         ret["result"] = False
     elif done["changes"] and __opts__["test"]:
         ret["result"] = None

@@ -18,6 +18,8 @@ PORTS = {"publish_port": 4505, "ret_port": 4506}
 OLDEST = 3006
 # What says where a master listens.
 LISTENS = ("interface", "ipv6", *PORTS)
+# Where more is to be found of a restart.
+SEE = "; see multimaster-restart.log on it"
 # How a state says that it has a daemon restarted after the job.
 RESTART = "restart"
 BATCH = re.compile(r"([1-9]\d*)(%?)")
@@ -44,6 +46,7 @@ class Plan:
     timeout: float
     restart_timeout: float
     service: str
+    minion_service: str
     config_dir: str | None
 
     @property
@@ -101,6 +104,7 @@ def plan(declaration: Any, findings: Iterable[str] = ()) -> Plan:
         batch=batch if _is_batch(batch) else DEFAULTS["batch"],
         restart_timeout=patience if _is_number(patience) else 600,
         service=_text(_mapping(declaration.get("master")).get("service")) or "salt-master",
+        minion_service=_text(_mapping(declaration.get("minion")).get("service")) or "salt-minion",
         config_dir=_text(declaration.get("config_dir")),
         **numbers,
     )
@@ -213,6 +217,80 @@ def restarts(result: Mapping[str, Any]) -> set[str]:
         for state in result.values()
         if isinstance(state.get("changes"), Mapping) and RESTART in state["changes"]
     }
+
+
+def under_way(
+    roles: Iterable[str], before: Mapping[str, Any], now: Any, services: Mapping[str, str]
+) -> set[str]:
+    """
+    Return the roles of a host whose daemon is still to be restarted, or not yet where it is to be.
+
+    before, now
+        The host's facts; ``now`` is None if it told none, and then all of them are.
+    services
+        Role -> name of its service.
+    """
+    if not isinstance(now, Mapping):
+        return set(roles)
+    restarts = _mapping(now.get("restarts"))
+    step = _mapping(now.get("cutover")).get("step", "kept")
+    return {
+        role
+        for role in roles
+        if now["daemons"][role] in (None, before["daemons"][role])
+        or services[role] in restarts
+        or (role == "minion" and step != "kept")
+    }
+
+
+def progress(now: Any) -> Any:
+    """
+    Return what in a host's facts changes only when it gets on; None if it told none.
+
+    Its clock does not count.
+    """
+    if not isinstance(now, Mapping):
+        return None
+    return {name: now.get(name) for name in ("daemons", "cutover", "restarts")}
+
+
+def stuck(roles: Sequence[str], last: Any) -> str:
+    """
+    Say in words why the daemons of a host were given up.
+
+    last
+        Its last facts, if it has told any.
+    """
+    what = f"its {' and '.join(roles)}"
+    if not isinstance(last, Mapping):
+        return f"does not answer since {what} was to be restarted{SEE}"
+    waiting = [
+        f"{service} waits: {row.get('waiting')}"
+        for service, row in _mapping(last.get("restarts")).items()
+        if isinstance(row, Mapping) and row.get("waiting")
+    ]
+    cutover = _mapping(last.get("cutover"))
+    if "minion" in roles and cutover.get("step", "kept") != "kept":
+        seen = ", ".join(f"{at} {kind}" for at, kind in _mapping(cutover.get("seen")).items())
+        sees = f", and sees {seen}" if seen else ""
+        waiting.append(f"its change of masters is {cutover['step']}{sees}")
+    said = f" ({'; '.join(waiting)})" if waiting else ""
+    return f"{what} has not been restarted{said}{SEE}"
+
+
+def unfinished(answer: Any) -> Any:
+    """
+    Return the jobs and who told of theirs, from ``multimaster_orch.unfinished``, or words.
+
+    An older version of the module tells jobs only, and nothing of those who did not answer.
+    """
+    if answer is None:
+        return "its minion does not answer"
+    if not isinstance(answer, Mapping):
+        return str(answer)
+    if not isinstance(answer.get("jobs"), Mapping) or not isinstance(answer.get("told"), list):
+        return "an older version of the formula; apply that first"
+    return dict(answer["jobs"]), set(answer["told"])
 
 
 def lacking(

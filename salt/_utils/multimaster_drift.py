@@ -72,6 +72,23 @@ CLOCKS = 5
 # What people are shown of many.
 SHOWN = 20
 
+# Options of a running master that say nothing of its files: given on its command line, or by whom
+# it is looked at.
+NOT_OF_FILES = (
+    "conf_file",
+    "id",
+    "log_file",
+    "log_level",
+    "log_level_logfile",
+    "pidfile",
+    "user",
+)
+# What Salt adds to the engines of a master with reactors.
+REACTOR: Mapping[str, Any] = {"reactor": {}}
+# Seconds after which it is reported that nothing is known of what a running master has read: its
+# engine tells within seconds of its start where a machine has nothing else to do.
+UNKNOWN = 600
+
 Leaves = Mapping[str, Any]
 
 
@@ -151,6 +168,65 @@ def without_prefix(value: Any, prefixes: Sequence[tuple[str, str]]) -> Any:
             if bare and (value == bare or value.startswith(f"{bare}/")):
                 return shown + value[len(bare) :]
     return value
+
+
+def read_from_files(options: Mapping[str, Any], names: Iterable[str] = ()) -> dict[str, Any]:
+    """
+    Return those options of a master that its files decide, alike in the daemon and parsed anew.
+
+    names
+        The options that the parsed files have: what a daemon has beyond them it has made itself.
+        All, unless given.
+    """
+    names = set(names) or set(options)
+    found = {
+        name: value
+        for name, value in options.items()
+        if name in names and name not in NOT_OF_FILES and not name.startswith("__")
+    }
+    if isinstance(found.get("engines"), list):
+        found["engines"] = [engine for engine in found["engines"] if engine != REACTOR]
+    return found
+
+
+def note_of(process: Any, key: bytes | None, shown: Leaves) -> dict[str, Any]:
+    """
+    Return what a master's engine notes of its daemon.
+
+    process
+        What tells the daemon from every other process.
+    key
+        What hashes of possible secrets are keyed with.
+    shown
+        The leaves of the options that the daemon has read, as they may be seen.
+    """
+    return {"process": process, "key": key and digest(key.hex()), "options": dict(shown)}
+
+
+def stale(note: Any, process: Any, key: bytes | None, shown: Leaves) -> dict[str, Any] | None:
+    """
+    Return path -> what the running master has, and its files have by now, where that differs.
+
+    note
+        What :func:`note_of` has returned to the engine of the running master, or of an earlier one.
+    process, key, shown
+        As for :func:`note_of`, of the daemon and the files as they are.
+
+    None if that is not known: no note is of this daemon.
+    """
+    note = note if isinstance(note, Mapping) else {}
+    was, mine = note.get("key"), key and digest(key.hex())
+    if process is None or note.get("process") != process or None in (was, mine):
+        return None
+    if was != mine:
+        # Then no hash can be compared.
+        return {"key pair": ["another one", "this one"]}
+    before = note.get("options", {})
+    return {
+        path: [before.get(path), shown.get(path)]
+        for path in sorted({*before, *shown})
+        if path not in before or path not in shown or not _same(before[path], shown[path])
+    }
 
 
 def is_access(path: str) -> bool:
@@ -300,21 +376,62 @@ def _most(values: Sequence[Any]) -> tuple[Any, bool]:
 
 
 def _stale(reports: Mapping[str, Mapping[str, Any]]) -> list[Difference]:
-    """Return the masters that run with an older configuration than their files have."""
+    """Return the masters that run with another configuration than their files have."""
     found = []
+    side = "its own files"
     paths = sorted({path for report in reports.values() for path in report.get("stale") or ()})
     for path in paths:
-        values = {
-            m: "newer than the running master" if path in (r.get("stale") or ()) else "in use"
-            for m, r in reports.items()
-        }
+        values = {m: _in_use(r.get("stale"), path) for m, r in reports.items()}
         remedies = {
             master: Remedy("restart it, one master at a time", _restart(master))
-            for master, value in values.items()
-            if value != "in use"
+            for master, report in reports.items()
+            if path in (report.get("stale") or ())
         }
-        found.append(Difference("running", path, values, "in use", "its own files", remedies))
+        found.append(Difference("running", path, values, "in use", side, remedies))
+    late = unknown(reports, UNKNOWN)
+    if late:
+        values = {m: "not known" if m in late else "in use" for m in reports}
+        remedies = {
+            master: Remedy(
+                "restart it, one master at a time; if that does not help, its log says why the "
+                "engine multimaster_drift has left no note",
+                _restart(master),
+            )
+            for master in late
+        }
+        found.append(Difference("running", "", values, "in use", side, remedies))
     return found
+
+
+def _in_use(stale: Any, path: str) -> str:
+    """Return in words what a master has for what its files say."""
+    if stale is None:
+        return "not known"
+    if path not in stale:
+        return "in use"
+    if not isinstance(stale, Mapping):
+        # Told by an older version of the formula, which knows files only.
+        return "newer than the running master"
+    running, file = ("nothing" if value is None else f"{value}" for value in stale[path])
+    return f"{running} in use, {file} in its files"
+
+
+def unknown(reports: Mapping[str, Mapping[str, Any] | None], seconds: float = 0) -> list[str]:
+    """
+    Return the masters of which it is not known what they have read when they started.
+
+    seconds
+        Only those that have been running for longer.
+    """
+    return [
+        master
+        for master, report in reports.items()
+        # An older version of the formula does not tell how long.
+        if report
+        and "stale" in report
+        and report["stale"] is None
+        and report.get("up", 0) >= seconds
+    ]
 
 
 def _late(reports: Mapping[str, Mapping[str, Any]], clocks: float) -> list[Difference]:

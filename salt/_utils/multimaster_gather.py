@@ -185,6 +185,45 @@ def grains(opts: Mapping[str, Any], minion_id: str) -> dict[str, Any]:
     return {}
 
 
+def pair(opts: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Return private and public key of this host's master; None for each that is not there."""
+    driver = opts.get("keys.cache_driver")
+
+    def content(name: str) -> str | None:
+        if driver not in (None, "localfs_key"):
+            import salt.cache
+
+            return salt.cache.Cache(dict(opts), driver=driver).fetch("master_keys", name) or None
+        with (
+            contextlib.suppress(FileNotFoundError),
+            open(os.path.join(opts["pki_dir"], name), errors="replace") as handle,
+        ):
+            return handle.read()
+        return None
+
+    # Salt 3008 names the live pair after the master.
+    for stem in (opts["id"].removesuffix("_master"), "master") if driver else ("master",):
+        pem, pub = (content(f"{stem}.{suffix}") for suffix in ("pem", "pub"))
+        if pem or pub:
+            return pem, pub
+    return None, None
+
+
+def process(pid: int) -> list[Any] | None:
+    """
+    Return what tells a process from all others, before and after it; None if it is not there.
+
+    Not by the clock, which may be set: that moves the start of every process.
+    """
+    try:
+        with open(f"/proc/{pid}/stat") as handle:
+            start = handle.read().rpartition(")")[2].split()[19]
+        with open("/proc/sys/kernel/random/boot_id") as handle:
+            return [pid, int(start), handle.read().strip()]
+    except OSError:
+        return None
+
+
 def tables() -> dict[str, str]:
     """Return this host's tables of TCP connections."""
     found = {}

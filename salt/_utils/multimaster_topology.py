@@ -35,14 +35,15 @@ FAILOVER = {
 # back after it was away.  Each question takes a worker some milliseconds; a connection, less.
 QUESTIONS_PER_SECOND = 100
 COMEBACKS_PER_SECOND = 500
-# Minions that are reckoned with where nobody said how many there are; and as many as any master
-# lets in again within a second: on two cores so many sign-ins at the same time took 0.2 s (Salt
-# 3008.3).
+# Minions that are reckoned with where nobody said how many there are.
 SOME_MINIONS = 1000
-FEW_MINIONS = 100
 # Seconds.
 SHORTEST_INTERVAL = 10
 LONGEST_SPREAD = 60
+# Salt's own time for a sign-in, the least that there is here; and how many times as slow as reckoned
+# with above a master may be in letting all of its minions in.
+SIGN_IN = 5
+TIMES_SLOWER = 10
 SHORTEST_SPREAD = 0.2
 
 # Set by the formula: in ``config`` they would contradict the declaration.
@@ -71,6 +72,7 @@ DERIVED_MINION = (
 # Derived where ``minion:config`` does not say otherwise.
 PREFERRED = (
     "zmq_monitor",
+    "auth_timeout",
     "return_retry_timer",
     "return_retry_timer_max",
     "return_retry_tries",
@@ -372,12 +374,6 @@ def _failover_settings(topology: Topology, interval: int) -> list[Setting]:
             "each return to the first master interrupts the minion once more",
         ),
     ]
-    if topology.minions <= FEW_MINIONS:
-        reason = (
-            "seconds that a master which is down takes before the next one is tried: enough for a "
-            "lost packet; Salt's 5 are for more minions at a time"
-        )
-        settings.append(Setting("auth_timeout", 2, reason))
     if declared.get("master_failback"):
         reason = "as often as the present master is asked"
         settings.append(setting("master_failback_interval", interval, reason))
@@ -389,7 +385,15 @@ def _comeback_settings(number: int, interval: int, failover: bool) -> list[Setti
     least = 100
     # A minion does not leave a master before that has passed.
     patience = 1 if failover else 2
+    sign_in = max(SIGN_IN, min(LONGEST_SPREAD, math.ceil(TIMES_SLOWER * spread)))
     return [
+        Setting(
+            "auth_timeout",
+            sign_in,
+            "seconds for a sign-in: a minion that gives it up has to begin again, and never gets "
+            f"in where all take longer; {number} minions at once, {TIMES_SLOWER} times as slow as "
+            f"{COMEBACKS_PER_SECOND} a second, and at least Salt's {SIGN_IN}",
+        ),
         Setting(
             "return_retry_timer",
             patience,
@@ -499,8 +503,8 @@ def master_options(
             "master_pubkey_signature": SIGNATURE,
         }
     engines = _with_engine(config, existing, "multimaster", {})
-    if topology.drift_interval:
-        engines = _with_engine({"engines": engines}, {}, "multimaster_drift", {})
+    # Without an interval it only notes what the master has read.
+    engines = _with_engine({"engines": engines}, {}, "multimaster_drift", {})
     directories = config.get("module_dirs", existing.get("module_dirs")) or []
     options = {
         **config,

@@ -308,6 +308,47 @@ def test_which_daemons_restart_is_read_from_the_states():
     assert not deploy.changes({"a": {**STATES["a"], "changes": {}}})
 
 
+# Hosts whose daemons are restarted
+
+SERVICES = {"master": "salt-master", "minion": "salt-minion"}
+ROLES = {"master", "minion"}
+
+
+def host(master, minion, **more):
+    return {"clock": 5, "daemons": {"master": master, "minion": minion}} | more
+
+
+@pytest.mark.parametrize(
+    ("now", "left"),
+    [
+        (None, ROLES),
+        ("an error", ROLES),
+        (host([1, 1], [2, 1]), ROLES),
+        (host([3, 1], None), {"minion"}),
+        (host([3, 1], [4, 1]), set()),
+        (host([3, 1], [4, 1], cutover={"step": "kept"}, restarts={}), set()),
+        (host([3, 1], [4, 1], cutover={"step": "proving"}), {"minion"}),
+        (host([3, 1], [4, 1], restarts={"salt-master": {"waiting": "x"}}), {"master"}),
+    ],
+    ids=repr,
+)
+def test_a_restart_is_under_way_until_all_is_known_to_be_over(now, left):
+    assert deploy.under_way(ROLES, host([1, 1], [2, 1]), now, SERVICES) == left
+
+
+def test_the_time_of_day_is_no_progress():
+    told = host([1, 1], None, cutover={"step": "proving", "seen": {"192.0.2.1": "silent"}})
+    assert deploy.progress(told) == deploy.progress(told | {"clock": 9})
+    assert deploy.progress(told) != deploy.progress(told | {"restarts": {"salt-master": {}}})
+    assert deploy.progress(None) is None
+
+
+@pytest.mark.parametrize("answer", [None, "an error", {}, {"j1": "test.sleep"}, {"jobs": {}}])
+def test_jobs_that_are_not_known_are_words(answer):
+    assert isinstance(deploy.unfinished(answer), str)
+    assert deploy.unfinished({"jobs": {}, "told": ["web1"]}) == ({}, {"web1"})
+
+
 # Who lacks what
 
 

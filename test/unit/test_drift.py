@@ -197,11 +197,91 @@ def test_a_clock_may_be_off_by_so_much(offset, late):
         assert "set the clock of saltm3" in found[0].remedies["saltm3"].text
 
 
-def test_a_master_that_runs_with_an_older_configuration_is_named():
+def test_a_master_that_runs_with_another_configuration_than_its_files_have_is_named():
+    third = report() | {"stale": {"worker_threads": [5, 3], "mysql.pass": [None, "hash:1"]}}
+    added, other = found_on(third)
+    assert (other.subject, other.path) == ("running", "worker_threads")
+    assert other.values["saltm3"] == "5 in use, 3 in its files"
+    assert other.values["saltm1"] == "in use"
+    assert other.remedies["saltm3"].command == "salt saltm3 multimaster.restart salt-master"
+    assert added.values["saltm3"] == "nothing in use, hash:1 in its files"
+
+
+def test_files_that_an_older_version_of_the_formula_tells_of_are_named():
     third = report() | {"stale": ["/etc/salt/master.d/x.conf"]}
     (one,) = found_on(third)
-    assert (one.subject, one.path) == ("running", "/etc/salt/master.d/x.conf")
-    assert one.remedies["saltm3"].command == "salt saltm3 multimaster.restart salt-master"
+    assert (one.path, one.values["saltm3"]) == (
+        "/etc/salt/master.d/x.conf",
+        "newer than the running master",
+    )
+
+
+@pytest.mark.parametrize(("up", "named"), [(1, False), (drift.UNKNOWN, True)])
+def test_what_is_not_known_is_no_difference_while_a_master_starts_and_is_told_later(up, named):
+    third = report() | {"stale": None, "up": up}
+    found = found_on(third)
+    assert [(one.subject, list(one.remedies)) for one in found] == [("running", ["saltm3"])] * named
+    reports = {"saltm1": report(), "saltm2": None, "saltm3": third}
+    assert drift.unknown(reports) == ["saltm3"]
+
+
+# What a running master has read
+
+KEY = multimaster_options.hash_key("a key")
+DAEMON = [4711, 12345, "a boot"]
+READ = {"worker_threads": 5, "mysql.pass": "hash:1"}
+
+
+def test_a_master_that_has_read_what_its_files_have_is_not_stale():
+    note = json.loads(json.dumps(drift.note_of(DAEMON, KEY, READ)))
+    assert drift.stale(note, DAEMON, KEY, READ) == {}
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({**READ, "worker_threads": 3}, {"worker_threads": [5, 3]}),
+        ({**READ, "peer": {}}, {"peer": [None, {}]}),
+        ({"worker_threads": 5}, {"mysql.pass": ["hash:1", None]}),
+        ({**READ, "worker_threads": True}, {"worker_threads": [5, True]}),
+    ],
+)
+def test_an_option_that_the_running_master_has_otherwise_is_named(files, told):
+    assert drift.stale(drift.note_of(DAEMON, KEY, READ), DAEMON, KEY, files) == told
+
+
+def test_another_key_pair_than_at_the_start_is_named_and_its_hashes_are_not_compared():
+    other = multimaster_options.hash_key("another key")
+    note = drift.note_of(DAEMON, other, {"mysql.pass": "hash:2"})
+    assert list(drift.stale(note, DAEMON, KEY, READ)) == ["key pair"]
+
+
+@pytest.mark.parametrize(
+    ("note", "process", "key"),
+    [
+        (None, DAEMON, KEY),
+        ("rubbish", DAEMON, KEY),
+        (drift.note_of([4711, 12344, "a boot"], KEY, READ), DAEMON, KEY),
+        (drift.note_of(DAEMON, None, READ), DAEMON, KEY),
+        (drift.note_of(DAEMON, KEY, READ), DAEMON, None),
+        (drift.note_of(None, KEY, READ), None, KEY),
+    ],
+)
+def test_without_a_note_of_this_very_process_nothing_is_known(note, process, key):
+    assert drift.stale(note, process, key, READ) is None
+
+
+def test_what_a_daemon_has_made_of_its_options_is_not_compared_with_its_files():
+    files = {"timeout": 5, "engines": [{"multimaster": {}}], "log_level": "warning", "user": "root"}
+    daemon = {
+        **files,
+        "engines": [{"multimaster": {}}, {"reactor": {}}],
+        "log_level": "debug",
+        "user": "salt",
+        "daemon": True,
+        "__role": "master",
+    }
+    assert drift.read_from_files(daemon, files) == drift.read_from_files(files)
 
 
 # What is compared

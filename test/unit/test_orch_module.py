@@ -58,6 +58,32 @@ def test_facts_are_those_of_this_host(orch, host):
     assert "free" not in orch("facts")
 
 
+def test_facts_tell_what_a_host_waits_for(orch, host, monkeypatch):
+    waiting = {"salt-master": {"since": 5.0, "waiting": "for a job"}}
+    told = {"cutover": {"step": "proving"}, "restarts": waiting, "configured": []}
+    monkeypatch.setitem(host.modules._dict, "multimaster.masters", lambda: told)
+    row = orch("facts")
+    assert (row["cutover"], row["restarts"]) == (told["cutover"], waiting)
+
+
+def test_whose_jobs_are_not_known_is_told_apart_from_who_has_none(orch, host, monkeypatch):
+    module = host.modules["multimaster_orch.unfinished"].func.__globals__
+    answers = {
+        "web1": [{"jid": "1", "fun": "test.sleep"}, {"jid": "2", "fun": "test.ping"}],
+        "web2": [{"jid": "1", "fun": "test.sleep"}, {"fun": "multimaster_orch.unfinished"}],
+        "web3": "an error",
+        "web4": [],
+    }
+    monkeypatch.setitem(module, "ask", lambda *_: answers)
+    # Job 2 came from another master.
+    loads = {"local_cache.get_load": lambda jid: {"jid": jid} if jid == "1" else {}}
+    monkeypatch.setattr("salt.loader.returners", lambda opts, functions: loads)
+    assert orch("unfinished", ["web1", "web2", "web3", "web4", "web5"]) == {
+        "jobs": {"1": {"function": "test.sleep", "minions": ["web1", "web2"]}},
+        "told": ["web1", "web2", "web4"],
+    }
+
+
 def test_held_ports_can_be_reached_until_they_are_released(orch, held):
     ports = unused(2)
     answer = held(*ports)

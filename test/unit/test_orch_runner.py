@@ -12,7 +12,16 @@ import pytest
 
 import multimaster_deploy
 
-PLAN = types.SimpleNamespace(timeout=120, restart_timeout=600, batch="25%")
+PLAN = types.SimpleNamespace(
+    timeout=120,
+    restart_timeout=600,
+    batch="25%",
+    mode="hot",
+    masters={},
+    config_dir=None,
+    service="salt-master",
+    minion_service="salt-minion",
+)
 MASTERS = ("saltm1", "saltm2")
 BEFORE, AFTER = 1, 2
 
@@ -23,7 +32,7 @@ def runner(by_path, monkeypatch):
     module = by_path("salt/_runners/multimaster_orch.py")
     module.__utils__ = {
         f"multimaster_deploy.{name}": getattr(multimaster_deploy, name)
-        for name in ("lacking", "largest")
+        for name in ("lacking", "largest", "progress", "stuck", "under_way", "unfinished")
     }
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
@@ -49,17 +58,18 @@ def wait(runner, monkeypatch):
             answers = {name: seen[name] for name in ids if seen[name] is not None}
             if not answers:
                 clock[0] += timeout
-            return {name: process(number) for name, number in answers.items()}
+            return {n: row if isinstance(row, dict) else process(row) for n, row in answers.items()}
 
         monkeypatch.setattr(module, "_facts", facts)
         before = {name: process(BEFORE) for name in looks}
-        return module._until_restarted(PLAN, {name: {"minion"} for name in looks}, before), patience
+        roles = {name: {"minion"} for name in looks}
+        return module._until_restarted(PLAN, roles, before), patience, clock[0]
 
     return run
 
 
-def process(number):
-    return {"daemons": {"master": None, "minion": number}}
+def process(number, **more):
+    return {"daemons": {"master": None, "minion": number}, **more}
 
 
 def test_who_is_another_process_is_restarted(wait):
@@ -67,14 +77,14 @@ def test_who_is_another_process_is_restarted(wait):
 
 
 def test_who_stays_the_same_process_was_not_restarted(wait):
-    problems, _ = wait(web1=[BEFORE], web2=[AFTER])
+    problems, *_ = wait(web1=[BEFORE], web2=[AFTER])
     assert problems == [
         "web1: its minion has not been restarted; see multimaster-restart.log on it"
     ]
 
 
 def test_who_never_answers_is_not_said_to_be_the_same_process(wait):
-    problems, _ = wait(web1=[None], web2=[BEFORE, AFTER])
+    problems, *_ = wait(web1=[None], web2=[BEFORE, AFTER])
     assert problems == [
         "web1: does not answer since its minion was to be restarted; "
         "see multimaster-restart.log on it"
@@ -82,13 +92,173 @@ def test_who_never_answers_is_not_said_to_be_the_same_process(wait):
 
 
 def test_who_waits_for_its_jobs_is_waited_for_longer_than_who_is_silent(wait):
-    looks = wait(web1=[BEFORE])[1], wait(web1=[None])[1]
-    assert sum(looks[0]) > sum(looks[1])
+    busy = wait(web1=[BEFORE])[2]
+    silent = wait(web1=[None])[2] - busy
+    assert busy > PLAN.restart_timeout > silent > PLAN.timeout
 
 
 def test_answers_are_waited_for_longer_while_nobody_answers(wait):
-    _, patience = wait(web1=[None, None, None, None, None, BEFORE, None, AFTER])
+    _, patience, _ = wait(web1=[None, None, None, None, None, BEFORE, None, AFTER])
     assert patience == [3, 3, 6, 12, 24, 30, 3, 3]
+
+
+def proving(number, kind="silent"):
+    return process(
+        BEFORE, cutover={"step": "proving", "since": number, "seen": {"192.0.2.1": kind}}
+    )
+
+
+def test_who_gets_on_is_waited_for_however_long_it_takes(wait):
+    # Each step is seen for nearly as long as nothing may change.
+    slow = [look for number in range(9) for look in [proving(number)] * 110]
+    problems, _, seconds = wait(web1=[*slow, process(AFTER, cutover={"step": "kept"})])
+    assert problems == []
+    assert seconds > PLAN.restart_timeout
+
+
+def test_another_process_is_not_enough_while_the_change_of_masters_is_under_way(wait):
+    told = process(AFTER, cutover={"step": "connecting", "seen": {"192.0.2.1": "pending"}})
+    assert wait(web1=[told])[0] == [
+        "web1: its minion has not been restarted (its change of masters is connecting, and sees "
+        "192.0.2.1 pending); see multimaster-restart.log on it"
+    ]
+
+
+def test_a_restart_that_is_outstanding_is_waited_for_and_told(wait):
+    waiting = {"salt-minion": {"since": 5, "waiting": "for saltm1's restart"}}
+    told = process(BEFORE, restarts=waiting)
+    problems, *_ = wait(web1=[told])
+    assert problems == [
+        "web1: its minion has not been restarted (salt-minion waits: for saltm1's restart); "
+        "see multimaster-restart.log on it"
+    ]
+    assert wait(web1=[told, process(AFTER, restarts=waiting), process(AFTER)])[0] == []
+
+
+def test_who_comes_and_goes_makes_no_progress(runner):
+    module, _ = runner
+    looks = iter(range(10_000))
+    assert module._until(120, lambda: next(looks) % 2, lambda seen: False) in (0, 1)
+
+
+def test_so_many_looks_have_to_be_alike_however_long_each_takes(runner):
+    module, clock = runner
+    taken = []
+
+    def look():
+        clock[0] += 100
+        taken.append(clock[0])
+        return "the same"
+
+    module._until(120, look, lambda seen: False)
+    assert len(taken) == module.ALIKE + 1
+
+
+def test_what_is_not_known_of_a_host_is_a_problem(runner, monkeypatch):
+    module, _ = runner
+    answers = {"saltm1": process(BEFORE), "saltm3": "tells no facts: an error"}
+    monkeypatch.setattr(module, "_facts", lambda plan, ids, timeout: answers)
+    facts, problems = module._until_told(PLAN, MASTERS)
+    assert facts["saltm1"] == process(BEFORE)
+    assert problems == ["saltm2: tells no facts, so that nothing is known of its daemons"]
+    assert module._until_told(PLAN, ["saltm3"])[1] == ["saltm3: tells no facts: an error"]
+
+
+@pytest.fixture
+def jobs(runner, monkeypatch):
+    """Wait until jobs have ended, given what the master's host tells at every look."""
+    module, _ = runner
+
+    def run(*looks):
+        left = list(looks)
+
+        def command(ids, function, arguments, timeout):
+            return {"saltm2": left.pop(0) if len(left) > 1 else left[0]}
+
+        monkeypatch.setattr(module, "_command", command)
+        return module._until_finished(PLAN, "saltm2", {"web1", "web2"}, None)
+
+    return run
+
+
+def told(*minions, **jobs):
+    rows = {jid: {"function": "test.sleep", "minions": list(on)} for jid, on in jobs.items()}
+    return {"jobs": rows, "told": list(minions)}
+
+
+BOTH = ("web1", "web2")
+
+
+def test_no_jobs_are_none_only_if_all_have_told(jobs):
+    assert jobs(told(*BOTH)) == []
+    assert jobs(told("web1"), told("web2")) == []
+    assert jobs(told("web1")) == ["web2: does not tell whether it works on a job of saltm2"]
+
+
+def test_jobs_that_could_not_be_asked_for_are_a_problem(jobs):
+    assert jobs(None) == ["saltm2: its minion does not answer"]
+    assert jobs({}) == ["saltm2: an older version of the formula; apply that first"]
+
+
+def test_a_job_is_over_when_all_who_worked_on_it_say_so(jobs):
+    first = told(*BOTH, j1=BOTH)
+    # Others begin meanwhile, and are not waited for; web2 is silent for a look.
+    assert jobs(first, told("web1", j2=["web1"]), told(*BOTH, j2=BOTH)) == []
+    assert jobs(first, told("web1")) == [
+        "saltm2: its job j1 (test.sleep) still runs on web2, and nothing has changed for 600 s"
+    ]
+
+
+@pytest.fixture
+def there(runner, monkeypatch):
+    """Find out who is there, given who answers at every look and the number of connections."""
+    module, clock = runner
+    module.__context__, module.__opts__ = {}, {}
+
+    def run(ids, looks, connections):
+        left = list(looks)
+
+        def anywhere(plan, ids, function, arguments, timeout):
+            clock[0] += timeout
+            return dict.fromkeys(set(left.pop(0) if len(left) > 1 else left[0]) & ids, True)
+
+        monkeypatch.setattr(module, "_anywhere", anywhere)
+        module.__utils__ |= {
+            "multimaster_gather.tables": dict,
+            "multimaster_trees.subscribed": lambda opts, tables: connections,
+        }
+        return *module._present(PLAN, set(ids)), clock[0]
+
+    return run
+
+
+def test_who_is_not_connected_is_absent_and_nobody_waits_for_it(there):
+    present, slow, seconds = there(["web1", "web2"], [["web1"]], 1)
+    assert (present, slow, seconds) == ({"web1"}, set(), 3)
+
+
+def test_who_is_connected_and_answers_late_is_there(there):
+    present, slow, _ = there(["web1", "web2"], [["web1"], [], [], ["web2"]], 2)
+    assert (present, slow) == ({"web1", "web2"}, set())
+
+
+def test_who_is_connected_and_does_not_answer_is_slow(there):
+    assert there(["web1", "web2"], [["web1"]], 2)[:2] == ({"web1"}, {"web2"})
+
+
+def test_where_it_is_not_known_who_is_connected_nobody_is_absent(there):
+    assert there(["web1", "web2"], [["web1"]], 0)[:2] == ({"web1"}, {"web2"})
+
+
+def test_slow_minions_have_an_exit_status_of_their_own(runner):
+    module, _ = runner
+    assert module._outcome([])["retcode"] == 0
+    assert module._outcome(["x"], slow=["web1"])["retcode"] == 1
+    assert module._outcome([], slow=["web1"])["retcode"] == 3
+    assert module._left_out(PLAN, {"web1", "web2"}, {"web2"}) == [
+        "absent, and left for a later run: web1",
+        "slow, and left for a later run: web2",
+    ]
 
 
 @pytest.fixture
@@ -99,7 +269,7 @@ def reach(runner, monkeypatch):
     """
     module, clock = runner
 
-    def run(mode, ids, looks, seconds=120):
+    def run(mode, ids, looks):
         asked, patience = [], []
 
         def answer(plan, master, left, function, here, arguments, timeout):
@@ -111,8 +281,8 @@ def reach(runner, monkeypatch):
             return {name: True for name in left if name in told}
 
         monkeypatch.setattr(module, "_asked", answer)
-        plan = types.SimpleNamespace(mode=mode, masters=dict.fromkeys(MASTERS, ""))
-        lacking = module._until_reached(plan, ids, None, seconds)
+        plan = types.SimpleNamespace(mode=mode, masters=dict.fromkeys(MASTERS, ""), timeout=120)
+        lacking = module._until_reached(plan, ids, None)
         return lacking, asked, patience[:: len(MASTERS)]
 
     return run
@@ -147,10 +317,6 @@ def test_who_does_not_answer_is_named_with_the_masters_that_it_lacks(reach):
     assert patience[:5] == [3, 3, 3, 6, 12]
 
 
-def test_a_look_without_time_is_one_look(reach):
-    assert len(reach("hot", ["web1"], [{}], seconds=0)[1]) == len(MASTERS)
-
-
 @pytest.mark.parametrize(("number", "sizes"), [(3, [3]), (12, [10, 2]), (50, [12, 12, 12, 12, 2])])
 def test_not_all_minions_get_something_to_do_at_once(runner, number, sizes):
     module, _ = runner
@@ -174,4 +340,4 @@ def test_who_does_not_get_the_modules_is_told(runner, monkeypatch):
     monkeypatch.setattr(module, "_stale", lambda plan, ids: set(ids) - {"web2"})
     module._sync(PLAN, {"web1", "web2"})
     assert said[-1] == "modules: still not the file server's on web1"
-    assert clock[0] > module.MODULES
+    assert clock[0] > PLAN.timeout

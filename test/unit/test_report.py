@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -209,3 +212,78 @@ def test_what_the_watching_engine_has_told_is_kept_for_the_next_one(report, host
     state.mkdir(parents=True)
     report(watch={"by": "saltm1", "known": ["x"]})
     assert json.loads((state / "watch.json").read_text())["known"] == ["x"]
+
+
+# Whether the running master has read what its files say
+
+
+@pytest.fixture
+def running(host, report, by_path, monkeypatch):
+    """Have this process be the master: ``start`` has it read its files, then its engine note it."""
+    import salt.config
+
+    host.write("var/run/salt-master.pid", str(os.getpid()))
+    engine = by_path("salt/_engines/multimaster_drift.py")
+    monkeypatch.setattr(engine, "__utils__", UTILS(), raising=False)
+
+    def start():
+        opts = salt.config.master_config(str(host.config_dir / "master"))
+        monkeypatch.setattr(engine, "__opts__", {**opts, "daemon": False}, raising=False)
+        return lambda: engine._note(os.getpid())
+
+    return start
+
+
+class UTILS(dict):
+    """The formula's utility modules, as Salt's loader has them."""
+
+    def __missing__(self, name):
+        module, _, function = name.partition(".")
+        return getattr(importlib.import_module(module), function)
+
+
+def test_a_file_that_is_newer_than_the_running_master_and_says_the_same_is_no_difference(
+    report, running, host
+):
+    running()()
+    host.write("etc/salt/master.d/a.conf", {"timeout": 5})
+    (host.config_dir / "master").touch()
+    assert report(ask=False)["stale"] == {}
+
+
+def test_an_option_that_the_running_master_has_not_read_is_told_and_no_secret(
+    report, running, host
+):
+    host.write("etc/salt/master.d/a.conf", {"timeout": 7, "mysql.pass": WORD})
+    running()()
+    assert report(ask=False)["stale"] == {}
+    host.write("etc/salt/master.d/a.conf", {"mysql.pass": WORD * 2, "ext_job_cache": "redis"})
+    told = report(ask=False)["stale"]
+    assert (told["timeout"], told["ext_job_cache"]) == ([7, 5], ["", "redis"])
+    assert set(told) == {"timeout", "ext_job_cache", "mysql.pass"}
+    assert WORD not in json.dumps(told)
+    note = host.root / "var/cache/salt/master/multimaster/running.json"
+    assert WORD not in note.read_text()
+    assert note.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_changed_between_the_start_of_a_master_and_of_its_engine_is_told(
+    report, running, host
+):
+    note = running()
+    host.write("etc/salt/master.d/a.conf", {"timeout": 7})
+    assert report(ask=False)["stale"] is None
+    note()
+    assert report(ask=False)["stale"] == {"timeout": [5, 7]}
+
+
+def test_the_note_of_a_former_master_says_nothing_of_this_one(report, running, host):
+    running()()
+    with subprocess.Popen(["sleep", "60"]) as other:
+        try:
+            host.write("var/run/salt-master.pid", str(other.pid))
+            told = report(ask=False)
+        finally:
+            other.kill()
+    assert told["stale"] is None
+    assert told["up"] < 60

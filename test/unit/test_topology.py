@@ -697,10 +697,11 @@ def test_declared_engines_take_the_place_of_the_hosts():
     assert options["module_dirs"] == ["/a", "/ext"]
 
 
-def test_masters_that_are_not_to_be_compared_have_no_engine_for_it():
+def test_masters_that_are_not_to_be_compared_note_all_the_same_what_they_have_read():
     parsed = topology.parse(declare(drift={"interval": 0}))
     options = topology.master_options(parsed, "saltm2", "/ext", {})
-    assert options["engines"] == OURS[:1]
+    assert options["engines"] == OURS
+    assert options["multimaster"]["drift"]["interval"] == 0
 
 
 def test_the_version_is_that_of_the_formula():
@@ -841,13 +842,23 @@ def test_what_one_master_has_to_bear_is_bounded(minions, interval, spread):
 
 @pytest.mark.parametrize(
     ("mode", "minions", "patience", "timeout"),
-    [("hot", 100, 2, None), ("failover", 100, 1, 2), ("failover", 101, 1, None)],
+    [
+        ("hot", 100, 2, 5),
+        ("failover", 1, 1, 5),
+        ("failover", 250, 1, 5),
+        ("failover", 1000, 1, 20),
+        ("hot", 1000, 2, 20),
+        ("failover", 100_000, 1, 60),
+    ],
 )
-def test_how_long_a_dead_master_keeps_a_minion(mode, minions, patience, timeout):
+def test_how_long_a_dead_master_keeps_a_minion_and_a_sign_in_may_take(
+    mode, minions, patience, timeout
+):
     parsed = topology.parse(declare(mode=mode, minions=minions))
     options = topology.minion_options(parsed, "web1")
     assert options["return_retry_timer"] == options["return_retry_timer_max"] == patience
-    assert options.get("auth_timeout") == timeout
+    # Never less than Salt's own, or minions would circle where sign-ins are slow.
+    assert options["auth_timeout"] == timeout
 
 
 def test_every_derived_option_has_a_reason_and_an_overridden_one_says_so():

@@ -91,6 +91,12 @@ def test_nobody_looks_just_after_the_start(engine, name):
     assert not watcher.due()
 
 
+def test_without_an_interval_nobody_looks(engine):
+    watcher = engine.watcher()
+    watcher.interval = 0
+    assert not watcher.due()
+
+
 def test_a_clock_that_was_set_back_stops_nobody(engine):
     engine.path.write_text("{}")
     moment = time.time() + 1e6

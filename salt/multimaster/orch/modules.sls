@@ -3,7 +3,9 @@
   'runners/multimaster_orch.py',
   'states/multimaster_orch.py',
   'utils/multimaster_deploy.py',
+  'utils/multimaster_gather.py',
   'utils/multimaster_topology.py',
+  'utils/multimaster_trees.py',
 ] %}
 {#- Not by states, which do nothing in a test run: it could say nothing without them. Not by
     saltutil.sync_all, which would bring, and take away, other people's modules, too. #}
