@@ -75,8 +75,10 @@ PAYLOAD = "__master_req_channel_payload/"
 TAKEN = "__master_req_channel_return/"
 
 # Seconds between two times that the masters are asked whether they sign: twice as many each time
-# that it has not helped, and the first of them again after a while without doubt.
+# that it has not helped, and the first of them again after a while without doubt.  And that each
+# has for its answer, at least: as many as that.
 SHORTEST, LONGEST = 2, 300
+LEAST = 5
 CALM = 60
 # What an engine turns into that has nothing to do: small, and gone when the minion is.
 IDLE = """
@@ -686,15 +688,17 @@ def _follow_signing(minion, doubt, service, timeout):
         doubt.clear()
         if not minion.runs():
             continue
-        _ask_signing(service, timeout)
+        # With more patience each time: who is slow is not silent.
+        _ask_signing(service, timeout, wait)
         # Also when a restart has been asked for: this engine ends with it.
         wait = min(2 * wait, LONGEST)
 
 
-def _ask_signing(service, timeout):
+def _ask_signing(service, timeout, patience):
     """Look at the masters, and act."""
     try:
-        found = __salt__["multimaster.follow_masters"](service, timeout)
+        patience = max(patience, LEAST)
+        found = __salt__["multimaster.follow_masters"](service, timeout, within=patience)
     except Exception:  # An engine that ends leaves a minion behind for good.
         log.exception("Cannot follow the masters in their signing")
     else:

@@ -86,7 +86,7 @@ KEY_MODE = 0o400
 # The signing pair, and its signature over the masters' public key.
 SIGNING_FILES = ("master_sign.pem", "master_sign.pub", "master_pubkey_signature")
 # Seconds that a git remote has for its answer.
-REMOTE_WITHIN = 20
+REMOTE_WITHIN = 120
 # Seconds that a master has for its answer to a minion that looks whether it signs.
 SEEN_WITHIN = 5
 # The directories of Salt's keys, and what a key in each is.
@@ -688,9 +688,12 @@ def install_signing_pub(config_dir=None, test=False):
     return ret
 
 
-def see_masters():
+def see_masters(within=SEEN_WITHIN):
     """
     Ask each master of this minion to sign the minion in, and tell whether it signs its key.
+
+    within
+        Seconds that each has for its answer.
 
     Nothing is believed that is not in a fresh answer, signed with the key that this minion knows
     its masters by.  Returns address -> ``signs``, ``plain``, ``signs with another signing key``, or
@@ -707,13 +710,13 @@ def see_masters():
     seen = {}
     for address in masters:
         try:
-            seen[address] = _see(opts, address)
+            seen[address] = _see(opts, address, within)
         except (OSError, SaltException, ValueError, KeyError, TypeError) as err:
             seen[address] = f"unknown: {err}"
     return seen
 
 
-def follow_masters(service="salt-minion", timeout=600, test=False):
+def follow_masters(service="salt-minion", timeout=600, test=False, within=SEEN_WITHIN):
     """
     Have this minion verify signatures if its masters sign, and not if they do not.
 
@@ -721,6 +724,8 @@ def follow_masters(service="salt-minion", timeout=600, test=False):
         Of the minion, as for ``restart``, which follows a change.
     test
         Only tell what would be done.
+    within
+        Seconds that each master has for its answer.
 
     The minion's engine calls this, whenever a connection to a master has ended or begun.  Returns
     ``seen`` (as ``see_masters``), ``verifies`` (as the running minion was started) and ``wanted``,
@@ -732,7 +737,7 @@ def follow_masters(service="salt-minion", timeout=600, test=False):
 
         salt-call multimaster.follow_masters test=True
     """
-    seen = see_masters()
+    seen = see_masters(within)
     wanted = __utils__["multimaster_signing.verdict"](seen.values())
     ret = {"seen": seen, "verifies": __opts__["verify_master_pubkey_sign"], "wanted": wanted}
     if test or wanted is None:
@@ -1825,17 +1830,17 @@ def _signing_misfit(opts):
     return None
 
 
-def _see(opts, address):
+def _see(opts, address, within):
     """Return what a fresh answer of a master proves, for ``see_masters``."""
     opts = {**opts, "master": address}
     opts.update(salt.minion.prep_ip_port(opts))
     opts.update(salt.minion.resolve_dns({**opts, "retry_dns": 0}, fallback=False))
     # Salt waits long for a master that is not there.
-    with socket.create_connection((opts["master_ip"], opts["master_port"]), SEEN_WITHIN):
+    with socket.create_connection((opts["master_ip"], opts["master_port"]), within):
         pass
     request = salt.crypt.SAuth(opts).minion_sign_in_payload()
     with salt.channel.client.ReqChannel.factory(opts, crypt="clear") as channel:
-        answer = channel.send(request, tries=1, timeout=SEEN_WITHIN)
+        answer = channel.send(request, tries=1, timeout=within)
     pki = pathlib.Path(opts["pki_dir"])
     known = pki / "minion_master.pub"
     if not known.is_file():

@@ -39,7 +39,7 @@ BROUGHT = {
     "utils/multimaster_trees.py",
 }
 # Seconds for the compilation of one minion's pillar and top file.
-COMPILED_WITHIN = 60
+COMPILED_WITHIN = 600
 # Proofs of so many samples are kept.
 KEPT = 4
 # Seconds that a git remote has for its answer.
