@@ -40,8 +40,8 @@ SOME_MINIONS = 1000
 # Seconds.
 SHORTEST_INTERVAL = 10
 LONGEST_SPREAD = 60
-# Salt's own time for a sign-in, the least that there is here; and how many times as slow as reckoned
-# with above a master may be in letting all of its minions in.
+# Salt's own time for a sign-in, the least that there is here; and how many times slower than
+# reckoned with above a master may be in letting all of its minions in.
 SIGN_IN = 5
 TIMES_SLOWER = 10
 SHORTEST_SPREAD = 0.2
