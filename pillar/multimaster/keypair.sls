@@ -6,15 +6,20 @@ everybody the number of minions, unless the declaration says it.
 
 Renders on the master, next to the declaration in ``init.sls``; assign it to every minion, since
 there is a key pair in it for the declared masters only.  With ``signing: true`` they get the
-signing pair in the same way, and every minion its public half.  The counterpart of ``seal`` is
-``open_bundle`` in ``salt/_utils/multimaster_keypair.py``.
+signing pair in the same way, and every minion its public half.  A master-to-be that asks for them,
+with a grain, also gets the keys of the minions, page by page.  The counterparts of ``seal`` and
+``seal_page`` are ``open_bundle`` and ``open_page`` in ``salt/_utils/multimaster_keypair.py``.
 """
 
 import base64
+import bisect
+import contextlib
+import hashlib
 import json
 import logging
 import os
 import secrets
+import zlib
 
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding
@@ -27,13 +32,19 @@ from salt.loader import render
 from salt.template import compile_template
 
 VERSION = 1
+# Keys in one page, at most: about a megabyte.
+PAGE = 2000
+# The directories of keys, and what is in each; of several files for one id the last one counts.
+STATES = {"minions": "accepted", "minions_pre": "pending", "minions_rejected": "rejected"}
+# No public key is as long as that.
+LONGEST_KEY = 16 * 1024
 log = logging.getLogger(__name__)
 
 
 def run():
     """
     Return ``multimaster:minions``, and ``multimaster:keypair``: ``sealed`` for a declared master,
-    and with signing ``sign_pub`` for everyone.
+    ``keys`` if it asks for some, and with signing ``sign_pub`` for everyone.
     """
     # The role is "minion" in a masterless run: there is no master here to give anything.
     if __opts__.get("__role") == "minion":
@@ -45,25 +56,29 @@ def run():
     given = {} if "minions" in declaration else {"minions": _magnitude(master_opts)}
     signing_pair = _signing_pair(master_opts) if declaration.get("signing") is True else {}
     pair = {"sign_pub": signing_pair["sign_pub"]} if signing_pair else {}
-    masters = _ids(declaration)
-    if minion_id in masters:
-        pair.update(_sealed(master_opts, masters, minion_id, signing_pair))
+    if minion_id in _ids(declaration):
+        pair.update(_sealed(master_opts, minion_id, signing_pair))
     if pair:
         given["keypair"] = pair
     return {"multimaster": given} if given else {}
 
 
-def _sealed(master_opts, masters, minion_id, signing_pair):
-    """Return ``sealed``: both key pairs and the masters' own minion keys, for one master."""
+def _sealed(master_opts, minion_id, signing_pair):
+    """Return ``sealed``, both key pairs, and ``keys``, those asked for, for one master."""
     recipient = _accepted_key(master_opts, minion_id)
     pair = {suffix: _master_key(master_opts, suffix) for suffix in ("pem", "pub")}
     if recipient is None or None in pair.values():
         log.error("No key pair for %s: its minion key is not accepted on this master", minion_id)
         return {}
-    accepted = {master: _accepted_key(master_opts, master) for master in masters}
-    minions = {name: key for name, key in accepted.items() if key}
-    content = {**pair, **signing_pair, "minions": minions}
-    return {"sealed": seal(content, minion_id, recipient)}
+    given = {"sealed": seal({**pair, **signing_pair}, minion_id, recipient)}
+    asked = __opts__.get("grains", {}).get("multimaster_keys")
+    if asked is not None:
+        page = keys_after(master_opts, asked)
+        if page is None:
+            log.error("%s asks for keys in a way that nobody knows", minion_id)
+        else:
+            given["keys"] = seal_page(page, minion_id, recipient)
+    return given
 
 
 def seal(content, minion_id, recipient):
@@ -72,17 +87,100 @@ def seal(content, minion_id, recipient):
 
     A fresh AES-256-GCM key, wrapped with RSA-OAEP-SHA256; the minion id is associated data.
     """
+    return _seal(json.dumps(content).encode(), "keypair", minion_id, recipient)
+
+
+def seal_page(page, minion_id, recipient):
+    """Encrypt a page of keys as :func:`seal` does, but so that it cannot pass for a key pair."""
+    return _seal(zlib.compress(json.dumps(page).encode()), "keys", minion_id, recipient)
+
+
+def _seal(plain, purpose, minion_id, recipient):
     key, nonce = secrets.token_bytes(32), secrets.token_bytes(12)
     public = serialization.load_pem_public_key(recipient.encode())
     oaep = padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
-    associated = b"multimaster keypair %d\0" % VERSION + minion_id.encode()
+    associated = f"multimaster {purpose} {VERSION}\0{minion_id}".encode()
     parts = {
         "key": public.encrypt(key, oaep),
         "nonce": nonce,
-        "data": AESGCM(key).encrypt(nonce, json.dumps(content).encode(), associated),
+        "data": AESGCM(key).encrypt(nonce, plain, associated),
     }
     envelope = {name: base64.b64encode(part).decode() for name, part in parts.items()}
     return json.dumps({"version": VERSION, **envelope})
+
+
+def keys_after(opts, asked):
+    """
+    Return a page of the keys that are accepted or rejected on this master, in the order of ids.
+
+    asked
+        A mapping: the keys ``after`` this id, ``count`` of them, and a ``nonce`` to be named with
+        them, since a pillar may come out of a cache.
+
+    Besides the ``keys``, each id, state and PEM (None if there is no readable one), the page tells
+    whether it is the ``last``, and the ``origin``; and of all keys that there are at this moment,
+    their number, ``total``, and a ``digest``.  Returns None if that is not what was asked for.
+    """
+    asked = asked if isinstance(asked, dict) else {}
+    after, count, nonce = (asked.get(name) for name in ("after", "count", "nonce"))
+    if not isinstance(after, str) or not isinstance(nonce, str) or type(count) is not int:
+        return None
+    states = _states(opts)
+    names = sorted(states)
+    start = bisect.bisect_right(names, after)
+    end = start + max(1, min(count, PAGE))
+    listing = "".join(f"{name}\0{states[name]}\n" for name in names)
+    return {
+        "origin": opts["id"],
+        "nonce": nonce[:100],
+        "keys": [[name, states[name], _pub(opts, name, states[name])] for name in names[start:end]],
+        "last": end >= len(names),
+        "total": len(names),
+        "digest": hashlib.sha256(listing.encode()).hexdigest(),
+    }
+
+
+def _states(opts):
+    """Return id -> accepted or rejected; without reading all the keys, where they are files."""
+    found = {}
+    if opts.get("keys.cache_driver", "localfs_key") == "localfs_key":
+        for directory, state in STATES.items():
+            with (
+                contextlib.suppress(FileNotFoundError),
+                os.scandir(os.path.join(opts["pki_dir"], directory)) as entries,
+            ):
+                for entry in entries:
+                    # A file's name is a minion id unless it has a backslash.
+                    odd = entry.name.startswith(".") or "\\" in entry.name
+                    if not odd and entry.is_file(follow_symlinks=False):
+                        found[entry.name] = state
+    else:
+        cache = _key_cache(opts)
+        try:
+            entries = cache.list_all("keys")
+        except AttributeError:
+            # Not every driver can.
+            entries = {name: cache.fetch("keys", name) or {} for name in cache.list("keys")}
+        found = {name: entry.get("state") for name, entry in entries.items()}
+    return {
+        name: state
+        for name, state in found.items()
+        if state in ("accepted", "rejected") and name.isprintable()
+    }
+
+
+def _pub(opts, minion_id, state):
+    """Return the public key of an id that is accepted or rejected; None if it is none."""
+    if opts.get("keys.cache_driver", "localfs_key") == "localfs_key":
+        directory = {"accepted": "minions", "rejected": "minions_rejected"}[state]
+        try:
+            with open(os.path.join(opts["pki_dir"], directory, minion_id), "rb") as handle:
+                pub = handle.read(LONGEST_KEY).decode("ascii")
+        except (OSError, UnicodeError):
+            return None
+    else:
+        pub = (_key_cache(opts).fetch("keys", minion_id) or {}).get("pub", "")
+    return pub if "-----BEGIN" in pub else None
 
 
 def _magnitude(opts):

@@ -9,6 +9,7 @@ signed with the masters' shared key over a fresh nonce.  See docs/replication.md
 
 import contextlib
 import inspect
+import json
 import logging
 import os
 import random
@@ -102,6 +103,7 @@ class _Engine:
         self.bus = bus
         self.store = _KeyStore()
         book.look_at(self.store.name)
+        self.seeds = _Seeds(peers)
         now = time.monotonic()
         self.peers = {
             name: __utils__["multimaster_peers.peer"](name, now + random.uniform(0.5, 1.5) * PAUSE)
@@ -224,10 +226,12 @@ class _Engine:
             self._apply(())
             return
         snapshot = self.store.snapshot()
+        self._note_seeds()
         changed = {name for name, _ in snapshot.items() ^ self.snapshot.items()}
         first = not self.snapshot
         if self.book.fresh:
-            found = ((name, *self.store.fetch(name)) for name, mark in snapshot.items() if mark[0])
+            names = [n for n, mark in snapshot.items() if mark[0] and n not in self.seeds.keys]
+            found = ((name, *self.store.fetch(name)) for name in names)
             self.book.witness((entry for entry in found if entry[1]), __opts__["id"])
             self.book.fresh = False
             self.unsaid = True
@@ -246,8 +250,47 @@ class _Engine:
                     for name in sorted(changed | gone):
                         self._compare(name)
         self._apply({*changed, *self.book.ids()} if first else changed)
+        self.book.completed()
         self.book.purge((int(time.time() * 1000) // DAY - REMEMBERED) * DAY)
         self.snapshot, self.marks, self.scan_due = snapshot, marks, now + INTERVAL
+
+    def _note_seeds(self):
+        """Look at what the formula has put there as seen: it is no decision of this master's."""
+        if not self.seeds.unnoted:
+            return
+        there = {name: self.store.fetch(name) for name in self.seeds.keys}
+        there = {
+            name: (key, pub)
+            for name, (key, pub) in there.items()
+            if key and key.state != "pending" and key.fingerprint == self.seeds.keys[name]
+        }
+        new = {name: found for name, found in there.items() if not self.book.seen(name)}
+        if self.seeds.orphaned:
+            self.book.witness(((name, *found) for name, found in new.items()), __opts__["id"])
+            self.seeds.forget()
+            return
+        self.book.note({name: key for name, (key, _) in new.items()})
+        # What is not there has been decided on, or was never written.
+        self.seeds.keys = {name: key.fingerprint for name, (key, _) in there.items()}
+        self.seeds.unnoted = False
+
+    def _settle(self, peer):
+        """Delete the seeds without a decision: they were deleted where they came from."""
+        names, unwanted = list(self.seeds.keys), []
+        for name, fingerprint in self.seeds.keys.items():
+            key, _ = self.store.fetch(name)
+            action = __utils__["multimaster_ledger.settle"](
+                name, fingerprint, self.book.of(name), key
+            )
+            if action.verb == "delete":
+                unwanted.append((action, key))
+        # Before: what is not deleted now is a seed again after a restart, and no decision.
+        self.book.note(dict.fromkeys(action.id for action, _ in unwanted))
+        if unwanted:
+            self.store.delete(unwanted)
+            log.info("delete: %d keys that %s does not have any more", len(unwanted), peer.name)
+        self._apply(names)
+        self.seeds.forget()
 
     def _compare(self, minion_id, deleted=False):
         """Record what was decided here on one id, if anything."""
@@ -370,6 +413,8 @@ class _Engine:
         ):
             # It lacks what this master has.
             self._wake([peer.name])
+        if told and not overtaken and self.seeds.ended(peer.name, answer):
+            self._settle(peer)
 
     def _take_in(self, peer, asked, answer, decisions, overtaken):
         """Merge a peer's decisions and apply them; return the new ids, and if none is lacking."""
@@ -424,6 +469,45 @@ def _text(data, name):
     """Return a value of an event's data if it is a text, else None."""
     value = data.get(name) if isinstance(data, dict) else None
     return value if isinstance(value, str) else None
+
+
+class _Seeds:
+    """
+    The keys that this master was given before its first start: id -> fingerprint.
+
+    They are no decisions of this master's until the ledger has been read of the one that they come
+    from: a key may have been deleted there since.  See ``seed_keys`` in
+    ``salt/_modules/multimaster.py``.
+    """
+
+    def __init__(self, peers):
+        self.path = os.path.join(__opts__["cachedir"], "multimaster", "seeds.json")
+        self.keys, self.sources, self.orphaned, self.unnoted = {}, (), False, False
+        try:
+            with open(self.path) as handle:
+                told = json.load(handle)
+            self.keys, source = dict(told["keys"]), told["source"]
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, TypeError, KeyError):
+            log.exception("Keys that came from another master are taken for this one's own")
+            self.forget()
+            return
+        # If nobody could tell which one it was, any that is complete will do.
+        self.sources = [name for name in peers if source in (name, "")]
+        self.orphaned, self.unnoted = not self.sources, True
+
+    def ended(self, peer, answer):
+        """Tell whether a peer's answer is the last word on them."""
+        read = peer in self.sources and answer["place"] >= answer["end"]
+        # An older release does not say so, and has no seeds.
+        return read and answer.get("settled", True) and not self.unnoted
+
+    def forget(self):
+        """Treat what is left of them like every other key."""
+        self.keys, self.sources, self.orphaned, self.unnoted = {}, (), False, False
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
 
 
 STATES = {"minions": "accepted", "minions_rejected": "rejected", "minions_pre": "pending"}

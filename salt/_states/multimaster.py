@@ -11,6 +11,10 @@ from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "multimaster"
 
+SEEDED = ("accepted", "rejected")
+# Ids that a message names, at most.
+NAMED = 10
+
 
 def __virtual__():
     return __virtualname__
@@ -426,9 +430,9 @@ def signing_pub(name, config_dir):
     return ret
 
 
-def masters_accepted(name, declaration, config_dir, extension_dir):
+def keys_seeded(name, declaration, config_dir, extension_dir):
     """
-    Accept the minion keys of all masters' hosts on this master, so that masters can talk at once.
+    Have a master know every key that is accepted or rejected on the present one, before it starts.
 
     name
         Shown only.
@@ -438,20 +442,20 @@ def masters_accepted(name, declaration, config_dir, extension_dir):
     ret = _ret(name)
     try:
         options = _master_options(declaration, config_dir, extension_dir)
-        arguments = {"config_dir": config_dir, "options": options}
-        missing = __salt__["multimaster.accept_masters"](test=True, **arguments)
-        if not missing:
-            ret["comment"] = "The masters' own minions are accepted"
-            return ret
-        ret["changes"] = {"accepted": missing}
-        if __opts__["test"]:
-            ret["result"] = None
-            ret["comment"] = "The masters' own minions would be accepted"
-            return ret
-        __salt__["multimaster.accept_masters"](**arguments)
-    except (CommandExecutionError, OSError) as err:
+        done = __salt__["multimaster.seed_keys"](
+            config_dir=config_dir, options=options, test=__opts__["test"]
+        )
+    except (CommandExecutionError, OSError, ValueError) as err:
         return _failed(ret, str(err))
-    ret["comment"] = "Accepted the masters' own minions"
+    ret["comment"] = done["reason"]
+    ret["changes"] = {state: _some(done[state]) for state in SEEDED if done[state]}
+    if done["refused"]:
+        ret["warnings"] = [f"No usable key is under {_some(done['refused'])}"]
+    if done["kept"]:
+        left = [f"{one} {why}" for one, why in sorted(done["kept"].items())]
+        ret.setdefault("warnings", []).append(f"Left alone: {_some(left)}")
+    if ret["changes"] and __opts__["test"]:
+        ret["result"] = None
     return ret
 
 
@@ -532,6 +536,12 @@ def another_master(name):
 
 def _ret(name):
     return {"name": name, "changes": {}, "result": True, "comment": ""}
+
+
+def _some(names):
+    """Tell how many there are, and name some."""
+    rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{len(names)} ({', '.join(sorted(names)[:NAMED])}{rest})"
 
 
 def _failed(ret, comment):

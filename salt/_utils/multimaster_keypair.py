@@ -3,8 +3,9 @@ The masters' shared key pair: how it travels, what is done with the pair that a 
 and how a master proves that it holds it.
 
 Pure: bytes and strings in, bytes and strings out; imports nothing of Salt and touches no file.
-The counterpart of :func:`open_bundle` is ``seal`` in ``pillar/multimaster/keypair.sls``, which has
-to stand alone, because a pillar tree cannot import from a state tree.
+The counterparts of :func:`open_bundle` and :func:`open_page` are ``seal`` and ``seal_page`` in
+``pillar/multimaster/keypair.sls``, which has to stand alone, because a pillar tree cannot import
+from a state tree.
 """
 
 # Annotations stay evaluated: Salt's loader keeps a module out of sys.modules while it runs, where
@@ -13,6 +14,7 @@ import base64
 import binascii
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,15 +42,31 @@ class KeypairError(ValueError):
 @dataclass(frozen=True)
 class Bundle:
     """
-    What a master-to-be receives: the shared pair and the public keys of the masters' minions, and
-    with signing the pair that signs the shared public key.
+    What a master-to-be receives: the shared pair, and with signing the pair that signs the shared
+    public key.
     """
 
     pem: str
     pub: str
-    minions: Mapping[str, str]
     sign_pem: str | None = None
     sign_pub: str | None = None
+
+
+@dataclass(frozen=True)
+class Page:
+    """
+    Some of the minions' keys that a master has accepted or rejected, in the order of ids.
+
+    ``keys`` are (id, state, PEM or None where that master found none); ``total`` and ``digest`` are
+    of all keys that it had at this moment.
+    """
+
+    origin: str
+    nonce: str
+    keys: Sequence[tuple[str, str, str | None]]
+    last: bool
+    total: int
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -72,6 +90,56 @@ def open_bundle(sealed: str, minion_id: str, minion_pem: str) -> Bundle:
 
     Raises :class:`KeypairError` for anything that is not exactly such a bundle.
     """
+    what = "the sealed key pair"
+    plain = _opened(sealed, "keypair", minion_id, minion_pem, what)
+    try:
+        content = json.loads(plain)
+        bundle = Bundle(
+            pem=content["pem"],
+            pub=content["pub"],
+            sign_pem=content.get("sign_pem"),
+            sign_pub=content.get("sign_pub"),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as err:
+        raise KeypairError(f"{what} is incomplete") from err
+    texts: list[Any] = [bundle.pem, bundle.pub]
+    if bundle.sign_pem is not None or bundle.sign_pub is not None:
+        texts += [bundle.sign_pem, bundle.sign_pub]
+    if not all(isinstance(text, str) for text in texts):
+        raise KeypairError(f"{what} is incomplete")
+    return bundle
+
+
+def open_page(sealed: str, minion_id: str, minion_pem: str) -> Page:
+    """Open a page of keys that was sealed to this host's minion key, as :func:`open_bundle`."""
+    what = "the sealed page of keys"
+    plain = _opened(sealed, "keys", minion_id, minion_pem, what)
+    try:
+        content = json.loads(zlib.decompress(plain))
+        keys = [(str(name), str(state), pub) for name, state, pub in content["keys"]]
+        page = Page(
+            origin=str(content["origin"]),
+            nonce=str(content["nonce"]),
+            keys=keys,
+            last=bool(content["last"]),
+            total=int(content["total"]),
+            digest=str(content["digest"]),
+        )
+    except (KeyError, TypeError, ValueError, zlib.error) as err:
+        raise KeypairError(f"{what} is incomplete") from err
+    if not all(pub is None or isinstance(pub, str) for _, _, pub in keys):
+        raise KeypairError(f"{what} is incomplete")
+    return page
+
+
+def digest_of(states: Mapping[str, str]) -> str:
+    """Return what a page has as the digest of all keys; ``states`` is id -> state."""
+    listing = "".join(f"{name}\0{states[name]}\n" for name in sorted(states))
+    return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
+
+
+def _opened(sealed: str, purpose: str, minion_id: str, minion_pem: str, what: str) -> bytes:
+    """Return what was sealed to a minion's key for one purpose."""
     try:
         envelope = json.loads(sealed)
         version = envelope["version"]
@@ -79,34 +147,20 @@ def open_bundle(sealed: str, minion_id: str, minion_pem: str) -> Bundle:
             base64.b64decode(envelope[name], validate=True) for name in ("key", "nonce", "data")
         )
     except (ValueError, KeyError, TypeError, binascii.Error) as err:
-        raise KeypairError("the sealed key pair is malformed") from err
+        raise KeypairError(f"{what} is malformed") from err
     if version != VERSION:
-        raise KeypairError(f"sealed key pair: got version {version!r}; supported: {VERSION}")
+        noun = what.removeprefix("the ")
+        raise KeypairError(f"{noun}: got version {version!r}; supported: {VERSION}")
     private = _private(minion_pem, "the minion's private key")
+    associated = f"multimaster {purpose} {VERSION}\0{minion_id}".encode()
     try:
         key = private.decrypt(wrapped, _OAEP)
-        content = json.loads(AESGCM(key).decrypt(nonce, data, _associated(minion_id)))
+        return AESGCM(key).decrypt(nonce, data, associated)
     except (ValueError, InvalidTag) as err:
         raise KeypairError(
-            f"the sealed key pair does not open with the minion key of {minion_id}: it was made "
+            f"{what} does not open with the minion key of {minion_id}: it was made "
             "for another host or key, or was changed on its way"
         ) from err
-    try:
-        bundle = Bundle(
-            pem=content["pem"],
-            pub=content["pub"],
-            minions=dict(content["minions"]),
-            sign_pem=content.get("sign_pem"),
-            sign_pub=content.get("sign_pub"),
-        )
-    except (KeyError, TypeError, ValueError) as err:
-        raise KeypairError("the sealed key pair is incomplete") from err
-    texts: list[Any] = [bundle.pem, bundle.pub, *bundle.minions.values()]
-    if bundle.sign_pem is not None or bundle.sign_pub is not None:
-        texts += [bundle.sign_pem, bundle.sign_pub]
-    if not all(isinstance(text, str) for text in texts):
-        raise KeypairError("the sealed key pair is incomplete")
-    return bundle
 
 
 def plain_bundle(pair: Any) -> Bundle:
@@ -121,7 +175,7 @@ def plain_bundle(pair: Any) -> Bundle:
             f"multimaster:keypair: got {got}; supported: sealed, or pem and pub, and with signing "
             "sign_pem and sign_pub"
         )
-    return Bundle(minions={}, **{name: given[name] for name in names})
+    return Bundle(**{name: given[name] for name in names})
 
 
 def decide(
@@ -380,10 +434,6 @@ def _der(key: rsa.RSAPublicKey) -> bytes:
     return key.public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-
-
-def _associated(minion_id: str) -> bytes:
-    return b"multimaster keypair %d\0" % VERSION + minion_id.encode()
 
 
 def _canonical(answer: Mapping[str, Any], nonce: str) -> bytes:

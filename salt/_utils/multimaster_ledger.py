@@ -185,6 +185,39 @@ def plan(minion_id: str, decisions: Mapping[str, Decision], found: Key | None) -
     )
 
 
+def seeding(found: Key | None, offered: Key) -> str | None:
+    """
+    Tell what keeps a key out that another master has decided on, or None if it is to be written.
+
+    found
+        The id's key on the master that starts for the first time, or None.
+    offered
+        What the other master has; the same is nothing to be written either, with an empty reason.
+    """
+    if found is None or found.state == "pending" or not found.fingerprint:
+        return None
+    if found == offered:
+        return ""
+    if found.fingerprint == offered.fingerprint:
+        return f"is {found.state} here"
+    return f"is {found.state} here with another key"
+
+
+def settle(
+    minion_id: str, fingerprint: str, decisions: Mapping[str, Decision], found: Key | None
+) -> Action:
+    """
+    Tell what becomes of a seeded key when the ledger that it should be in was read to its end.
+
+    Deleted if there is no decision on it, and it is what the key store has: it was deleted where it
+    came from, before that master had a ledger.  Else as :func:`plan` says.
+    """
+    live = found is not None and found.state in LIVE and found.fingerprint == fingerprint
+    if live and fingerprint not in decisions:
+        return Action("delete", minion_id)
+    return plan(minion_id, decisions, found)
+
+
 def resolution(
     minion_id: str, decisions: Mapping[str, Decision], keep: str
 ) -> list[tuple[str, str]]:
@@ -417,6 +450,17 @@ class Ledger:
             with self.transaction():
                 self._db.execute("DELETE FROM seen")
                 self._set("store", store)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of the key store is recorded here, too: not before the first look at it."""
+        return bool(self._get("complete"))
+
+    def completed(self) -> None:
+        """Remember that the key store has been looked at as a whole."""
+        if not self.complete:
+            with self.transaction():
+                self._set("complete", True)
 
     def seen(self, minion_id: str) -> Key | None:
         """Return the id's key as the key store had it when it was last looked at."""

@@ -57,8 +57,8 @@ multimaster-signing:
     - require:
       - multimaster: multimaster-keypair
 
-multimaster-masters-accepted:
-  multimaster.masters_accepted:
+multimaster-keys-seeded:
+  multimaster.keys_seeded:
     - name: multimaster
     - declaration: {{ multimaster | json }}
     - config_dir: {{ config_dir }}
@@ -97,7 +97,7 @@ multimaster-master-released:
   service.unmasked:
     - name: {{ master.service }}
     - require:
-      - multimaster: multimaster-masters-accepted
+      - multimaster: multimaster-keys-seeded
       - multimaster: multimaster-master-config
       - multimaster: multimaster-extensions
     - require_in:
@@ -109,7 +109,7 @@ multimaster-master-service:
     - name: {{ master.service }}
     - enable: true
     - require:
-      - multimaster: multimaster-masters-accepted
+      - multimaster: multimaster-keys-seeded
       - multimaster: multimaster-master-config
       - multimaster: multimaster-extensions
 

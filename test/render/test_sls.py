@@ -125,7 +125,7 @@ class TestOrderOnAMaster:
             "multimaster-keypair",
             # A master that is to sign ends at once if there is no signature.
             "multimaster-signing",
-            "multimaster-masters-accepted",
+            "multimaster-keys-seeded",
             "multimaster-master-config",
             "multimaster-extensions",
         ],
@@ -136,7 +136,7 @@ class TestOrderOnAMaster:
         assert order.index(first) < order.index("multimaster-master-service")
 
     def test_everything_waits_for_the_key_pair(self, states):
-        for state_id in ("masters-accepted", "extensions", "master-config", "master-restart"):
+        for state_id in ("keys-seeded", "extensions", "master-config", "master-restart"):
             assert "multimaster-keypair" in states.required(f"multimaster-{state_id}")
 
     def test_the_service_is_held_while_the_package_is_installed(self, states, package):

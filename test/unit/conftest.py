@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -104,14 +104,77 @@ def host(loaded_host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
 
 @pytest.fixture
 def offer(host: Host, shared: Pair, minion_keys: dict[str, Pair], pillar_file: ModuleType) -> None:
-    """The pillar gives saltm2 both pairs and the masters' minions, sealed."""
+    """The pillar gives saltm2 both pairs, sealed."""
     host.write("etc/salt/pki/minion/minion.pem", minion_keys["saltm2"].pem)
-    minions = {name: minion_keys[name].pub for name in ("saltm1", "saltm2")}
-    content = {"pem": shared.pem, "pub": shared.pub, "minions": minions}
+    content = {"pem": shared.pem, "pub": shared.pub}
     signing = minion_keys["web1"]
     content |= {"sign_pem": signing.pem, "sign_pub": signing.pub}
     sealed = pillar_file.seal(content, "saltm2", minion_keys["saltm2"].pub)
     host.pillar = {"multimaster": {"keypair": {"sealed": sealed, "sign_pub": signing.pub}}}
+
+
+class Source:
+    """The master that gives saltm2 its pillar: a key store, and the real pillar over it."""
+
+    def __init__(self, pki: Path, pillar_file: ModuleType, recipient: str) -> None:
+        self.pki, self.pillar_file, self.recipient = pki, pillar_file, recipient
+        self.opts = {"id": "oldmaster_master", "pki_dir": str(pki)}
+        # What it was asked, as (after, count), None for a plain question; and seconds it was given.
+        self.asked: list[tuple[str, int] | None] = []
+        self.patience: list[float] = []
+        # Called with the question before an answer; may raise, or return another answer.
+        self.before: Callable[[Any], Any] = lambda asked: None
+
+    def put(self, name: str, pub: str, where: str = "minions") -> None:
+        (self.pki / where).mkdir(parents=True, exist_ok=True)
+        (self.pki / where / name).write_text(pub)
+
+    def page(self, asked: Any) -> dict[str, Any] | None:
+        return self.pillar_file.keys_after(self.opts, asked)
+
+    def sealed(self, page: Any) -> dict[str, Any]:
+        sealed = self.pillar_file.seal_page(page, "saltm2", self.recipient)
+        return {"multimaster": {"keypair": {"keys": sealed}}}
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def crypted_transfer_decode_dictentry(
+        self, load: dict[str, Any], *, dictkey: str, tries: int, timeout: float
+    ) -> Any:
+        """Answer as a channel does that Salt has opened to a master."""
+        assert (load["cmd"], load["id"], load["clean_cache"]) == ("_pillar", "saltm2", True)
+        assert (dictkey, tries) == ("pillar", 1)
+        asked = load["grains"].get("multimaster_keys")
+        self.asked.append(asked and (asked["after"], asked["count"]))
+        self.patience.append(timeout)
+        given = self.before(asked)
+        if given is not None:
+            return given
+        return self.sealed(self.page(asked)) if asked else {"multimaster": {}}
+
+
+@pytest.fixture
+def source(
+    offer: None,
+    tmp_path: Path,
+    pillar_file: ModuleType,
+    minion_keys: dict[str, Pair],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Source:
+    """The master that saltm2 gets its pillar from, with four keys."""
+    import salt.channel.client
+
+    made = Source(tmp_path / "pki", pillar_file, minion_keys["saltm2"].pub)
+    for name in ("saltm1", "saltm2", "web1"):
+        made.put(name, minion_keys[name].pub)
+    made.put("web2", minion_keys["web1"].pub, "minions_rejected")
+    made.put("web3", minion_keys["web1"].pub, "minions_pre")
+    monkeypatch.setattr(salt.channel.client.ReqChannel, "factory", lambda opts: made)
+    return made
 
 
 @contextlib.contextmanager

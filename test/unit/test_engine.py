@@ -919,3 +919,174 @@ def test_somebody_else_who_has_started_is_nobody_to_ask(master, clock, tag, data
     master.bus.put(tag, **data)
     run(master, clock, 1)
     assert len(questions(master)) == 1
+
+
+# Keys that came from another master before this one started
+
+
+@pytest.fixture
+def seeded(master, minion_keys):
+    """Give the master a key as the formula does, and its engine a start."""
+    import json
+
+    import multimaster_keypair
+
+    path = master.host.root / "var/cache/salt/master/multimaster/seeds.json"
+
+    def seeded(*names, source="saltm1", state="accepted"):
+        pub = minion_keys["web1"].pub
+        keys = dict.fromkeys(names, multimaster_keypair.fingerprint(pub))
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"source": source, "keys": keys}))
+        for name in names:
+            master.put(name, state, pub)
+        restart()
+        return path
+
+    def restart():
+        master.book.close()
+        master.start()
+        master.turn()
+
+    seeded.restart = restart
+    return seeded
+
+
+@pytest.fixture(params=["fresh", "known"])
+def ledger_state(request, master):
+    """A master without a ledger, and one that has one."""
+    if request.param == "known":
+        master.turn()
+        master.book.completed()
+
+
+@pytest.mark.usefixtures("ledger_state")
+@pytest.mark.parametrize("state", ["accepted", "rejected"])
+def test_a_seed_is_no_decision_and_is_told_to_nobody(master, seeded, state):
+    path = seeded("web1", "web2", state=state)
+    for _ in range(2):
+        master.bus.put("salt/auth", id="web1", act="accept")
+        master.engine.look_due = 0.0
+        master.turn()
+        assert list(master.book.ids()) == []
+        assert master.has("web1") == state
+        seeded.restart()
+    assert path.exists()
+
+
+@pytest.mark.usefixtures("ledger_state")
+def test_a_key_that_was_deleted_before_its_masters_ledger_began_does_not_come_back(
+    master, seeded, decide
+):
+    path = seeded("web1", "web2")
+    master.rotated()
+    decide(master, "saltm1", "accepted", name="web1")
+    master.pull("saltm1")
+    assert (master.has("web1"), master.has("web2")) == ("accepted", None)
+    assert master.verdicts("web2") == []
+    assert master.rotated()
+    assert not path.exists()
+    # A key like any other now: deleting it is news.
+    master.put("web1", None, "")
+    master.bus.put("salt/key", id="web1", act="delete", result=True)
+    master.turn()
+    assert master.verdicts("web1") == ["deleted"]
+
+
+@pytest.mark.parametrize(
+    ("peer", "lie"),
+    [("saltm3", {}), ("saltm1", {"settled": False}), ("saltm1", {"end": 1000})],
+    ids=["another master", "seeds of its own", "not to the end"],
+)
+def test_seeds_wait_for_the_end_of_the_ledger_that_they_should_be_in(
+    master, seeded, decide, peer, lie
+):
+    path = seeded("web1", "web2")
+    decide(master, peer, "accepted", name="web1")
+    master.pull(peer, **lie)
+    assert (master.has("web1"), master.has("web2")) == ("accepted", "accepted")
+    assert path.exists()
+
+
+def test_seeds_whose_origin_nobody_could_tell_wait_for_any_complete_ledger(master, seeded, decide):
+    path = seeded("web1", "web2", source="")
+    decide(master, "saltm3", "accepted", name="web1")
+    master.pull("saltm3", settled=False)
+    assert path.exists()
+    master.pull("saltm3")
+    assert (master.has("web1"), master.has("web2"), path.exists()) == ("accepted", None, False)
+
+
+@pytest.mark.usefixtures("ledger_state")
+def test_seeds_of_a_master_that_is_declared_no_more_are_this_ones_own(master, seeded):
+    path = seeded("web1", source="saltm9")
+    assert master.verdicts("web1") == ["accepted"]
+    (known,) = master.book.of("web1").values()
+    assert known.stamp == (0, 0)
+    assert not path.exists()
+
+
+def test_seeds_that_cannot_be_read_are_this_masters_own(master, seeded):
+    path = seeded("web1")
+    path.write_text("{")
+    (master.path).unlink()
+    seeded.restart()
+    assert master.verdicts("web1") == ["accepted"]
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("at", ["running", "stopped"])
+@pytest.mark.parametrize(
+    ("after", "act", "verdict"),
+    [("rejected", "rejected", "rejected"), (None, "delete", "deleted")],
+)
+def test_what_somebody_decides_on_a_seed_is_news_as_usual(
+    master, seeded, decide, minion_keys, at, after, act, verdict
+):
+    seeded("web1")
+    master.put("web1", after, minion_keys["web1"].pub)
+    if at == "stopped":
+        seeded.restart()
+    else:
+        master.bus.put("salt/key", id="web1", act=act, result=True)
+        master.turn()
+    assert master.verdicts("web1") == [verdict]
+    decide(master, "saltm1", "accepted", name="web2")
+    master.pull("saltm1")
+    assert master.has("web1") == after
+
+
+def test_a_seed_that_gave_way_to_a_successor_is_replaced(master, seeded, decide, other):
+    seeded("web1")
+    decide(master, "saltm1", "accepted", pub=other.pub)
+    master.pull("saltm1")
+    assert (master.host.pki / "minions/web1").read_text() == other.pub
+
+
+@pytest.mark.parametrize("point", ["before", "after"])
+def test_a_master_that_is_killed_while_it_deletes_a_seed_decides_nothing(
+    master, seeded, decide, point
+):
+    path = seeded("web1", "web2")
+    decide(master, "saltm1", "accepted", name="web1")
+    delete = master.engine.store.delete
+
+    def cut_off(actions):
+        if point == "after":
+            master.loader.run(delete, actions)
+        raise OSError("killed")
+
+    master.engine.store.delete = cut_off
+    with pytest.raises(OSError, match="killed"):
+        master.pull("saltm1")
+    assert path.exists()
+    seeded.restart()
+    assert master.verdicts("web2") == []
+    master.pull("saltm1")
+    assert (master.has("web2"), master.verdicts("web2"), path.exists()) == (None, [], False)
+
+
+def test_a_ledger_is_complete_after_the_first_look_and_not_before(master):
+    assert not master.book.complete
+    master.turn()
+    assert master.book.complete

@@ -339,7 +339,7 @@ class TestPillar:
         self, host, shared, minion_keys, pillar_file
     ):
         host.write("etc/salt/pki/minion/minion.pem", minion_keys[ID].pem)
-        content = {"pem": shared.pem, "pub": shared.pub, "minions": {}}
+        content = {"pem": shared.pem, "pub": shared.pub}
         sealed = pillar_file.seal(content, ID, minion_keys[ID].pub)
         host.pillar = {"multimaster": {"keypair": {"sealed": sealed}}}
         assert install(host)["action"] == "write"
@@ -349,13 +349,15 @@ class TestPillar:
         self, host, shared, other, minion_keys, pillar_file
     ):
         host.write("etc/salt/pki/minion/minion.pem", minion_keys[ID].pem)
-        minions = {"saltm1": minion_keys["saltm1"].pub}
-        content = {"pem": shared.pem, "pub": shared.pub, "minions": minions}
+        content = {"pem": shared.pem, "pub": shared.pub}
         sealed = pillar_file.seal(content, ID, minion_keys[ID].pub)
         host.pillar = {"multimaster": {"keypair": {"sealed": sealed}}}
         have(host, *other)
-        host.accept(minions)
-        assert install(host)["action"] == "replace"
+        host.accept(dict.fromkeys((ID, "saltm1"), other.pub))
+        masters = [{"id": "saltm1", "address": "192.0.2.1"}]
+        options = {"id": ID, "multimaster": {"masters": masters}}
+        assert install(host)["action"] == "refuse"
+        assert install(host, options=options)["action"] == "replace"
 
     def refused(self, host, words):
         from salt.exceptions import CommandExecutionError
@@ -371,7 +373,7 @@ class TestPillar:
         self, host, shared, minion_keys, pillar_file
     ):
         host.write("etc/salt/pki/minion/minion.pem", minion_keys[ID].pem)
-        content = {"pem": shared.pem, "pub": shared.pub, "minions": {}}
+        content = {"pem": shared.pem, "pub": shared.pub}
         sealed = pillar_file.seal(content, "saltm1", minion_keys["saltm1"].pub)
         host.pillar = {"multimaster": {"keypair": {"sealed": sealed}}}
         message = self.refused(host, "does not open with the minion key of saltm2")

@@ -23,8 +23,7 @@ UNKNOWN_ALGORITHM = (
 
 @pytest.fixture(scope="module")
 def offered(shared, minion_keys):
-    minions = {name: pair.pub for name, pair in minion_keys.items() if name != "web1"}
-    return keypair.Bundle(shared.pem, shared.pub, minions)
+    return keypair.Bundle(shared.pem, shared.pub)
 
 
 def with_passphrase(pem: str) -> str:
@@ -217,7 +216,7 @@ def test_an_unreadable_private_key_is_replaced_at_the_operators_word(other, offe
 
 @whatever
 def test_an_unreadable_offer_is_refused_whatever_is_there(shared, other, replace):
-    offer = keypair.Bundle(GARBAGE, shared.pub, {})
+    offer = keypair.Bundle(GARBAGE, shared.pub)
     for found in (None, None), shared, other:
         decision = keypair.decide(*found, offer, NOBODY, replace)
         assert decision == keypair.Decision(
@@ -228,7 +227,7 @@ def test_an_unreadable_offer_is_refused_whatever_is_there(shared, other, replace
 @whatever
 def test_an_offer_of_two_halves_is_refused_whatever_is_there(shared, other, replace):
     for pub in (other.pub, GARBAGE, ""):
-        offer = keypair.Bundle(shared.pem, pub, {})
+        offer = keypair.Bundle(shared.pem, pub)
         for found in (None, None), shared, other:
             decision = keypair.decide(*found, offer, NOBODY, replace)
             assert decision == keypair.Decision(
@@ -237,7 +236,7 @@ def test_an_offer_of_two_halves_is_refused_whatever_is_there(shared, other, repl
 
 
 def test_no_refusal_shows_a_key(shared, other, offered):
-    halves = keypair.Bundle(shared.pem, other.pub, {})
+    halves = keypair.Bundle(shared.pem, other.pub)
     refusals = [
         keypair.decide(other.pem, other.pub, offered, SOMEBODY, False),
         keypair.decide(None, other.pub, offered, SOMEBODY, False),
@@ -269,7 +268,7 @@ def test_what_is_no_public_key_has_no_fingerprint(text):
 
 def test_a_plain_pair_is_taken_as_it_is(shared):
     bundle = keypair.plain_bundle({"pem": shared.pem, "pub": shared.pub})
-    assert bundle == keypair.Bundle(shared.pem, shared.pub, {})
+    assert bundle == keypair.Bundle(shared.pem, shared.pub)
 
 
 @pytest.mark.parametrize(
@@ -308,11 +307,7 @@ def seal(pillar_file, offered, minion_keys):
     """Seal the offer, or something else, to saltm2, or to another."""
 
     def sealed(minion_id="saltm2", content=None, recipient="saltm2"):
-        content = content or {
-            "pem": offered.pem,
-            "pub": offered.pub,
-            "minions": dict(offered.minions),
-        }
+        content = content or {"pem": offered.pem, "pub": offered.pub}
         return pillar_file.seal(content, minion_id, minion_keys[recipient].pub)
 
     return sealed
@@ -405,13 +400,11 @@ def test_a_field_that_is_no_base64_is_refused(seal, minion_keys, field, bad):
     "content",
     [
         ["pem", "pub"],
-        {"pem": "x", "minions": {}},
-        {"pub": "x", "minions": {}},
-        {"pem": "x", "pub": "x"},
-        {"pem": 5, "pub": "x", "minions": {}},
-        {"pem": "x", "pub": None, "minions": {}},
-        {"pem": "x", "pub": "x", "minions": ["a"]},
-        {"pem": "x", "pub": "x", "minions": {"saltm1": None}},
+        {"pem": "x"},
+        {"pub": "x"},
+        {"pem": 5, "pub": "x"},
+        {"pem": "x", "pub": None},
+        {"pem": "x", "pub": "x", "sign_pem": "x"},
     ],
     ids=json.dumps,
 )
@@ -449,13 +442,13 @@ def test_a_bundle_needs_no_more_than_the_described_cryptography(minion_keys):
     # so that neither side can change without the other.
     public = serialization.load_pem_public_key(minion_keys["saltm2"].pub.encode())
     oaep = padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
-    content = json.dumps({"pem": "a", "pub": "b", "minions": {}}).encode()
+    content = json.dumps({"pem": "a", "pub": "b"}).encode()
     data = AESGCM(b"k" * 32).encrypt(b"n" * 12, content, b"multimaster keypair 1\0saltm2")
     parts = {"key": public.encrypt(b"k" * 32, oaep), "nonce": b"n" * 12, "data": data}
     envelope = {name: base64.b64encode(part).decode() for name, part in parts.items()}
     sealed = json.dumps({"version": 1, **envelope})
     opened = keypair.open_bundle(sealed, "saltm2", minion_keys["saltm2"].pem)
-    assert opened == keypair.Bundle("a", "b", {})
+    assert opened == keypair.Bundle("a", "b")
 
 
 # Signed answers

@@ -43,62 +43,6 @@ def listening(address):
         yield server.getsockname()[1]
 
 
-# The masters' own minions
-
-
-@pytest.mark.usefixtures("offer")
-class TestAcceptMasters:
-    def test_accepts_the_minions_of_all_masters(self, host, minion_keys):
-        assert host.call("accept_masters") == ["saltm1", ID]
-        assert host.accepted() == {"saltm1", ID}
-        stored = (host.pki / "minions/saltm1").read_text()
-        assert stored.strip() == minion_keys["saltm1"].pub
-
-    def test_accepts_nobody_twice(self, host):
-        host.call("accept_masters")
-        before = host.files()
-        assert host.call("accept_masters") == []
-        assert host.files() == before
-
-    def test_says_whom_it_would_accept(self, host):
-        host.call("accept_masters")
-        (host.pki / "minions/saltm1").unlink()
-        before = host.files()
-        assert host.call("accept_masters", test=True) == ["saltm1"]
-        assert host.files() == before
-
-    def test_accepts_a_pending_key(self, host, minion_keys):
-        host.accept({"saltm1": minion_keys["saltm1"].pub}, "minions_pre")
-        host.call("accept_masters")
-        assert host.accepted() == {"saltm1", ID}
-        assert not (host.pki / "minions_pre/saltm1").exists()
-
-    def test_takes_a_trailing_newline_for_nothing(self, host, minion_keys):
-        host.accept({name: minion_keys[name].pub + "\n\n" for name in ("saltm1", ID)})
-        assert host.call("accept_masters") == []
-
-    def test_leaves_a_different_accepted_key_alone_and_says_so(self, host, other, caplog):
-        host.accept({"saltm1": other.pub})
-        assert host.call("accept_masters") == [ID]
-        assert (host.pki / "minions/saltm1").read_text() == other.pub
-        assert "saltm1 differs from the one accepted here" in caplog.text
-
-    @pytest.mark.parametrize("where", ["minions_rejected", "minions_denied"])
-    def test_leaves_a_refused_key_to_the_operator_and_says_so(
-        self, host, minion_keys, where, caplog
-    ):
-        host.accept({"saltm1": minion_keys["saltm1"].pub}, where)
-        assert host.call("accept_masters") == [ID]
-        assert host.accepted() == {ID}
-        assert (host.pki / where / "saltm1").exists()
-        assert f"saltm1 is in {where} on this master" in caplog.text
-
-    def test_leaves_other_minions_alone(self, host, other):
-        host.accept({"web1": other.pub})
-        host.call("accept_masters")
-        assert host.accepted() == {"saltm1", ID, "web1"}
-
-
 # Decisions on keys, for other masters
 
 
@@ -130,6 +74,22 @@ class TestLedger:
         assert (answer["epoch"], answer["digest"]) == (book.epoch, book.digest)
         assert multimaster_ledger.unpack(answer["decisions"]) == [decision]
         assert not shared.shows_in(repr(reply))
+
+    def test_is_settled_once_it_is_complete_and_no_seed_is_in_doubt(self, host, book):
+        def settled():
+            return host.call("ledger_pull", "saltm3", "nonce")["answer"]["settled"]
+
+        self.decide(book, "web1")
+        # The engine has not looked at all keys yet.
+        assert settled() is False
+        book.completed()
+        assert settled() is True
+        seeds = host.write("var/cache/salt/master/multimaster/seeds.json", '{"keys": {"a": "f"}}')
+        assert settled() is False
+        assert host.call("key_digest")["provisional"] == 1
+        seeds.unlink()
+        assert settled() is True
+        assert host.call("key_digest")["provisional"] == 0
 
     def test_is_told_from_where_the_asker_was(self, host, book):
         import multimaster_ledger

@@ -12,7 +12,7 @@ MASTERS = [{"id": f"saltm{n}", "address": f"192.0.2.{n}"} for n in (1, 2, 3)]
 WORD = "swordfish-in-every-place"
 both_modes = pytest.mark.parametrize("test", [False, True], ids=["", "test"])
 # The states that come before the master's daemon, in their order.
-OF_A_MASTER = ["keypair", "signing", "masters_accepted", "master_config"]
+OF_A_MASTER = ["keypair", "signing", "keys_seeded", "master_config"]
 
 
 def declare(**settings: Any) -> dict[str, Any]:

@@ -24,13 +24,13 @@ def pair(minion_keys):
 
 @pytest.fixture(scope="module")
 def offered(shared, pair):
-    return keypair.Bundle(shared.pem, shared.pub, {}, pair.pem, pair.pub)
+    return keypair.Bundle(shared.pem, shared.pub, pair.pem, pair.pub)
 
 
 @pytest.fixture(scope="module")
 def nothing(shared):
     """What a master has to offer that has no signing pair."""
-    return keypair.Bundle(shared.pem, shared.pub, {})
+    return keypair.Bundle(shared.pem, shared.pub)
 
 
 # The truth table
@@ -101,7 +101,7 @@ def test_half_a_pair_is_completed_or_refused(pair, other, offered, nothing, crea
 @whatever
 def test_an_offer_of_halves_that_differ_is_refused(shared, pair, other, creator, replace):
     for pem, pub in ((pair.pem, other.pub), (GARBAGE, pair.pub)):
-        bad = keypair.Bundle(shared.pem, shared.pub, {}, pem, pub)
+        bad = keypair.Bundle(shared.pem, shared.pub, pem, pub)
         assert decide(None, bad, creator, replace).action == "refuse"
 
 

@@ -18,7 +18,7 @@ CHANGING = [
     "keypair",
     "signing",
     "signing_pub",
-    "masters_accepted",
+    "keys_seeded",
     "current",
     "restarted",
     "left",
@@ -82,7 +82,7 @@ def state(host, request):
             "keypair": {"name": "multimaster", **derived},
             "signing": {"name": "multimaster", **derived, "declaration": SIGNING},
             "signing_pub": {"name": "multimaster", "config_dir": config_dir},
-            "masters_accepted": {"name": "multimaster", **derived},
+            "keys_seeded": {"name": "multimaster", **derived},
             "current": {"name": "salt-minion", "files": [minion], "config_dir": config_dir},
             "restarted": {"name": "salt-minion", "config_dir": config_dir},
             "left": {"name": "salt-master", "config_dir": config_dir},
@@ -99,7 +99,7 @@ def prepare(function, host):
         host.call("install_keypair")
 
 
-@pytest.mark.usefixtures("offer", "running", "drop_in")
+@pytest.mark.usefixtures("source", "running", "drop_in")
 class TestEveryState:
     @pytest.mark.parametrize("function", CHANGING)
     def test_predicts_what_it_does_and_touches_nothing_meanwhile(
@@ -196,8 +196,8 @@ class TestFailure:
         host.pillar = {"multimaster": {"keypair": {"sealed": "x"}}}
         self.fails(state, "keypair", "minion.pem", test=test)
 
-    def test_of_masters_accepted_without_a_pillar_says_what_to_do(self, state, test):
-        self.fails(state, "masters_accepted", "assign it the pillar", test=test)
+    def test_of_keys_seeded_without_a_pillar_says_what_to_do(self, state, test):
+        self.fails(state, "keys_seeded", "assign it the pillar", test=test)
 
     def test_of_another_master_keeps_the_last_one(self, state, test):
         self.fails(state, "another_master", "this one stays", test=test)
