@@ -47,7 +47,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if any(i.get_closest_marker("promtool") for i in items) and not shutil.which("promtool"):
         if os.environ.get("LAB_REQUIRE_PROMTOOL") == "1":
             raise pytest.UsageError("LAB_REQUIRE_PROMTOOL=1, and there is no promtool")
-        leave_out("promtool", "that need promtool; install Debian's prometheus, then the same again")
+        leave_out(
+            "promtool", "that need promtool; install Debian's prometheus, then the same again"
+        )
     if any(i.get_closest_marker("docker") for i in items) and not _docker_answers():
         if os.environ.get("LAB_REQUIRE_DOCKER") == "1":
             raise pytest.UsageError("LAB_REQUIRE_DOCKER=1, and no Docker engine answers")

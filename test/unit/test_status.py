@@ -355,12 +355,12 @@ def test_without_a_topology_the_exit_status_is_1(status, loaders, monkeypatch):
 
 def test_who_is_not_there_is_not_waited_for(status, loaders, monkeypatch):
     look = loaders.utils["multimaster_gather.look"].func.__globals__
-    monkeypatch.setitem(look, "SLACK", 60)
+    monkeypatch.setitem(look, "SLACK", 600)
     # The hosts of two masters and one minion; web1 has never been here.
     monkeypatch.setitem(look, "tables", lambda: {"tcp": TABLE})
     started = time.monotonic()
     data = status({name: report() for name in IDS}, {})["data"]
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 300
     assert data["problems"] == ["minion web1 is not connected to saltm1, saltm2"]
 
 
