@@ -7,7 +7,14 @@ import shutil
 import subprocess
 from typing import Any
 
+import hypothesis
 import pytest
+
+# The machine's load must not decide about a property.
+hypothesis.settings.register_profile(
+    "lab", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("lab")
 
 LEFT_OUT = pytest.StashKey[list[str]]()
 

@@ -84,7 +84,9 @@ class World:
             self.present = next(a for a in MASTERS if self.delays[a] is not NEVER)
 
     def judge(self):
+        started = time.monotonic()
         self.watch.judge(self.present)
+        return time.monotonic() - started
 
     def told(self):
         return [data["tag"].rpartition("/")[2] for tag, data in self.fired if tag == "fire_master"]
