@@ -24,7 +24,7 @@ demo: setup ## see one master become three, and a master lost, on this machine
 test: image lint ## lint, unit, render, and one whole walk by each driver that there is
 	status=0; \
 	$(BIN)/pytest -n 2 --dist worksteal test/unit test/render || status=1; \
-	$(BIN)/pytest -m walk || status=1; \
+	$(BIN)/pytest -m walk test/integration || status=1; \
 	exit $$status
 
 test-all: image ## every integration test that is not in make test, nor takes long

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from integration.cleaned import assert_no_master, until_one_master
 from lab.laboratory import PATIENCE, Laboratory, changed, failures, laboratory
 from lab.wait import until
 
@@ -155,22 +156,9 @@ def test_a_master_that_leaves_is_cleaned_and_a_minion_gets_its_one_master_back(
     lab.declare(masters=lab.masters(3))
     result = lab.salt("saltm1", "saltm4,web2", "state.apply", "multimaster.clean")
     assert not failures(result)
-    host = lab.host("saltm4")
-    assert not lab.json("saltm4", "salt-call", "--local", "service.status", "salt-master")["local"]
-    left = lab.run("saltm4", "find", host.master_pki_dir, "-maxdepth", "1", "-name", "*.pem")
-    assert left.stdout == ""
-    backups = lab.run("saltm4", "find", host.master_pki_dir, "-name", "saltm4.pem").stdout
-    assert backups.count("multimaster-backup-") == 1
-    drop_in = f"{host.config_dir}/master.d/multimaster.conf"
-    assert lab.run("saltm4", "test", "-e", drop_in).returncode == 1
-    first = lab.host("saltm1").address
-
-    def masters_of(minion: str) -> Any:
-        told = lab.salt("saltm1", minion, "multimaster.masters").get(minion)
-        return isinstance(told, dict) and (told["configured"], told["connected"])
-
-    _until_equal(lambda: masters_of("web2"), ([first], [first]))
-    _until_equal(lambda: masters_of("saltm4"), ([first], [first]))
+    assert_no_master(lab, "saltm4")
+    for minion in ("web2", "saltm4"):
+        until_one_master(lab, minion)
 
 
 def _python(lab: Laboratory, host_id: str, code: str, sealed: str, claimed: str) -> Any:
@@ -182,7 +170,3 @@ def _python(lab: Laboratory, host_id: str, code: str, sealed: str, claimed: str)
         "id": claimed,
     }
     return lab.run(host_id, lab.python, "-c", code, input=json.dumps(job))
-
-
-def _until_equal(observe: Any, expected: Any) -> None:
-    until(lambda: observe() == expected, PATIENCE, f"{expected}", interval=1)

@@ -122,27 +122,29 @@ class Compiler:
         (self.config_dir / "master").write_text(yaml.safe_dump({"root_dir": str(root), "id": "m"}))
         path = str(self.config_dir / "minion")
         self.opts = dict(salt.config.minion_config(path, cache_minion_id=False))
-        self.runtimes: dict[tuple[str, bool, bool], salt.state.HighState] = {}
+        self.made: tuple[tuple[str, bool, bool], salt.state.HighState] | None = None
         self.exits = contextlib.ExitStack()
 
     def runtime(self, node: Node) -> salt.state.HighState:
         """
         Salt's state runtime as it is on a node.
 
-        To load Salt's modules is what takes the time: nodes for which the same ones are loaded
-        share a runtime, which becomes one after the other.
+        To load Salt's modules is what takes the time: nodes in a row for which the same ones are
+        loaded share a runtime, which becomes one after the other.
         """
         import salt.state
 
         key = (node.family, node.test, node.synced)
-        if key not in self.runtimes:
+        if self.made is None or self.made[0] != key:
+            # One at a time: Salt's modules find their loader in variables of the process.
+            self.exits.close()
             grains = {"id": node.id, "os_family": node.family, "os": node.family, "kernel": "Linux"}
             opts = self.opts | {"id": node.id, "grains": grains, "test": node.test}
             if not node.synced:
                 opts["extension_modules"] = str(self.root / "unsynced")
             made = salt.state.HighState(opts, initial_pillar=node.pillar)
-            self.runtimes[key] = self.exits.enter_context(made)
-        runtime = self.runtimes[key]
+            self.made = (key, self.exits.enter_context(made))
+        runtime = self.made[1]
         become(runtime, node)
         return runtime
 
@@ -177,7 +179,7 @@ class Compiler:
 def become(runtime: salt.state.HighState, node: Node) -> None:
     """Give a runtime the id and the pillar of a node, in every copy that Salt makes of them."""
     state = runtime.state
-    loaders = [state.utils, state.functions, state.states, state.rend]
+    loaders = [state.utils, state.functions, state.states, state.rend._dict]
     for opts in (runtime.opts, state.opts, *(loader.opts for loader in loaders)):
         opts["id"] = opts["grains"]["id"] = node.id
         opts["pillar"] = node.pillar
