@@ -24,6 +24,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--matrix", action="store_true", help="run the tests of other Salt series too")
 
 
+def pytest_configure() -> None:
+    # Not at collection: what a worker of pytest-xdist raises there is shown as an internal error.
+    if os.environ.get("LAB_REQUIRE_PROMTOOL") == "1" and not shutil.which("promtool"):
+        raise pytest.UsageError("LAB_REQUIRE_PROMTOOL=1, and there is no promtool")
+
+
 def _docker_answers() -> bool:
     try:
         # Some clients exit with 0 though no engine answers; they print no server version then.
@@ -52,8 +58,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.getoption("--long") and any(i.get_closest_marker("long") for i in items):
         leave_out("long", "that take long; to run them: make test-long")
     if any(i.get_closest_marker("promtool") for i in items) and not shutil.which("promtool"):
-        if os.environ.get("LAB_REQUIRE_PROMTOOL") == "1":
-            raise pytest.UsageError("LAB_REQUIRE_PROMTOOL=1, and there is no promtool")
         leave_out(
             "promtool", "that need promtool; install Debian's prometheus, then the same again"
         )
