@@ -21,8 +21,18 @@ setup-3006: setup ## make .venv/salt-3006, for lab up --salt 3006
 demo: setup ## see one master become three, and a master lost, on this machine
 	$(BIN)/python -m lab.demo
 
-test: lint ## lint, then every test that this machine can run
-	$(BIN)/pytest
+test: image lint ## lint, unit, render, and one whole walk by each driver that there is
+	status=0; \
+	$(BIN)/pytest -n 2 --dist worksteal test/unit test/render || status=1; \
+	$(BIN)/pytest -m walk test/integration || status=1; \
+	exit $$status
+
+test-all: image ## every integration test that is not in make test, nor takes long
+	$(BIN)/pytest -m 'not walk' test/integration
+
+# Ahead of the tests that need it, while others run; whoever comes meanwhile waits for it.
+image: setup ## build the image of docker hosts in the background, where an engine answers
+	if docker version >/dev/null 2>&1; then $(BIN)/python -m lab.docker_image >/dev/null 2>&1 & fi
 
 lint: setup ## check formatting, style, types, YAML and states
 	$(BIN)/ruff check --quiet .
@@ -32,12 +42,12 @@ lint: setup ## check formatting, style, types, YAML and states
 	find salt -name '*.sls' -exec $(BIN)/salt-lint {} +
 
 unit: setup ## test the pure core and the modules
-	$(BIN)/pytest test/unit
+	$(BIN)/pytest -n 2 --dist worksteal test/unit
 
 render: setup ## test what the states and pillars render to
-	$(BIN)/pytest test/render
+	$(BIN)/pytest -n 2 --dist worksteal test/render
 
-integration: setup ## test in the laboratory: process driver, and Docker where an engine answers
+integration: image ## test in the laboratory: process driver, and Docker where an engine answers
 	$(BIN)/pytest test/integration
 
 chaos: setup ## test what every single fault does, under load
@@ -71,5 +81,5 @@ clean: ## remove the laboratory in .lab, the environments and all caches
 	rm -rf .venv .lab .mypy_cache .pytest_cache .ruff_cache .hypothesis .kitchen
 	find salt pillar test -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup setup-3007 setup-3006 demo test lint unit render integration chaos test-long test-matrix \
-        bench kitchen lock clean
+.PHONY: help setup setup-3007 setup-3006 demo test test-all image lint unit render integration chaos \
+        test-long test-matrix bench kitchen lock clean

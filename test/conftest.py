@@ -5,8 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from typing import Any
 
+import hypothesis
 import pytest
+
+# The machine's load must not decide about a property.
+hypothesis.settings.register_profile(
+    "lab", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("lab")
 
 LEFT_OUT = pytest.StashKey[list[str]]()
 
@@ -14,6 +22,12 @@ LEFT_OUT = pytest.StashKey[list[str]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run what takes long, too")
     parser.addoption("--matrix", action="store_true", help="run the tests of other Salt series too")
+
+
+def pytest_configure() -> None:
+    # Not at collection: what a worker of pytest-xdist raises there is shown as an internal error.
+    if os.environ.get("LAB_REQUIRE_PROMTOOL") == "1" and not shutil.which("promtool"):
+        raise pytest.UsageError("LAB_REQUIRE_PROMTOOL=1, and there is no promtool")
 
 
 def _docker_answers() -> bool:
@@ -37,22 +51,37 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in out]
         notices.append(f"NOT RUN: {len(out)} test{'s' * (len(out) != 1)} {advice}")
 
+    if config.option.markexpr == "walk":
+        notices.append("NOT RUN: the other tests with daemons; to run them: make test-all")
     if not config.getoption("--matrix") and any(i.get_closest_marker("matrix") for i in items):
         leave_out("matrix", "of other Salt series; to run them: make test-matrix")
     if not config.getoption("--long") and any(i.get_closest_marker("long") for i in items):
         leave_out("long", "that take long; to run them: make test-long")
     if any(i.get_closest_marker("promtool") for i in items) and not shutil.which("promtool"):
-        if os.environ.get("LAB_REQUIRE_PROMTOOL") == "1":
-            raise pytest.UsageError("LAB_REQUIRE_PROMTOOL=1, and there is no promtool")
-        leave_out("promtool", "that need promtool; install Debian's prometheus, then: make test")
+        leave_out(
+            "promtool", "that need promtool; install Debian's prometheus, then the same again"
+        )
     if any(i.get_closest_marker("docker") for i in items) and not _docker_answers():
         if os.environ.get("LAB_REQUIRE_DOCKER") == "1":
             raise pytest.UsageError("LAB_REQUIRE_DOCKER=1, and no Docker engine answers")
-        leave_out("docker", "that need Docker; start an engine, then: make test")
+        leave_out("docker", "that need Docker; start an engine, then the same again")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand what a worker of pytest-xdist has left out to the one process that tells of it."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left out"] = session.config.stash.get(LEFT_OUT, [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take it; all workers have collected the same, and one that crashed hands on nothing."""
+    if "left out" in getattr(node, "workeroutput", {}):
+        node.config.stash[LEFT_OUT] = node.workeroutput["left out"]
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     for notice in config.stash.get(LEFT_OUT, []):
-        terminalreporter.write_line(notice, yellow=True)
+        terminalreporter.write_line(notice, yellow=True, bold="Docker" in notice)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-pytest.register_assert_rewrite("kitchen.topology_checks")
+pytest.register_assert_rewrite("integration.cleaned", "kitchen.topology_checks")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,4 +1,4 @@
-"""Key decisions while the network is cut, a master killed, its disk full or its clock wrong."""
+"""Key decisions while the network is cut, a master killed, its disk full, its clock wrong."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from integration.cleaned import assert_no_master, until_one_master
 from lab.decisions import MASTERS, decide, state, until_all_say, wait_for_key, wait_for_keys
 from lab.keys import make_pair
-from lab.laboratory import PATIENCE, Laboratory, applied
+from lab.laboratory import PATIENCE, Laboratory, applied, failures
 from lab.wait import until
 
 pytestmark = pytest.mark.docker
@@ -135,3 +136,11 @@ def test_a_full_disk_delays_a_decision_and_loses_none(lab: Laboratory) -> None:
     assert lab.run("saltm3", "rm", f"{directory}/filler").returncode == 0
     until_equal(lab, expected, "saltm3")
     until_one_ledger(lab)
+
+
+def test_a_master_that_leaves_is_cleaned(lab: Laboratory) -> None:
+    lab.declare(masters=[master for master in lab.masters(3) if master["id"] != "saltm2"])
+    result = lab.salt("saltm1", "saltm2", "state.apply", "multimaster.clean")
+    assert not (failed := failures(result)), failed
+    assert_no_master(lab, "saltm2")
+    until_one_master(lab, "saltm2")

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -66,14 +65,12 @@ class Roots:
             return dict(json.loads((self.store(master) / "status.json").read_text()))
         return {}
 
-    def until(self, condition: Callable[[str], bool], what: str, *masters: str) -> float:
-        """Wait until something holds on every master; return the seconds that it took."""
-        started = time.monotonic()
+    def until(self, condition: Callable[[str], bool], what: str, *masters: str) -> None:
+        """Wait until something holds on every master."""
         names = masters or MASTERS
         until(lambda: all(condition(m) for m in names), PATIENCE, f"{what} on {names}", 0.02)
-        return time.monotonic() - started
 
-    def until_served(self, path: str, text: str | None, *masters: str) -> float:
+    def until_served(self, path: str, text: str | None, *masters: str) -> None:
         """Wait until masters serve a file with that content; or no longer, with None."""
 
         def served(master: str) -> bool:
@@ -82,7 +79,7 @@ class Roots:
             except FileNotFoundError:
                 return text is None
 
-        return self.until(served, f"{path} as {str(text)[:20]!r}", *masters)
+        self.until(served, f"{path} as {str(text)[:20]!r}", *masters)
 
     def until_well(self, *masters: str) -> None:
         """Wait until all masters serve the same, and find nothing wrong."""
@@ -190,18 +187,18 @@ def test_every_master_applies_the_formula_and_changes_nothing(lab: Laboratory) -
         assert [s for states in result.values() for s in states.values() if s["changes"]] == []
 
 
-def test_a_change_is_on_all_masters_within_seconds(live: Roots) -> None:
+def test_a_change_is_on_all_masters_by_itself(live: Roots) -> None:
+    # How soon: make bench.
     live.write("one-more/init.sls", "{}")
-    # It is seen within five seconds, has to stay for one, and then goes its way.
-    assert live.until_served("one-more/init.sls", "{}") < 15
+    live.until_served("one-more/init.sls", "{}")
     (live.salt / "one-more/init.sls").unlink()
-    assert live.until_served("one-more/init.sls", None) < 15
+    live.until_served("one-more/init.sls", None)
 
 
-def test_a_change_that_somebody_tells_of_is_there_at_once(lab: Laboratory, live: Roots) -> None:
+def test_somebody_may_tell_of_a_change(lab: Laboratory, live: Roots) -> None:
     live.write("told", "now")
     publish(lab)
-    assert live.until_served("told", "now") < 8
+    live.until_served("told", "now")
 
 
 def test_a_large_file_arrives_whole(live: Roots) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from lab import cli
-from lab.laboratory import Laboratory, applied, changed, failures
+from lab.laboratory import PATIENCE, Laboratory, applied, changed, failures
 from lab.wait import until
 
 pytestmark = pytest.mark.docker
@@ -70,7 +70,7 @@ def until_workers(lab: Laboratory, count: int) -> None:
     lab.until_settled("saltm1")
     until(
         lambda: all(workers(lab, master) == count for master in MASTERS),
-        60,
+        PATIENCE,
         f"both masters to have {count} workers",
     )
     lab.until_connected()

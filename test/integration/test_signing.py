@@ -10,7 +10,6 @@ import contextlib
 import json
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,12 +111,8 @@ def apply(lab: Laboratory, targets: set[str], *argv: str) -> dict[str, Any]:
     return result
 
 
-def until_all_answer(lab: Laboratory, minions: set[str], verify: bool) -> float:
-    """
-    Wait until all minions answer as their mode lets them, and all or none of them verify; return
-    the seconds that it took.
-    """
-    started = time.monotonic()
+def until_all_answer(lab: Laboratory, minions: set[str], verify: bool) -> None:
+    """Wait until all minions answer as their mode lets them, and all or none of them verify."""
 
     def complete() -> bool:
         # To ask delays a restart, which waits for the end of every job.
@@ -136,7 +131,6 @@ def until_all_answer(lab: Laboratory, minions: set[str], verify: bool) -> float:
 
     what = f"answers of {sorted(minions)}, verifying: {verify}"
     until(complete, PATIENCE, what, interval=0.5)
-    return time.monotonic() - started
 
 
 def verifying(lab: Laboratory) -> dict[str, bool]:
@@ -258,10 +252,8 @@ def test_when_every_master_signs_every_minion_verifies_also_one_that_was_away(
     present = {"saltm1", "saltm2", "saltm3"}
     with lab.stopped("web1", "salt-minion"):
         assert not failures(apply(lab, present))
-        took = until_all_answer(lab, present, True)
-        print(f"signing on, {lab.mode}: {took:.0f} s")  # type: ignore[attr-defined]
-    back = until_all_answer(lab, present | {"web1"}, True)
-    print(f"the minion that was away: {back:.0f} s after its start")
+        until_all_answer(lab, present, True)
+    until_all_answer(lab, present | {"web1"}, True)
     assert pair_on(lab, "saltm1") == pair_on(lab, "saltm2")
     # What it needs at a first contact, it gets like everyone.
     assert not failures(apply(lab, {"web1"}))
@@ -345,8 +337,7 @@ def test_when_no_master_signs_no_minion_verifies_also_one_that_was_away(lab: Lab
     present = lab.ids - {"web1"}
     with lab.stopped("web1", "salt-minion"):
         assert not failures(apply(lab, present))
-        took = until_all_answer(lab, present, False)
-        print(f"signing off, {lab.mode}: {took:.0f} s")  # type: ignore[attr-defined]
+        until_all_answer(lab, present, False)
     until_all_answer(lab, lab.ids, False)
     lab.until_connected("saltm2")
     result = apply(lab, lab.ids)

@@ -8,6 +8,7 @@ Test Kitchen or ahead of time; ``lab up --driver docker`` calls it by itself.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import io
 import os
@@ -94,9 +95,13 @@ def build(series: str = "3008", target: str = "host") -> Iterator[str]:
         raise LabError(f"target: got {target!r}; supported: {', '.join(TARGETS)}")
     image = tag(series, target)
     if not exists(image):
-        yield f"building image {image} (once; a few minutes)"
-        base = yield from _base()
-        yield from _build(series, target, image, base)
+        with open(Path(tempfile.gettempdir(), f"{NAME}-{os.getuid()}.lock"), "w") as lock:
+            yield f"building image {image} (once; a few minutes), or waiting for who builds one"
+            # Given back by the end of this process, too.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not exists(image):
+                base = yield from _base()
+                yield from _build(series, target, image, base)
     named = _run(["docker", "tag", image, moving_tag(series, target)], timeout=30)
     if named.returncode != 0:
         raise LabError(f"cannot tag image {image}: {named.stderr.strip()}")

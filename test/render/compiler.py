@@ -122,18 +122,31 @@ class Compiler:
         (self.config_dir / "master").write_text(yaml.safe_dump({"root_dir": str(root), "id": "m"}))
         path = str(self.config_dir / "minion")
         self.opts = dict(salt.config.minion_config(path, cache_minion_id=False))
+        self.made: tuple[tuple[str, bool, bool], salt.state.HighState] | None = None
+        self.exits = contextlib.ExitStack()
 
-    @contextlib.contextmanager
-    def runtime(self, node: Node) -> Iterator[salt.state.HighState]:
-        """Salt's state runtime as it is on a node."""
+    def runtime(self, node: Node) -> salt.state.HighState:
+        """
+        Salt's state runtime as it is on a node.
+
+        To load Salt's modules is what takes the time: nodes in a row for which the same ones are
+        loaded share a runtime, which becomes one after the other.
+        """
         import salt.state
 
-        grains = {"id": node.id, "os_family": node.family, "os": node.family, "kernel": "Linux"}
-        opts = self.opts | {"id": node.id, "grains": grains, "test": node.test}
-        if not node.synced:
-            opts["extension_modules"] = str(self.root / "unsynced")
-        with salt.state.HighState(opts, initial_pillar=node.pillar) as runtime:
-            yield runtime
+        key = (node.family, node.test, node.synced)
+        if self.made is None or self.made[0] != key:
+            # One at a time: Salt's modules find their loader in variables of the process.
+            self.exits.close()
+            grains = {"id": node.id, "os_family": node.family, "os": node.family, "kernel": "Linux"}
+            opts = self.opts | {"id": node.id, "grains": grains, "test": node.test}
+            if not node.synced:
+                opts["extension_modules"] = str(self.root / "unsynced")
+            made = salt.state.HighState(opts, initial_pillar=node.pillar)
+            self.made = (key, self.exits.enter_context(made))
+        runtime = self.made[1]
+        become(runtime, node)
+        return runtime
 
     def compile(self, node: Node, sls: str) -> States:
         """Go the way of ``state.apply`` up to the first state."""
@@ -141,14 +154,13 @@ class Compiler:
 
     def compile_all(self, node: Node, names: list[str]) -> dict[str, States]:
         """Compile several SLS files, each for itself; Salt's loader is what takes the time."""
-        with self.runtime(node) as runtime:
-            return {sls: compile_in(runtime, sls) for sls in names}
+        runtime = self.runtime(node)
+        return {sls: compile_in(runtime, sls) for sls in names}
 
     def map(self, node: Node) -> dict[str, Any]:
         """What ``map.jinja`` gives, with paths below the root as they are on a real host."""
-        with self.runtime(node) as runtime:
-            render = runtime.state.functions["slsutil.renderer"]
-            rendered = render("salt://map.sls", default_renderer="jinja|json")
+        render = self.runtime(node).state.functions["slsutil.renderer"]
+        rendered = render("salt://map.sls", default_renderer="jinja|json")
         return yaml.safe_load(yaml.safe_dump(rendered).replace(str(self.root), ""))
 
     @contextlib.contextmanager
@@ -162,6 +174,25 @@ class Compiler:
         finally:
             for path in paths:
                 shutil.rmtree((self.root / path).parent)
+
+
+def become(runtime: salt.state.HighState, node: Node) -> None:
+    """Give a runtime the id and the pillar of a node, in every copy that Salt makes of them."""
+    state = runtime.state
+    loaders = [state.utils, state.functions, state.states, state.rend._dict]
+    for opts in (runtime.opts, state.opts, *(loader.opts for loader in loaders)):
+        opts["id"] = opts["grains"]["id"] = node.id
+        opts["pillar"] = node.pillar
+    for loader in loaders:
+        pack = loader.pack
+        for opts in (pack.get("__opts__"), pack.get("__grains__")):
+            if opts is not None:
+                opts["id"] = node.id
+        if "__opts__" in pack:
+            pack["__opts__"]["grains"]["id"] = node.id
+            pack["__opts__"]["pillar"] = node.pillar
+        if "__pillar__" in pack:
+            pack["__pillar__"] = node.pillar
 
 
 def compile_in(runtime: salt.state.HighState, sls: str) -> States:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -11,12 +11,14 @@ from render.compiler import SLS, Compiler, Node, States, read_topology
 
 
 @pytest.fixture(scope="session")
-def compiler(tmp_path_factory: pytest.TempPathFactory) -> Compiler:
+def compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compiler]:
     with pytest.MonkeyPatch.context() as patch:
         # Salt would read its configuration from there instead.
         for name in ("SALT_CONFIG_DIR", "SALT_MASTER_CONFIG", "SALT_MINION_CONFIG"):
             patch.delenv(name, raising=False)
-        return Compiler(tmp_path_factory.mktemp("compiler"))
+        made = Compiler(tmp_path_factory.mktemp("compiler"))
+    with made.exits:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -58,12 +58,12 @@ class TestEverySls:
 @every_topology
 @every_role
 def test_every_state_of_ours_exists_and_has_its_arguments(compiler, compiled, topology, node):
-    with compiler.runtime(Node(read_topology(topology), node)) as runtime:
-        for sls in ("multimaster", "multimaster.clean"):
-            for chunk in compiled(topology, "Debian", node, sls=sls).chunks:
-                # Others belong to the machine: this one may lack its package manager.
-                if chunk["state"] == "multimaster":
-                    assert runtime.state.verify_data(chunk) == []
+    runtime = compiler.runtime(Node(read_topology(topology), node))
+    for sls in ("multimaster", "multimaster.clean"):
+        for chunk in compiled(topology, "Debian", node, sls=sls).chunks:
+            # Others belong to the machine: this one may lack its package manager.
+            if chunk["state"] == "multimaster":
+                assert runtime.state.verify_data(chunk) == []
 
 
 @every_topology
@@ -347,9 +347,9 @@ class TestOrchestrations:
         assert "KEY-MATERIAL" not in json.dumps([s.chunks for s in states.values()])
 
     def test_each_step_exists_and_has_its_arguments(self, compiler, states):
-        with compiler.runtime(Node(read_topology("three"))) as runtime:
-            for chunk in states["deploy"].chunks[1:] + states["restart"].chunks[1:]:
-                assert runtime.state.verify_data(chunk) == []
+        runtime = compiler.runtime(Node(read_topology("three")))
+        for chunk in states["deploy"].chunks[1:] + states["restart"].chunks[1:]:
+            assert runtime.state.verify_data(chunk) == []
 
     def test_the_states_are_loaded_after_they_are_brought(self, states):
         assert states["deploy"].get("multimaster-orch-modules")["force_reload_modules"] is True
@@ -432,11 +432,11 @@ def test_garbage_gets_as_far_as_the_state_that_refuses_it(compiler, garbage):
     if isinstance(garbage, dict):
         # On a master, which has most of the states.
         declaration = {"masters": [{"id": MASTER, "address": "192.0.2.1"}]} | garbage
-    with compiler.runtime(Node({"multimaster": declaration, "other": 1})) as runtime:
-        for sls in ("multimaster.clean", "multimaster.master", "multimaster"):
-            states = compile_in(runtime, sls)
-            assert states.errors == []
-        ret = runtime.state.call(states.get("multimaster-declaration"))
+    runtime = compiler.runtime(Node({"multimaster": declaration, "other": 1}))
+    for sls in ("multimaster.clean", "multimaster.master", "multimaster"):
+        states = compile_in(runtime, sls)
+        assert states.errors == []
+    ret = runtime.state.call(states.get("multimaster-declaration"))
     assert ret["result"] is (garbage == {})
     assert "An exception" not in ret["comment"]
     assert garbage == {} or "supported:" in ret["comment"]
