@@ -116,7 +116,7 @@ class _Engine:
         # What is recorded and not yet applied, or not yet said to the peers.
         self.undone, self.unsaid = set(), False
         self.say_due = 0.0
-        self.courier = __utils__["multimaster_peers.courier"](__opts__, timeout=5, listen=False)
+        self.courier = __utils__["multimaster_peers.courier"](__opts__, listen=False)
         # The job that wakes all peers, until it is given.
         self.saying = None
         self.problems = {}

@@ -78,9 +78,7 @@ class _Engine:
         store.prepare()
         self.pins = __utils__["multimaster_roots.pins"](store.directory)
         # The returns do not go into the job cache.
-        self.courier = __utils__["multimaster_peers.courier"](
-            __opts__, timeout=5, listen=False, nocache=True
-        )
+        self.courier = __utils__["multimaster_peers.courier"](__opts__, listen=False, nocache=True)
         self.look_due = 0.0
         # Whether somebody has edited what is served.
         self.damaged = False

@@ -36,6 +36,8 @@ ASKED = (
 )
 # Seconds that the ports of a master-to-be are held at most.
 LONGEST = 120
+# Seconds for a process to end that was killed.
+ENDED = 10
 MIB = 1024 * 1024
 
 
@@ -133,7 +135,7 @@ def release_ports(pid):
         process = psutil.Process(pid)
         if __utils__["multimaster_listener.program"]() in process.cmdline():
             process.kill()
-            process.wait(10)
+            process.wait(ENDED)
     except (psutil.NoSuchProcess, psutil.TimeoutExpired):
         pass
     return not psutil.pid_exists(pid)

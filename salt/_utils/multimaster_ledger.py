@@ -32,6 +32,8 @@ VERDICTS = ("accepted", "deleted", "rejected")
 LIVE = ("accepted", "rejected")
 DIGEST_BITS = 256
 SCHEMA_VERSION = 1
+# Seconds that a reader and a writer wait for each other.
+BUSY = 10
 # Of the decisions in one answer.
 MAX_BYTES = 16 << 20
 
@@ -317,7 +319,7 @@ class Ledger:
     def _open(self, read_only: bool) -> None:
         mode = "ro" if read_only else "rwc"
         self._db = sqlite3.connect(
-            f"file:{self.path}?mode={mode}", uri=True, isolation_level=None, timeout=10
+            f"file:{self.path}?mode={mode}", uri=True, isolation_level=None, timeout=BUSY
         )
         try:
             if not read_only:

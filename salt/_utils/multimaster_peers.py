@@ -29,6 +29,8 @@ LONGEST = 120.0
 # was woken for nothing, as by events that somebody made up.
 SHORTEST = 0.2
 SPARSE = 5.0
+# Seconds that Salt tries to give a job.
+GIVEN = 5
 # Questions without an answer after which somebody should know.
 SILENT = 2
 # Questions that may still be answered: more than two hours of LONGEST.
@@ -198,7 +200,7 @@ class Courier:
 
     def __init__(self, opts: Mapping[str, Any], **settings: Any) -> None:
         # Read here, for Salt's loader gives them to the engine's thread only.
-        self.opts, self.settings = dict(opts), settings
+        self.opts, self.settings = dict(opts), {"timeout": GIVEN, **settings}
         self._jobs: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self._sent: queue.SimpleQueue[Sent] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+# Seconds between two looks.
 POLL = 0.2
 # Jobs that nobody misses: who looks so looks again, and on a host with much to do there may always
 # be one of them.

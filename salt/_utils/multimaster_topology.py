@@ -40,11 +40,11 @@ SOME_MINIONS = 1000
 # Seconds.
 SHORTEST_INTERVAL = 10
 LONGEST_SPREAD = 60
-# Salt's own time for a sign-in, the least that there is here; and how many times slower than
+SHORTEST_SPREAD = 0.2
+# Salt's own seconds for a sign-in, the least that there is here; and how many times slower than
 # reckoned with above a master may be in letting all of its minions in.
 SIGN_IN = 5
 TIMES_SLOWER = 10
-SHORTEST_SPREAD = 0.2
 
 # Set by the formula: in ``config`` they would contradict the declaration.
 SIGNING_MASTER = (
