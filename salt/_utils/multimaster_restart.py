@@ -393,9 +393,20 @@ def _ask_for(
     heard: dict[str, int] = {}
     silent: dict[str, int] = {}
     patience, pause = PATIENCE, PAUSE
-    while waiting := {
-        name for name in left() if heard.get(name, 0) < times and silent.get(name, 0) < SEVERAL
-    }:
+
+    def waited_for() -> set[str]:
+        return {
+            name for name in left() if heard.get(name, 0) < times and silent.get(name, 0) < SEVERAL
+        }
+
+    while True:
+        # Most are done while nobody asks.
+        due = time.monotonic() + pause
+        while (waiting := waited_for()) and time.monotonic() < due:
+            time.sleep(POLL)
+        if not waiting:
+            return
+        pause = min(2 * pause, LONGEST_PAUSE)
         answers = ask({*waiting, own}, patience)
         for name in waiting & set(answers):
             heard[name] = heard.get(name, 0) + 1 if over(answers[name]) else 0
@@ -404,8 +415,6 @@ def _ask_for(
                 silent[name] = 0 if name in answers else silent.get(name, 0) + 1
         if not waiting <= set(answers):
             patience = min(2 * patience, LONGEST)
-        time.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def _at_work(requests: Iterable[Mapping[str, Any]]) -> bool:
