@@ -527,12 +527,10 @@ def cutover(scratch: Path, number: int) -> dict[str, Any]:
                 journal = one.journal
                 if journal["serial"] == begun[name]:
                     continue
-                # Until then the minion answers as before.
-                if journal["step"] not in ("prepared", "restarting"):
-                    left.setdefault(name, one.at)
-                if journal["step"] == "restored":
-                    left.setdefault(name, one.at - journal["seconds"])
-                    over.setdefault(name, one.at)
+                # The minion answers as before, all the time.
+                left.setdefault(name, journal["since"])
+                if journal.get("back") and journal["step"] == "proving":
+                    over.setdefault(name, journal["returned"])
             return len(over) == number
 
         waited(look, 600, "every old list to be restored")
@@ -548,17 +546,17 @@ def cutover(scratch: Path, number: int) -> dict[str, Any]:
 
         waited(answering, 60, "every minion to answer")
         told = lab.salt("saltm1", ",".join(ours), "multimaster.masters")
-        seconds = {name: Cutover(lab, name).journal.get("seconds", 600.0) for name in ours}
-        wrong = [n for n in ours if told.get(n, {}).get("cutover", {}).get("step") != "restored"]
+        seconds = {name: over[name] - left[name] for name in over}
+        wrong = [n for n in ours if not told.get(n, {}).get("cutover", {}).get("back")]
         back = alone in lab.answering("saltm1")
         found = {
             "apply": restored - started,
             "restored": len(over),
             "answering": len(answered),
             "wrong": wrong,
-            # From the step before the first restart to the first answer of a master.
+            # From the new drop-in to the old one.
             "seconds": seconds,
-            # From the silence of the new list to the answer to a command.
+            # And to the answer to a command.
             "silent": {name: answered.get(name, time.time()) - left[name] for name in left},
             "alone": {"back": back, "seconds": time.time() - started},
         }

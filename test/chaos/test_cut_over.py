@@ -1,9 +1,8 @@
-"""A minion's new list of masters: kept if a master answers, else the old one comes back."""
+"""A minion's new list of masters: kept once a master answers; without one the old comes back."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,8 +13,6 @@ from lab.faults import cut_off
 from lab.laboratory import PATIENCE, Laboratory, changed, failures
 from lab.wait import until
 
-# Seconds for an answer, rather than 20.
-QUICK = {"masters": 1, "timeout": 6}
 # Kills what carries a cut-over out, from the host's own process table.
 KILL = """
 import psutil, sys
@@ -28,9 +25,8 @@ for process in psutil.process_iter(["cmdline"]):
 
 @pytest.fixture
 def declared(lab: Laboratory, mode: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Have cut-overs end soon; afterwards every minion is back at the laboratory's declaration."""
-    quick = {**mode, "cutover": QUICK}
-    yield quick
+    """Afterwards every minion is back at the laboratory's declaration."""
+    yield mode
     lab.declare(**mode)
     lab.command(set(minions(lab)), "state.apply", "multimaster")
     lab.until_settled()
@@ -62,29 +58,17 @@ def told(lab: Laboratory, minion: str) -> dict[str, Any]:
     return dict(lab.json(minion, "salt-call", "--local", "multimaster.masters")["local"])
 
 
-def outcome(lab: Laboratory, minion: str) -> dict[str, Any]:
-    """Wait until the minion's cut-over has ended; return what it tells then."""
-    found: dict[str, Any] = {}
-
-    def over() -> bool:
-        nonlocal found
-        found = told(lab, minion)
-        return found["cutover"].get("step") in ("kept", "restored")
-
-    until(over, PATIENCE, f"the end of the cut-over of {minion}", interval=0.5)
-    return found
+def outcome(lab: Laboratory, minion: str) -> str:
+    """Wait until the minion is with a list of masters; return ``kept`` or ``back``."""
+    lab.until(lambda: not lab.cutting_over(minion), f"the list of {minion}", lab.steps)
+    return str(lab.step(minion))
 
 
 def until_step(lab: Laboratory, minion: str, *steps: str) -> None:
-    """Wait until the journal of a cut-over has come to a step."""
-    path = f"{lab.host(minion).minion_cache_dir}/multimaster/cutover.json"
-
-    def there() -> bool:
-        with contextlib.suppress(ValueError):
-            return json.loads(lab.read(minion, path)).get("step") in steps
-        return False
-
-    until(there, 60, f"{' or '.join(steps)} on {minion}", interval=0.02)
+    """Wait until a cut-over has come to a step."""
+    lab.until(
+        lambda: lab.step(minion) in steps, f"{' or '.join(steps)} on {minion}", lab.steps, 0.02
+    )
 
 
 def kill(lab: Laboratory, minion: str) -> None:
@@ -108,13 +92,16 @@ def test_a_list_of_which_no_master_answers_gives_way_to_the_old_one(
     lab: Laboratory, declared: dict[str, Any]
 ) -> None:
     before = [host.address for host in lab.lab.masters]
+    daemons = lab.command(set(minions(lab)), "multimaster.daemons")
     apply(lab, **declared, masters=nowhere(lab))
     for minion in minions(lab):
-        found = outcome(lab, minion)
-        assert found["cutover"]["step"] == "restored"
+        assert outcome(lab, minion) == "back"
+        found = told(lab, minion)
         assert found["cutover"]["wanted"] == [entry["address"] for entry in nowhere(lab)]
         assert found["configured"] == before
     lab.until_answering()
+    # Nobody was restarted for it.
+    assert lab.command(set(minions(lab)), "multimaster.daemons") == daemons
     problems = lab.status()[1]["problems"]
     assert any("web1 went back from" in problem for problem in problems), problems
     until(
@@ -125,23 +112,19 @@ def test_a_list_of_which_no_master_answers_gives_way_to_the_old_one(
 
 
 @everywhere
-@pytest.mark.parametrize(
-    "steps",
-    # What comes before and between lasts too short a time to be met; test/unit has every place.
-    [("restarting", "verifying"), ("returning", "returning")],
-    ids=lambda steps: "-".join(steps),
-)
 def test_a_minion_that_is_killed_on_its_way_ends_with_masters_that_answer(
-    lab: Laboratory, declared: dict[str, Any], steps: tuple[str, str]
+    lab: Laboratory, declared: dict[str, Any]
 ) -> None:
     before = [host.address for host in lab.lab.masters]
     apply(lab, **declared, masters=nowhere(lab))
-    for minion, step in zip(minions(lab), steps, strict=True):
-        until_step(lab, minion, step, "restored")
-        kill(lab, minion)
+    # Started again, it has the new list, and is to leave it.
+    for minion, steps in zip(minions(lab), (["proving"], ["proving", "connecting"]), strict=True):
+        for step in steps:
+            until_step(lab, minion, step, "back")
+            kill(lab, minion)
     for minion in minions(lab):
-        found = outcome(lab, minion)
-        assert (found["cutover"]["step"], found["configured"]) == ("restored", before)
+        assert outcome(lab, minion) == "back"
+        assert told(lab, minion)["configured"] == before
     lab.until_answering()
 
 
@@ -151,26 +134,25 @@ def test_a_minion_that_is_killed_on_its_way_to_a_good_list_gets_there(
 ) -> None:
     wanted = lab.masters(3)[::-1]
     apply(lab, **declared, masters=wanted)
-    for minion, step in zip(minions(lab), ("restarting", "verifying"), strict=True):
+    for minion, step in zip(minions(lab), ("restarting", "connecting"), strict=True):
         until_step(lab, minion, step, "kept")
         kill(lab, minion)
     for minion in minions(lab):
-        found = outcome(lab, minion)
-        assert found["cutover"]["step"] == "kept"
-        assert found["configured"] == [master["address"] for master in wanted]
+        assert outcome(lab, minion) == "kept"
+        assert told(lab, minion)["configured"] == [master["address"] for master in wanted]
     lab.until_answering()
 
 
 @in_docker
-def test_a_minion_that_is_cut_off_on_its_way_is_back_when_the_network_is(
+def test_a_minion_that_is_cut_off_on_its_way_goes_on_when_the_network_is_back(
     lab: Laboratory, declared: dict[str, Any]
 ) -> None:
-    before = [host.address for host in lab.lab.masters]
     apply(lab, **declared, masters=lab.masters(3)[::-1])
     until_step(lab, "web1", "restarting")
     with cut_off(lab, "web1", *[host.id for host in lab.lab.masters]):
-        found = outcome(lab, "web1")
-        assert (found["cutover"]["step"], found["configured"]) == ("restored", before)
-        assert found["cutover"]["heard"] == []
-    assert outcome(lab, "web2")["cutover"]["step"] == "kept"
+        until_step(lab, "web1", "connecting")
+        assert outcome(lab, "web2") == "kept"
+        # Its old list is in the new one: there is nothing to go back to.
+        assert lab.step("web1") == "connecting"
+    assert outcome(lab, "web1") == "kept"
     lab.until_answering()

@@ -210,7 +210,9 @@ class Laboratory:
     def restarted(self) -> bool:
         """Tell whether every restart that was asked for is over."""
         return not any(
-            self.cutting_over(host.id) or self._restarting(host) for host in self.lab.hosts
+            # Who has gone back goes on proving, without an end.
+            self.cutting_over(host.id) or (self.step(host.id) != "back" and self._restarting(host))
+            for host in self.lab.hosts
         )
 
     def _restarting(self, host: Host) -> bool:
@@ -219,13 +221,19 @@ class Laboratory:
 
     def cutting_over(self, minion: str) -> bool:
         """Tell whether a minion is on its way to a new configuration."""
-        return self.step(minion) not in (None, "kept", "restored")
+        return self.step(minion) not in (None, "kept", "back")
 
     def step(self, minion: str) -> str | None:
-        """Return the step of a minion's cut-over; None where there was none."""
+        """
+        Return the step of a minion's cut-over; None where there was none.
+
+        ``back`` where the old list is in force again and the new one is proved on.
+        """
         path = f"{self.host(minion).minion_cache_dir}/multimaster/cutover.json"
         with contextlib.suppress(ValueError):
-            return str(json.loads(self.read(minion, path)).get("step"))
+            journal = json.loads(self.read(minion, path))
+            back = journal.get("back") and journal.get("step") == "proving"
+            return "back" if back else str(journal.get("step"))
         return None
 
     def steps(self) -> dict[str, str | None]:
