@@ -117,18 +117,25 @@ class _Asked:
         question = __utils__["multimaster_gather.question"]
         own = __opts__["id"]
         questions = [question([own], "test.ping")]
+        accepted = set()
         if minions:
             accepted = __utils__["multimaster_gather.accepted"](opts)
             met = __utils__["multimaster_gather.met"](opts)
             ids = sorted((accepted if met is None else accepted & met) - {own})
             if ids:
                 questions.append(question(ids, "multimaster.masters"))
+
+        def more(asked):
+            # One that has moved here is connected, and this master may never have had its grains.
+            left = sorted(accepted - asked)
+            return question(left, "multimaster.masters") if left else None
+
         self.own, self.minions = own, minions
         self.answers = ()
         with contextlib.suppress(salt.exceptions.SaltException, OSError):
             # When as many have answered as are connected, nobody is missing.
             count = (lambda: _connections(opts)) if minions else None
-            self.answers = gather(opts, questions, timeout, count)
+            self.answers = gather(opts, questions, timeout, count, more)
 
     def told(self):
         """Return whether the minion on this host answers, and what the others say, packed."""
