@@ -85,15 +85,17 @@ def _sign_in(opts: Mapping[str, Any], address: str, timeout: float) -> str:
     finally:
         channel.close()
     load = answer["load"]
-    if isinstance(load, bytes):
-        known = os.path.join(mine["pki_dir"], "minion_master.pub")
-        if os.path.isfile(known) and not salt.crypt.verify_signature(
-            known, load, answer["sig"], algorithm=mine["signing_algorithm"]
-        ):
-            return cutover.FOREIGN
-        load = salt.payload.loads(load)
-        if load["nonce"] != request["nonce"]:
-            return cutover.FOREIGN
+    known = os.path.join(mine["pki_dir"], "minion_master.pub")
+    if not isinstance(load, bytes):
+        # Only what is wrong with the request is said without a signature.
+        return cutover.REFUSED
+    if os.path.isfile(known) and not salt.crypt.verify_signature(
+        known, load, answer["sig"], algorithm=mine["signing_algorithm"]
+    ):
+        return cutover.FOREIGN
+    load = salt.payload.loads(load)
+    if load["nonce"] != request["nonce"]:
+        return cutover.FOREIGN
     if "pub_key" in load:
         return cutover.ACCEPTED
     words = {True: cutover.PENDING, False: cutover.REJECTED}
