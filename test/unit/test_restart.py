@@ -19,6 +19,7 @@ from unittest.mock import Mock, call
 
 import pytest
 
+import multimaster_dial
 import multimaster_restart as restart
 
 
@@ -258,13 +259,13 @@ def turn(host, monkeypatch):
                 name: next(outstanding[name]) for name in ids if name in outstanding
             }
 
-        def ask(options, address, patience):
+        def lets_in(options, address, patience):
             asked.append(address)
             said = says.get(address, "refused")
-            return said if isinstance(said, str) else next(said)
+            return (said if isinstance(said, str) else next(said)) == "accepted"
 
         monkeypatch.setattr(host, "_command", command)
-        monkeypatch.setattr(host, "ask", ask)
+        monkeypatch.setattr(multimaster_dial, "lets_in", lets_in)
         host._until_turn()
         return asked
 
