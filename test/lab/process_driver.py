@@ -258,7 +258,8 @@ class ProcessDriver:
             arguments = process.info["cmdline"] or []
             if process.pid == os.getpid() or process.info["status"] == psutil.STATUS_ZOMBIE:
                 continue
-            if any(argument.startswith(root) for argument in arguments for root in roots):
+            # Also behind the name of an option: a restart waits for as long as it takes.
+            if any(root in argument for argument in arguments for root in roots):
                 found.append(process)
         for process in found:
             try:
