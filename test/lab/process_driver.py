@@ -203,7 +203,9 @@ class ProcessDriver:
                 else:
                     frozen.unlink(missing_ok=True)
                 for process in processes:
-                    process.send_signal(SIGNALS[verb])
+                    # A job of it may end meanwhile.
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.send_signal(SIGNALS[verb])
             if verb == "kill":
                 # Zombies may stay for seconds; whoever starts a daemon waits for them.
                 dead = lambda: not any(map(_alive, processes))  # noqa: E731
