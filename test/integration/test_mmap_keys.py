@@ -11,7 +11,7 @@ from lab.laboratory import PATIENCE, Laboratory, applied, failures
 from lab.wait import until
 
 pytestmark = pytest.mark.long
-NET = "127.0.66"
+NET = "127.0.58"
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from lab.laboratory import PATIENCE, Laboratory, applied, changed, failures
 from lab.model import LabError
 from lab.wait import until
 
-NET = "127.0.64"
+NET = "127.0.57"
 HOST, PORT = f"{NET}.1", 8418
 BRANCH = "main"
 # Seconds between two fetches of a master; it looks as often as `loop_interval` says.

@@ -187,15 +187,24 @@ class Laboratory:
         self.until(connected, "everything to be connected", problems)
         return seen
 
-    def until_settled(self, *masters: str) -> None:
+    def until_idle(self, *masters: str) -> None:
         """
-        Wait until a broken-off apply is over: no restart to come, and all minions answer.
+        Wait until a broken-off apply is over: nobody applies or cuts over, and all minions answer.
 
         In failover mode they may be with any master; then name none, which means all.
         """
         masters = masters or self._all
         self.until_answering(*masters)
         self.until(lambda: self._idle(masters), "the end of every apply")
+        self.until(
+            lambda: not any(self.cutting_over(host.id) for host in self.lab.hosts),
+            "the end of every cut-over",
+            self.steps,
+        )
+
+    def until_settled(self, *masters: str) -> None:
+        """Wait until no restart is to come either, and all minions answer."""
+        self.until_idle(*masters)
         self.until(self.restarted, "the end of every restart", self.steps)
         self.until_answering(*masters)
 

@@ -321,19 +321,19 @@ def host(master, minion, **more):
 @pytest.mark.parametrize(
     ("now", "left"),
     [
-        (None, ROLES),
-        ("an error", ROLES),
-        (host([1, 1], [2, 1]), ROLES),
-        (host([3, 1], None), {"minion"}),
-        (host([3, 1], [4, 1]), set()),
-        (host([3, 1], [4, 1], cutover={"step": "kept"}, restarts={}), set()),
-        (host([3, 1], [4, 1], cutover={"step": "proving"}), {"minion"}),
-        (host([3, 1], [4, 1], restarts={"salt-master": {"waiting": "x"}}), {"master"}),
+        (None, ["master", "minion"]),
+        ("an error", ["master", "minion"]),
+        (host([1, 1], [2, 1]), ["master", "minion"]),
+        (host([3, 1], None), ["minion"]),
+        (host([3, 1], [4, 1]), []),
+        (host([3, 1], [4, 1], cutover={"step": "kept"}, restarts={}), []),
+        (host([3, 1], [4, 1], cutover={"step": "proving"}), ["minion"]),
+        (host([3, 1], [4, 1], restarts={"salt-master": {"waiting": "x"}}), ["master"]),
     ],
     ids=repr,
 )
 def test_a_restart_is_under_way_until_all_is_known_to_be_over(now, left):
-    assert deploy.under_way(ROLES, host([1, 1], [2, 1]), now, SERVICES) == left
+    assert sorted(deploy.under_way(ROLES, host([1, 1], [2, 1]), now, SERVICES)) == left
 
 
 def test_the_time_of_day_is_no_progress():
