@@ -18,6 +18,8 @@ from lab.wait import until
 NET = "127.0.105"
 WORD = "hunter2hunter2"
 ODD = "saltm2"
+# Everybody is there, however slow the machine is.
+WAITING = f"timeout={PATIENCE}"
 # What all masters are to have, and what is in the main file of each.
 DECLARED = {"nodegroups": {"web": "web*"}, "timeout": 6}
 
@@ -75,7 +77,7 @@ def options(directory: Path, root: Path) -> dict[str, Any]:
 
 def drift(lab: Laboratory, *argv: str, master: str = "saltm1") -> tuple[int, dict[str, Any]]:
     """Return exit status and data."""
-    done = lab.run(master, "salt-run", "multimaster.drift", *argv, "--out=json")
+    done = lab.run(master, "salt-run", "multimaster.drift", *argv, WAITING, "--out=json")
     assert WORD not in done.stdout + done.stderr
     try:
         return done.returncode, json.loads(done.stdout)
@@ -212,7 +214,7 @@ def assert_named_and_mended(lab: Laboratory, case: Case, file: Path, before: str
     remedy = one["remedies"][ODD]
     assert case.told.format(root=root) in remedy["text"]
     # People are told the same, and no secret either.
-    shown = lab.run("saltm1", "salt-run", "multimaster.drift").stdout
+    shown = lab.run("saltm1", "salt-run", "multimaster.drift", WAITING).stdout
     assert f"{case.subject}: {case.path}" in shown
     assert WORD not in shown
     code, status = lab.status()
@@ -288,10 +290,10 @@ def mend(file: Path, before: str | None) -> None:
 
 def test_masters_that_agree_are_so_in_words_and_exit_status(lab: Laboratory) -> None:
     until_agreed(lab)
-    done = lab.run("saltm2", "salt-run", "multimaster.drift")
+    done = lab.run("saltm2", "salt-run", "multimaster.drift", WAITING)
     assert done.returncode == 0, done.stdout
     assert "The masters agree on config, access, files:base, pillar:base" in done.stdout
-    shown = lab.run("saltm2", "salt-run", "multimaster.status").stdout
+    shown = lab.run("saltm2", "salt-run", "multimaster.status", WAITING).stdout
     assert "Everything is connected, and the masters agree." in shown
     assert "content" in shown
 

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from lab.laboratory import Laboratory, failures, laboratory
 
-NET = "127.0.62"
+NETS = {"process": "127.0.62", "docker": "192.168.62"}
 MASTERS, MINIONS = 4, 2
 MODES = {"hot": {"mode": "hot"}, "failover": {"mode": "failover"}}
 # Kills what carries a cut-over out, from the host's own process table.
@@ -39,10 +40,15 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Laboratory]]:
     """Make a laboratory of which ``masters`` hosts are declared as masters."""
     with contextlib.ExitStack() as stack:
 
-        def up(masters: int, minions: int = MINIONS, hosts: int = MASTERS, **declared: Any) -> Any:
-            lab = stack.enter_context(
-                laboratory(tmp_path / "lab", "process", masters=hosts, minions=minions, net=NET)
-            )
+        def up(
+            masters: int,
+            minions: int = MINIONS,
+            hosts: int = MASTERS,
+            driver: str = "process",
+            **declared: Any,
+        ) -> Any:
+            numbers = {"masters": hosts, "minions": minions, "net": NETS[driver]}
+            lab = stack.enter_context(laboratory(tmp_path / "lab", driver, **numbers))
             lab.declare(masters=lab.masters(masters), **declared)
             return lab
 
@@ -136,6 +142,39 @@ def test_a_daemon_that_is_late_to_start_holds_nobody_up_and_is_waited_for(
     until_whole(lab, 3)
 
 
+@pytest.mark.docker
+@pytest.mark.long
+def test_far_away_and_with_losses_one_apply_is_enough(make: Callable[..., Laboratory]) -> None:
+    lab = make(3, hosts=3, driver="docker")
+    with lab.distant(delay="300ms", loss="2%"):
+        apply_once(lab)
+        until_whole(lab, 3)
+
+
+@pytest.mark.long
+def test_ten_thousand_keys_are_on_every_new_master_before_it_starts(
+    make: Callable[..., Laboratory],
+) -> None:
+    lab = make(3, hosts=3, minions=1)
+    first, *new = lab.lab.masters
+    pub = Path(first.master_pki_dir, "minions/web1").read_text()
+    names = [f"ghost{number}" for number in range(10_000)]
+    for name in names:
+        Path(first.master_pki_dir, "minions", name).write_text(pub)
+    apply_once(lab)
+    for host in new:
+        pid = daemon(lab, host.id)[0]
+        found = [Path(host.master_pki_dir, "minions", name) for name in names]
+        assert all(path.read_text() == pub for path in found)
+        assert max(path.stat().st_mtime for path in found) < psutil.Process(pid).create_time()
+
+
+def daemon(lab: Laboratory, host_id: str) -> list[Any]:
+    """Return what identifies the running master of a host: its pid first."""
+    told = lab.json(host_id, "salt-call", "--local", "multimaster.daemons")["local"]
+    return list(told["master"])
+
+
 def test_a_minion_that_is_ended_at_any_step_of_a_first_apply_gets_there(
     make: Callable[..., Laboratory],
 ) -> None:
@@ -189,7 +228,7 @@ def test_a_minion_that_went_back_moves_when_a_master_appears(
     apply_once(lab)
     until_whole(lab, 3)
     before = lab.command({"web1"}, "multimaster.daemons")
-    nowhere = f"{NET}.240"
+    nowhere = f"{lab.lab.net}.240"
     lab.declare(masters=[{"id": "saltm1", "address": nowhere}])
     (states,) = lab.command({"web1"}, "state.apply", "multimaster.minion").values()
     assert not failures({"web1": states})

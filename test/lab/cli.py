@@ -21,6 +21,7 @@ from lab.model import REPOSITORY, SERIES, UNITS, Host, Lab, LabError, Trees
 from lab.process_driver import ProcessDriver
 
 NETS = {"process": "127.0.50", "docker": "192.168.50"}
+ATTACK = Path(__file__).with_name("attack.py")
 VERBS = ("stop", "start", "kill", "freeze", "thaw")
 
 
@@ -173,6 +174,10 @@ def _run(parsed: argparse.Namespace) -> int | None:
         driver.slow(lab, _hosts(lab, parsed.host), share(parsed.share))
     elif parsed.command == "net":
         driver.net(lab, _hosts(lab, parsed.host), parsed.delay, parsed.loss)
+    elif parsed.command == "attack":
+        host = lab.host(parsed.host)
+        argv = [lab.python, "-c", ATTACK.read_text(), f"{host.config_dir}/minion"]
+        return int(driver.exec(lab, host, argv).returncode)
     elif parsed.command in ("hold", "release"):
         getattr(driver, parsed.command)(lab, lab.host(parsed.host), parsed.unit)
     else:
@@ -229,6 +234,8 @@ def _parser() -> argparse.ArgumentParser:
         sub = command(verb, does)
         sub.add_argument("host")
         sub.add_argument("unit", choices=UNITS)
+    sub = command("attack", "send a master the messages on standard input, as a host's minion")
+    sub.add_argument("host")
     command("down", "stop and remove everything")
     return parser
 

@@ -51,7 +51,7 @@ class Laboratory:
     @property
     def python(self) -> str:
         """The Python that Salt has on the hosts."""
-        return "/opt/saltstack/salt/bin/python3" if self.lab.driver == "docker" else "python3"
+        return self.lab.python
 
     @property
     def _all(self) -> tuple[str, ...]:
@@ -166,7 +166,7 @@ class Laboratory:
 
     def status(self, master: str = "saltm1") -> tuple[int, dict[str, Any]]:
         """Return exit status and data of ``multimaster.status``."""
-        patience = f"timeout={self.lab.slowed(5):.0f}"
+        patience = f"timeout={self.lab.slowed(15):.0f}"
         done = self.run(master, "salt-run", "multimaster.status", patience, "--out=json")
         with contextlib.suppress(ValueError):
             # A master that is just starting gives the reason why it cannot, as text.

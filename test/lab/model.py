@@ -64,6 +64,11 @@ class Lab:
         """The hosts declared as masters, in order; only the first runs one before the apply."""
         return tuple(host for host in self.hosts if "master" in host.roles)
 
+    @property
+    def python(self) -> str:
+        """The Python that Salt has on the hosts."""
+        return "/opt/saltstack/salt/bin/python3" if self.driver == "docker" else "python3"
+
     def slowed(self, seconds: float) -> float:
         """Return how long the slowest host takes for what takes so many seconds at full speed."""
         return seconds / min(slowness.shares(self.directory).values(), default=1)
