@@ -72,11 +72,12 @@ CLOCKS = 5
 # What people are shown of many.
 SHOWN = 20
 
-# Options of a running master that say nothing of its files: given on its command line, or by whom
-# it is looked at.
+# Options of a running master that say nothing of what its files decide: given on its command line,
+# or by whom it is looked at; or naming more files, of which Salt keeps what the last one names.
 NOT_OF_FILES = (
     "conf_file",
     "id",
+    "include",
     "log_file",
     "log_level",
     "log_level_logfile",

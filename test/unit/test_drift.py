@@ -280,7 +280,9 @@ def test_what_a_daemon_has_made_of_its_options_is_not_compared_with_its_files():
         "user": "salt",
         "daemon": True,
         "__role": "master",
+        "include": "/etc/salt/master.d/multimaster.conf",
     }
+    files["include"] = "/srv/shared/config/master.d/*.conf"
     assert drift.read_from_files(daemon, files) == drift.read_from_files(files)
 
 
