@@ -24,11 +24,11 @@ demo: setup ## see one master become three, and a master lost, on this machine
 test: image lint ## lint, unit, render, and one whole walk by each driver that there is
 	status=0; \
 	$(BIN)/pytest -n 2 --dist worksteal test/unit test/render || status=1; \
-	$(BIN)/pytest -n 2 --dist loadgroup -m walk test/integration || status=1; \
+	$(BIN)/pytest -m walk test/integration || status=1; \
 	exit $$status
 
 test-all: image ## every integration test that is not in make test, nor takes long
-	$(BIN)/pytest -n 2 --dist loadgroup -m 'not walk' test/integration
+	$(BIN)/pytest -n 2 --dist loadfile -m 'not walk' test/integration
 
 # Ahead of the tests that need it, while others run; whoever comes meanwhile waits for it.
 image: setup ## build the image of docker hosts in the background, where an engine answers
@@ -48,7 +48,7 @@ render: setup ## test what the states and pillars render to
 	$(BIN)/pytest -n 2 --dist worksteal test/render
 
 integration: image ## test in the laboratory: process driver, and Docker where an engine answers
-	$(BIN)/pytest -n 2 --dist loadgroup test/integration
+	$(BIN)/pytest -n 2 --dist loadfile test/integration
 
 chaos: setup ## test what every single fault does, under load
 	$(BIN)/pytest --long test/chaos
