@@ -8,6 +8,7 @@ finding at once; the options of each node are derived from its result.
 
 # Annotations stay evaluated: Salt's loader keeps a module out of sys.modules while it runs, where
 # dataclasses would look postponed ones up.
+import fnmatch
 import ipaddress
 import math
 import re
@@ -117,6 +118,8 @@ AUTOSIGN = {
 SIGNING_KEY = "master_sign"
 SIGNATURE = "master_pubkey_signature"
 
+# SHA-256 of a minion's public key, as Salt prints it.
+_FINGERPRINT = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){31}")
 _ID = re.compile(r"(?!\.{1,2}$)[^\s/\\\0]+")
 _NAME = re.compile(
     r"(?=.{1,253}$)(?!.*[^.]{64})[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_-]+)*"
@@ -140,10 +143,16 @@ class TopologyError(ValueError):
 
 @dataclass(frozen=True)
 class Master:
-    """A host that runs salt-master: its minion id and the address that minions dial."""
+    """
+    A host that runs salt-master: its minion id and the address that minions dial.
+
+    ``fingerprint`` is that of its minion's public key, in lower case, or None: the masters' key
+    pair is then for whoever's key was accepted under that id.
+    """
 
     id: str
     address: str
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -244,6 +253,7 @@ def parse(declaration: Any) -> Topology:
                 )
 
     _check_parity(declaration, refuse)
+    _check_acceptance(declaration, masters, refuse)
     if declaration.get("signing") is True:
         _check_algorithms(declaration, refuse)
     _check_roots(declaration, refuse)
@@ -889,6 +899,38 @@ def _check_parity(declaration: Mapping[str, Any], refuse: Refuse) -> None:
                 refuse(f"{role}:override", option, f"options that the formula sets: {supported}")
 
 
+def _check_acceptance(
+    declaration: Mapping[str, Any], masters: tuple[Master, ...], refuse: Refuse
+) -> None:
+    """Refuse what would accept, of its own accord, whoever calls itself a master."""
+    unproved = [master.id for master in masters if master.fingerprint is None]
+
+    def refuse_for(where: str, got: Any, supported: str, ids: list[str]) -> None:
+        if ids:
+            refuse(where, got, f"{supported}, unless masters have a fingerprint: {', '.join(ids)}")
+
+    for option in ("auto_accept", "open_mode"):
+        # Salt takes nothing else for true.
+        if _lookup(declaration, f"master:config:{option}")[1] is True:
+            refuse_for(f"master:config:{option}", True, "false", unproved)
+    entries = _lookup(declaration, "master:autosign")[1]
+    for entry in entries if _is_globs(entries) else ():
+        matched = [name for name in unproved if _is_match(name, entry)]
+        refuse_for("master:autosign", entry, "what matches no master's id", matched)
+    grains = _lookup(declaration, "master:autosign_grains")[1]
+    if _is_grains(grains) and any(grains.values()):
+        # Any host can say that it has a grain.
+        refuse_for("master:autosign_grains", sorted(grains), "none", unproved)
+
+
+def _is_match(minion_id: str, entry: str) -> bool:
+    """Tell whether Salt takes an id for one that a line of an autosign file means."""
+    try:
+        return fnmatch.fnmatch(minion_id, entry) or bool(re.match(rf"\A{entry}\Z", minion_id))
+    except re.error:
+        return False
+
+
 def _parse_replicate(
     declaration: Mapping[str, Any], masters: tuple[Master, ...], refuse: Refuse
 ) -> Replicate | None:
@@ -946,7 +988,7 @@ def _parse_masters(value: Any, refuse: Refuse) -> tuple[Master, ...]:
     masters: list[Master] = []
     for number, entry in enumerate(value):
         where = f"masters:{number}"
-        if not isinstance(entry, Mapping) or set(entry) != {"id", "address"}:
+        if not isinstance(entry, Mapping) or set(entry) - {"fingerprint"} != {"id", "address"}:
             refuse(where, dict(entry) if isinstance(entry, Mapping) else entry, supported)
             continue
         master_id, address = entry["id"], entry["address"]
@@ -958,7 +1000,18 @@ def _parse_masters(value: Any, refuse: Refuse) -> tuple[Master, ...]:
             refuse(f"{where}:address", address, "an IP address or a host name, without a port")
         elif _canonical(address) in (_canonical(master.address) for master in masters):
             refuse(f"{where}:address", address, "each address once")
-        masters.append(Master(id=str(master_id), address=str(address)))
+        fingerprint = entry.get("fingerprint")
+        if "fingerprint" in entry:
+            text = fingerprint.lower() if isinstance(fingerprint, str) else ""
+            if not _FINGERPRINT.fullmatch(text):
+                refuse(
+                    f"{where}:fingerprint",
+                    fingerprint,
+                    "32 pairs of hexadecimal digits joined by colons, the SHA-256 that "
+                    "'salt-call --local key.finger' prints on that host",
+                )
+            fingerprint = text
+        masters.append(Master(str(master_id), str(address), fingerprint))
     return tuple(masters)
 
 

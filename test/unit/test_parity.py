@@ -15,6 +15,10 @@ both_modes = pytest.mark.parametrize("test", [False, True], ids=["", "test"])
 OF_A_MASTER = ["keypair", "signing", "keys_seeded", "master_config"]
 
 
+# Autosign by grain asks for them.
+PROVED = [{**master, "fingerprint": ":".join(["a1"] * 32)} for master in MASTERS]
+
+
 def declare(**settings: Any) -> dict[str, Any]:
     return {"masters": MASTERS, **settings}
 
@@ -399,7 +403,7 @@ class TestAutosign:
         """Have Salt's own judge of new keys look at them, as the master does."""
         from salt.daemons.masterapi import AutoKey
 
-        declaration = declare(master=LISTS)
+        declaration = declare(masters=PROVED, master=LISTS)
         for function in ("autosign", "master_config"):
             assert state(function, declaration).result is True
         return AutoKey(opts_of(host))
@@ -416,7 +420,7 @@ class TestAutosign:
     def test_a_change_of_the_lists_needs_no_restart(self, host, state, judge):
         assert not judge.check_autosign("db2")
         changed = {"autosign": ["db2"], "autosign_grains": {"rack": ["7"]}}
-        ret = state("autosign", declare(master=changed))
+        ret = state("autosign", declare(masters=PROVED, master=changed))
         assert ret.changes == {
             "autosign.conf": "written",
             "autosign_grains/rack": "written",
@@ -441,7 +445,7 @@ class TestAutosign:
         assert "autosign_grains_dir" not in opts_of(host)
 
     def test_what_is_there_predicts_and_repeats(self, host, state):
-        declaration = declare(master=LISTS)
+        declaration = declare(masters=PROVED, master=LISTS)
         before = host.files()
         would = state("autosign", declaration, test=True)
         assert would.result is None

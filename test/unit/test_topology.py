@@ -24,6 +24,13 @@ SECONDS = "a number of seconds, 0 or more"
 INTERVAL = "a whole number of seconds, 1 or more"
 NAME = "a name without spaces and quotes"
 PATH = "an absolute path without spaces and quotes"
+FINGERPRINT = (
+    "32 pairs of hexadecimal digits joined by colons, the SHA-256 that 'salt-call --local "
+    "key.finger' prints on that host"
+)
+# Of five minion keys.
+PRINTS = [":".join([f"{number:x}f"] * 32) for number in range(1, 6)]
+PROVED = [{**master, "fingerprint": one} for master, one in zip(MASTERS, PRINTS, strict=True)]
 ADDRESS = "an IP address or a host name, without a port"
 # The formula's engines in a master.
 OURS: list[dict[str, Any]] = [{"multimaster": {}}, {"multimaster_drift": {}}]
@@ -43,6 +50,11 @@ def findings(declaration: Any) -> list[str]:
 
 def refused(claim: str, declaration: Any, where: str, received: Any, supported: str) -> Any:
     return pytest.param(declaration, f"{where}: got {received!r}; supported: {supported}", id=claim)
+
+
+def fingerprint(claim: str, bad: Any) -> Any:
+    masters = [MASTERS[0], {**MASTERS[1], "fingerprint": bad}]
+    return refused(claim, {"masters": masters}, "masters:1:fingerprint", bad, FINGERPRINT)
 
 
 def entry(claim: str, bad: Any, received: Any) -> Any:
@@ -126,6 +138,14 @@ REFUSED = [
     refused("masters as a string", {"masters": "saltm1"}, "masters", "saltm1", ONE_MASTER),
     refused("masters as a mapping", {"masters": {"a": "b"}}, "masters", {"a": "b"}, ONE_MASTER),
     # Its entries
+    fingerprint("empty fingerprint", ""),
+    fingerprint("fingerprint that is nothing", None),
+    fingerprint("fingerprint that is a number", 12),
+    fingerprint("fingerprint of the formula's own form", "ab" * 32),
+    fingerprint("fingerprint of another hash", ":".join(["ab"] * 64)),
+    fingerprint("fingerprint cut short", PRINTS[0][:-1]),
+    fingerprint("fingerprint with a newline", PRINTS[0] + "\n"),
+    fingerprint("fingerprint with a letter that is no digit", PRINTS[0][:-1] + "g"),
     entry("entry that is no mapping", "saltm1", "saltm1"),
     entry("entry that is a list", ["saltm1", "192.0.2.1"], ["saltm1", "192.0.2.1"]),
     entry("entry without id", {"address": "192.0.2.1"}, {"address": "192.0.2.1"}),
@@ -257,7 +277,7 @@ REFUSED = [
     *(
         refused(
             f"{option} by hand beside {name}",
-            declare(master={name: lists, "config": {option: "/x"}}),
+            {"masters": PROVED, "master": {name: lists, "config": {option: "/x"}}},
             f"master:config:{option}",
             "/x",
             f"nothing here beside master:{name}, from which the formula derives it",
@@ -267,6 +287,38 @@ REFUSED = [
             ("autoreject", "autoreject_file", ["web*"]),
             ("autosign_grains", "autosign_grains_dir", {"room": ["x"]}),
         )
+    ),
+    *(
+        refused(
+            f"{option} without fingerprints",
+            declare(2, master={"config": {option: True}}),
+            f"master:config:{option}",
+            True,
+            "false, unless masters have a fingerprint: saltm1, saltm2",
+        )
+        for option in ("auto_accept", "open_mode")
+    ),
+    *(
+        refused(
+            f"autosign {pattern!r}, which a master matches",
+            declare(3, master={"autosign": ["web*", pattern]}),
+            "master:autosign",
+            pattern,
+            f"what matches no master's id, unless masters have a fingerprint: {matched}",
+        )
+        for pattern, matched in (
+            ("*", "saltm1, saltm2, saltm3"),
+            ("saltm[13]", "saltm1, saltm3"),
+            (r"salt\w\d", "saltm1, saltm2, saltm3"),
+            ("saltm2", "saltm2"),
+        )
+    ),
+    refused(
+        "grains without fingerprints",
+        {"masters": [PROVED[0], MASTERS[1]], "master": {"autosign_grains": {"room": ["b12"]}}},
+        "master:autosign_grains",
+        ["room"],
+        "none, unless masters have a fingerprint: saltm2",
     ),
     refused(
         "override of an option that is not set",
@@ -375,11 +427,11 @@ def test_every_option_that_may_be_in_the_way_can_be_overridden():
         "autoreject": ["db*"],
         "autosign_grains": {"room": ["b12"]},
     }
-    parsed = topology.parse(declare(signing=True, master=settings))
+    parsed = topology.parse(declare(signing=True, master=settings) | {"masters": PROVED})
     named = topology.autosign_options(parsed, "/etc/salt/x")
     options = topology.master_options(parsed, "saltm1", "/ext", {}, True, named)
     settings["override"] = sorted(topology.replacing(options))
-    assert topology.parse(declare(signing=True, master=settings))
+    assert topology.parse(declare(signing=True, master=settings) | {"masters": PROVED})
 
 
 @pytest.mark.parametrize(
@@ -409,9 +461,48 @@ def test_an_option_that_follows_from_roots_can_be_overridden(roots, names):
     assert findings(declare(master={"override": names[:1]}))
 
 
+def test_a_fingerprint_is_the_same_in_upper_case():
+    masters = [{**PROVED[0], "fingerprint": PRINTS[0].upper()}, MASTERS[1]]
+    parsed = topology.parse({"masters": masters})
+    assert [master.fingerprint for master in parsed.masters] == [PRINTS[0], None]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"config": {"auto_accept": True, "open_mode": True}},
+        {"autosign": ["*"], "autosign_grains": {"room": ["b12"]}},
+    ],
+    ids=repr,
+)
+def test_whoever_may_be_accepted_where_masters_are_known_by_their_fingerprints(settings):
+    assert topology.parse({"masters": PROVED, "master": settings})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"config": {"auto_accept": False, "open_mode": "yes"}},
+        {"autosign": ["web*", "salt", "(", "saltm10"], "autosign_grains": {"room": []}},
+        {"autoreject": ["*"]},
+    ],
+    ids=repr,
+)
+def test_no_fingerprint_is_needed_where_no_master_is_accepted_by_itself(settings):
+    assert topology.parse(declare(master=settings))
+
+
+@pytest.mark.parametrize("entry", ["saltm?", "saltm[1]", r"salt.\d", "SALTM1", "salt", "(", "m1", "["])
+def test_an_entry_matches_where_salt_says_so(entry):
+    from salt.utils.stringutils import expr_match
+
+    assert topology._is_match("saltm1", entry) == expr_match("saltm1", entry)
+
+
 def test_autosign_files_have_an_entry_in_each_line():
     settings = {"autosign": ["web*", "db1"], "autosign_grains": {"room": ["b12", 7, False]}}
-    files = topology.autosign_files(topology.parse(declare(master=settings)))
+    declaration = {"masters": PROVED, "master": settings}
+    files = topology.autosign_files(topology.parse(declaration))
     lines = {path: text.splitlines()[1:] for path, text in files.items()}
     assert lines == {
         "autosign.conf": ["web*", "db1"],
