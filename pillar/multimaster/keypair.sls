@@ -4,6 +4,10 @@ Gives a master-to-be, and nobody else, the masters' shared key pair, sealed to t
 accepted minion key.  What travels, and what every cache and log may hold, is ciphertext.  And gives
 everybody the number of minions, unless the declaration says it.
 
+That a key is accepted is enough only where somebody accepts keys.  It has to be the one with the
+declared ``fingerprint``, if there is one, and there has to be one where this master may have
+accepted the key of its own accord.
+
 Renders on the master, next to the declaration in ``init.sls``; assign it to every minion, since
 there is a key pair in it for the declared masters only.  With ``signing: true`` they get the
 signing pair in the same way, and every minion its public half.  A master-to-be that asks for them,
@@ -21,21 +25,26 @@ import os
 import secrets
 import zlib
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import padding
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 # By name, since the renderer puts the execution modules in place of the package `salt`.
 from salt.cache import Cache
 from salt.config import master_config
+from salt.daemons.masterapi import AutoKey
 from salt.loader import render
 from salt.template import compile_template
+from salt.utils.crypt import pem_finger
 
 VERSION = 1
 # Keys in one page, at most: about a megabyte.
 PAGE = 2000
 # The directories of keys, and what is in each; of several files for one id the last one counts.
 STATES = {"minions": "accepted", "minions_pre": "pending", "minions_rejected": "rejected"}
+# Of an RSA key that something is sealed to.
+LEAST_BITS = 2048
 # No public key is as long as that.
 LONGEST_KEY = 16 * 1024
 log = logging.getLogger(__name__)
@@ -44,7 +53,9 @@ log = logging.getLogger(__name__)
 def run():
     """
     Return ``multimaster:minions``, and ``multimaster:keypair``: ``sealed`` for a declared master,
-    ``keys`` if it asks for some, and with signing ``sign_pub`` for everyone.
+    ``keys`` if it asks for some, and with signing ``sign_pub`` for everyone.  Instead of the first
+    two there is ``refused``, the reason, if it has to be feared that another host has its id, and
+    ``pub``, by which a host that has the pair knows it.
     """
     # The role is "minion" in a masterless run: there is no master here to give anything.
     if __opts__.get("__role") == "minion":
@@ -56,20 +67,30 @@ def run():
     given = {} if "minions" in declaration else {"minions": _magnitude(master_opts)}
     signing_pair = _signing_pair(master_opts) if declaration.get("signing") is True else {}
     pair = {"sign_pub": signing_pair["sign_pub"]} if signing_pair else {}
-    if minion_id in _ids(declaration):
-        pair.update(_sealed(master_opts, minion_id, signing_pair))
+    lines = _lines(declaration, minion_id)
+    if lines:
+        pair.update(_sealed(master_opts, minion_id, lines, signing_pair))
     if pair:
         given["keypair"] = pair
     return {"multimaster": given} if given else {}
 
 
-def _sealed(master_opts, minion_id, signing_pair):
-    """Return ``sealed``, both key pairs, and ``keys``, those asked for, for one master."""
+def _sealed(master_opts, minion_id, lines, signing_pair):
+    """
+    Return ``sealed``, both key pairs, and ``keys``, those asked for, for one master.
+
+    lines
+        What the declaration says of it.
+    """
     recipient = _accepted_key(master_opts, minion_id)
     pair = {suffix: _master_key(master_opts, suffix) for suffix in ("pem", "pub")}
     if recipient is None or None in pair.values():
         log.error("No key pair for %s: its minion key is not accepted on this master", minion_id)
         return {}
+    why_not = _why_not(master_opts, minion_id, lines, recipient)
+    if why_not:
+        log.error("No key pair for %s: %s", minion_id, why_not)
+        return {"refused": why_not, "pub": pair["pub"]}
     given = {"sealed": seal({**pair, **signing_pair}, minion_id, recipient)}
     asked = __opts__.get("grains", {}).get("multimaster_keys")
     if asked is not None:
@@ -79,6 +100,69 @@ def _sealed(master_opts, minion_id, signing_pair):
         else:
             given["keys"] = seal_page(page, minion_id, recipient)
     return given
+
+
+def _why_not(master_opts, minion_id, lines, recipient):
+    """Return why nothing is sealed to the key that is accepted for a declared master, or None."""
+    key = "the key of {} on {}".format(minion_id, master_opts["id"].removesuffix("_master"))
+    try:
+        public = serialization.load_pem_public_key(recipient.encode())
+    except (ValueError, UnsupportedAlgorithm):
+        public = None
+    if not isinstance(public, rsa.RSAPublicKey) or public.key_size < LEAST_BITS:
+        return f"{key} is no RSA key of {LEAST_BITS} bits or more"
+    found = _fingerprints(public)
+    declared = [line["fingerprint"] for line in lines if "fingerprint" in line]
+    for fingerprint in declared:
+        if str(fingerprint).lower() not in found:
+            return f"{key} has fingerprint {found[0]}, declared is {fingerprint}"
+    # What the master runs with may be older than its files.
+    for opts in (master_opts, {**master_opts, **__opts__}):
+        way = None if declared else _accepts(opts, minion_id)
+        if way:
+            return (
+                f"{key} may have been accepted automatically ({way}): declare 'fingerprint: "
+                f"{found[0]}' for it under masters, if that is what 'salt-call --local key.finger' "
+                f"prints on {minion_id}"
+            )
+    return None
+
+
+def _fingerprints(public):
+    """
+    Return the fingerprints that Salt prints of a public key, the one that minions print first.
+
+    Of the key and not of the text that it was read from, in which it need not be all there is.
+    """
+    pem = public.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    body = b"".join(pem.splitlines(keepends=True)[1:-1])
+    # `salt-key -f` takes all of the text since Salt 3008.
+    return [pem_finger(key=text) for text in (body, pem, pem.rstrip())]
+
+
+def _accepts(opts, minion_id):
+    """Return by which option a master accepts whoever first signs in under an id; None if none."""
+    judge = AutoKey(opts)
+    for option in ("open_mode", "auto_accept"):
+        if opts.get(option):
+            return option
+    try:
+        if judge.check_signing_file(minion_id, opts.get("autosign_file")):
+            return "autosign_file"
+        # Salt's own look would use it up.
+        if os.path.exists(os.path.join(opts["pki_dir"], "minions_autosign", minion_id)):
+            return "minions_autosign"
+        directory = opts.get("autosign_grains_dir") or ""
+        for grain in next(os.walk(directory), ("", [], []))[2]:
+            with open(os.path.join(directory, grain), errors="replace") as handle:
+                # A host can claim whatever a line says.
+                if any(judge.check_autosign_grains({grain: line.strip()}) for line in handle):
+                    return "autosign_grains_dir"
+    except (OSError, UnicodeError) as err:
+        return f"what is accepted cannot be read: {err}"
+    return None
 
 
 def seal(content, minion_id, recipient):
@@ -216,9 +300,10 @@ def _declaration():
     return declared if isinstance(declared, dict) else {}
 
 
-def _ids(declaration):
+def _lines(declaration, minion_id):
+    """Return what is declared of a master: one mapping, none if the id is no master's."""
     try:
-        return [master["id"] for master in declaration["masters"]]
+        return [master for master in declaration["masters"] if master["id"] == minion_id]
     except (KeyError, TypeError):
         # Refused, with the reason, by the states; a failed pillar would only hide that.
         return []
@@ -258,7 +343,8 @@ def _signing_pair(opts):
 
 def _read(path):
     try:
-        with open(path, encoding="ascii") as handle:
+        # What is no text is no key, and a reason to refuse it: for that it has to be read.
+        with open(path, encoding="ascii", errors="replace") as handle:
             return handle.read()
     except FileNotFoundError:
         return None

@@ -509,8 +509,9 @@ def install_keypair(config_dir=None, replace=False, test=False, options=None):
     options
         The content that ``multimaster.conf`` is about to have, if it is not to stay as it is.
 
-    Returns ``action`` (none, write, repair, replace or refuse), ``reason`` and ``fingerprint``, and
-    ``backup``, the directory with what was replaced.  Installs nothing if refused.
+    Returns ``action`` (none, write, repair, replace or refuse), ``reason`` and ``fingerprint``;
+    ``backup``, the directory with what was replaced; and ``warning``, why the pillar would not give
+    this host the pair that it has.  Installs nothing if refused.
 
     CLI Example:
 
@@ -520,7 +521,7 @@ def install_keypair(config_dir=None, replace=False, test=False, options=None):
     """
     opts = _effective("master", config_dir or _config_dir(), options)
     _refuse_to_lose_keys(opts, config_dir or _config_dir())
-    bundle = _bundle()
+    bundle = _bundle(opts)
     pem, pub = _read_pair(opts)
     others = sorted(set(_accepted_ids(opts)) - _declared_ids(opts) - {__opts__["id"]})
     with _translated():
@@ -535,6 +536,8 @@ def install_keypair(config_dir=None, replace=False, test=False, options=None):
         "reason": reason,
         "fingerprint": __utils__["multimaster_keypair.fingerprint"](bundle.pub),
     }
+    if why_not := _given().get("refused"):
+        ret["warning"] = f"{__opts__['id']} is not given the key pair, and keeps it: {why_not}"
     if test or action in ("none", "refuse"):
         return ret
     if _would_be_lost(opts, bundle):
@@ -568,8 +571,11 @@ def seed_keys(config_dir=None, test=False, options=None):
     """
     opts = _effective("master", config_dir or _config_dir(), options)
     ret = {"reason": "", "accepted": [], "rejected": [], "kept": {}, "refused": []}
-    _bundle()
-    if "sealed" not in __pillar__["multimaster"]["keypair"]:
+    _bundle(opts)
+    if why_not := _given().get("refused"):
+        no_keys = f"No keys are asked for: {__opts__['id']} is not given any: {why_not}"
+        return {**ret, "reason": no_keys}
+    if "sealed" not in _given():
         return {**ret, "reason": "There is no master to ask: the key pair was not given by one"}
     if _daemon(opts["pidfile"]) and os.path.exists(_ledger_path(opts)):
         return {**ret, "reason": "This master runs: its engine keeps its keys equal to the others'"}
@@ -625,7 +631,7 @@ def install_signing(creator=None, config_dir=None, replace=False, test=False, op
         salt saltm1 multimaster.install_signing test=True
     """
     opts = _effective("master", config_dir or _config_dir(), options)
-    bundle = _bundle()
+    bundle = _bundle(opts)
     old_pem, old_pub, old_signature = (_read_key_file(opts, name) for name in SIGNING_FILES)
     with _translated():
         decision = __utils__["multimaster_keypair.decide_signing"](
@@ -720,8 +726,7 @@ def install_signing_pub(config_dir=None, test=False):
 
         salt web1 multimaster.install_signing_pub test=True
     """
-    given = (__pillar__.get("multimaster") or {}).get("keypair") or {}
-    pub = given.get("sign_pub")
+    pub = _given().get("sign_pub")
     if pub is None:
         return {"action": "none", "fingerprint": None}
     fingerprint = __utils__["multimaster_keypair.fingerprint"](pub)
@@ -1773,10 +1778,22 @@ def _daemon(pidfile):
     return None if process.status() == psutil.STATUS_ZOMBIE else process
 
 
-def _bundle():
-    """Return what the pillar gives this host: the sealed pair, or a masterless run's plain one."""
-    given = (__pillar__.get("multimaster") or {}).get("keypair") or {}
+def _given():
+    """Return what the pillar says of key pairs."""
+    return (__pillar__.get("multimaster") or {}).get("keypair") or {}
+
+
+def _bundle(opts=None):
+    """
+    Return what the pillar gives this host: the sealed pair, or a masterless run's plain one.
+
+    opts
+        The master's, to find the pair that this host has if the pillar refuses to give it one.
+    """
+    given = _given()
     with _translated():
+        if "refused" in given:
+            return _kept_bundle(opts or _effective("master", _config_dir()), given)
         if "sealed" not in given:
             if not given:
                 raise CommandExecutionError(
@@ -1788,6 +1805,20 @@ def _bundle():
         return __utils__["multimaster_keypair.open_bundle"](
             given["sealed"], __opts__["id"], minion_pem
         )
+
+
+def _kept_bundle(opts, given):
+    """Return the pairs that this host has, if they are those that the pillar does not give it."""
+    pem, _ = _read_pair(opts)
+    if not __utils__["multimaster_keypair.is_pair"](pem, given.get("pub")):
+        raise CommandExecutionError(
+            f"{__opts__['id']} is not given the key pair: {given['refused']}"
+        )
+    kept = {"pem": pem, "pub": given["pub"]}
+    sign_pem = _read_key_file(opts, SIGNING_FILES[0])
+    if __utils__["multimaster_keypair.is_pair"](sign_pem, given.get("sign_pub")):
+        kept |= {"sign_pem": sign_pem, "sign_pub": given["sign_pub"]}
+    return __utils__["multimaster_keypair.plain_bundle"](kept)
 
 
 def _declared_ids(opts):
@@ -1864,9 +1895,11 @@ def _pages():
 def _page(asked, within):
     """Return one page of keys, or raise whatever tells that it did not come."""
     pillar = _ask_pillar(asked, within)
-    given = ((pillar.get("multimaster") or {}).get("keypair") or {}).get("keys")
+    keypair = (pillar.get("multimaster") or {}).get("keypair") or {}
+    given = keypair.get("keys")
     if given is None:
-        errors = "; ".join(map(str, pillar.get("_errors", []))) or "it may be of an older release"
+        errors = "; ".join(map(str, pillar.get("_errors", []))) or keypair.get("refused")
+        errors = errors or "it may be of an older release"
         raise CommandExecutionError(f"no keys in the pillar multimaster.keypair ({errors})")
     minion_pem = pathlib.Path(__opts__["pki_dir"], "minion.pem").read_text()
     page = __utils__["multimaster_keypair.open_page"](given, __opts__["id"], minion_pem)

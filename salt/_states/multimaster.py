@@ -330,6 +330,8 @@ def keypair(name, declaration, config_dir, extension_dir, replace=False):
         plan = __salt__["multimaster.install_keypair"](test=True, **arguments)
         if plan["action"] == "refuse":
             return _failed(ret, plan["reason"])
+        if "warning" in plan:
+            ret["warnings"] = [plan["warning"]]
         if plan["action"] == "none":
             ret["comment"] = plan["reason"]
             return ret

@@ -350,6 +350,12 @@ def fingerprint(pub: str) -> str | None:
         return None
 
 
+def is_pair(pem: str | None, pub: str | None) -> bool:
+    """Tell whether a private and a public key, both PEM or None, belong together."""
+    found = None if pem is None else _fingerprint_of_private(pem)
+    return found is not None and pub is not None and found == fingerprint(pub)
+
+
 def quick_fingerprint(pub: str) -> str | None:
     """
     Return what :func:`fingerprint` returns for a key that Salt has stored, in a tenth of the time.

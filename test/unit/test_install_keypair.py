@@ -397,6 +397,46 @@ class TestPillar:
         host.pillar = {"multimaster": {"keypair": {"sealed": "x"}}}
         self.refused(host, "minion.pem")
 
+    def refuse(self, host, shared, **more):
+        """The pillar tells why it gives nothing, and which pair it would be."""
+        reason = "the key of saltm2 on saltm1 has fingerprint ab, declared is cd"
+        given = {"refused": reason, "pub": shared.pub, **more}
+        host.pillar = {"multimaster": {"keypair": given}}
+        return reason
+
+    def test_why_the_pillar_gives_no_pair_is_told(self, host, shared, other):
+        reason = self.refuse(host, shared)
+        message = self.refused(host, "saltm2 is not given the key pair")
+        assert message == f"saltm2 is not given the key pair: {reason}"
+        # Nor is another pair taken for the one that there should be.
+        have(host, *other)
+        assert reason in self.refused(host, "is not given")
+        for path in host.pki.glob("*.p*"):
+            path.unlink()
+        have(host, shared.pem[:300], shared.pub)
+        assert reason in self.refused(host, "is not given")
+
+    def test_who_has_the_pair_needs_none_to_be_given(self, host, shared):
+        have(host, *shared)
+        reason = self.refuse(host, shared)
+        done = install(host)
+        warning = f"{ID} is not given the key pair, and keeps it: {reason}"
+        assert (done["action"], done["warning"]) == ("none", warning)
+        in_place(host, shared)
+
+    def test_a_signing_pair_that_is_here_need_not_be_given_either(self, host, shared, other):
+        have(host, *shared)
+        self.refuse(host, shared)
+        assert host.call("signing_offered") is False
+        assert host.call("install_signing", test=True)["action"] == "create"
+        assert host.call("install_signing", "saltm1", test=True)["action"] == "wait"
+        for suffix, text in zip(("pem", "pub"), other, strict=True):
+            host.write(f"etc/salt/pki/master/master_sign.{suffix}", text)
+        self.refuse(host, shared, sign_pub=other.pub)
+        assert host.call("signing_offered") is True
+        self.refuse(host, shared, sign_pub=shared.pub)
+        assert host.call("signing_offered") is False
+
     def test_two_halves_are_refused(self, host, shared, other):
         host.pillar = {"multimaster": {"keypair": {"pem": shared.pem, "pub": other.pub}}}
         before = host.files()

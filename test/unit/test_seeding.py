@@ -285,6 +285,21 @@ def test_nothing_is_asked_of_this_host_without_a_master(host, source, shared):
     assert "There is no master to ask" in done["reason"]
 
 
+def test_who_has_the_pair_and_is_given_nothing_asks_for_nothing(host, source, shared):
+    for suffix, text in zip(("pem", "pub"), shared, strict=True):
+        host.write(f"etc/salt/pki/master/master.{suffix}", text)
+    host.pillar = {"multimaster": {"keypair": {"refused": "of a reason", "pub": shared.pub}}}
+    done = host.call("seed_keys")
+    assert (done["accepted"], source.asked) == ([], [])
+    assert done["reason"] == "No keys are asked for: saltm2 is not given any: of a reason"
+
+
+def test_why_no_page_comes_is_told(host, source):
+    # Since the pillar with the pair was rendered, the minion's key has become another one.
+    source.before = lambda asked: {"multimaster": {"keypair": {"refused": "of a reason"}}}
+    refused(host, "gives no keys.*of a reason")
+
+
 def test_a_master_that_runs_with_its_engine_asks_nobody(host, source):
     host.write("var/run/salt-master.pid", str(os.getpid()))
     book = host.write("var/cache/salt/master/multimaster/ledger.db", "")

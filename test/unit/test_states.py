@@ -192,6 +192,15 @@ class TestFailure:
         host.accept({"web1": other.pub})
         self.fails(state, "keypair", "replace_keypair: true", test=test)
 
+    @pytest.mark.parametrize("function", ["keypair", "signing", "keys_seeded", "master_config"])
+    def test_of_a_host_that_is_refused_the_pair_gives_the_reason(
+        self, host, state, test, shared, function
+    ):
+        host.pillar = {"multimaster": {"keypair": {"refused": "of a reason", "pub": shared.pub}}}
+        declaration = {"declaration": SIGNING}
+        words = "saltm2 is not given the key pair: of a reason"
+        self.fails(state, function, words, test=test, **declaration)
+
     def test_of_keypair_names_a_minion_key_that_is_not_there(self, host, state, test):
         host.pillar = {"multimaster": {"keypair": {"sealed": "x"}}}
         self.fails(state, "keypair", "minion.pem", test=test)
@@ -294,6 +303,16 @@ def test_keypair_says_where_the_old_pair_is(host, state, other):
     assert list(ret.changes) == ["replace"]
     (backup,) = host.pki.glob("multimaster-backup-*")
     assert str(backup) in ret.comment
+
+
+@pytest.mark.parametrize("test", [False, True], ids=["", "test"])
+def test_keypair_that_is_in_place_warns_if_it_would_not_be_given(host, state, shared, test):
+    host.pillar = {"multimaster": {"keypair": {"pem": shared.pem, "pub": shared.pub}}}
+    assert state("keypair").result is True
+    host.pillar = {"multimaster": {"keypair": {"refused": "of a reason", "pub": shared.pub}}}
+    ret = state("keypair", test=test)
+    assert (ret.result, ret.changes) == (True, {})
+    assert ret.warnings == ["saltm2 is not given the key pair, and keeps it: of a reason"]
 
 
 @pytest.mark.usefixtures("offer")

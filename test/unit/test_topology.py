@@ -492,7 +492,9 @@ def test_no_fingerprint_is_needed_where_no_master_is_accepted_by_itself(settings
     assert topology.parse(declare(master=settings))
 
 
-@pytest.mark.parametrize("entry", ["saltm?", "saltm[1]", r"salt.\d", "SALTM1", "salt", "(", "m1", "["])
+@pytest.mark.parametrize(
+    "entry", ["saltm?", "saltm[1]", r"salt.\d", "SALTM1", "salt", "(", "m1", "["]
+)
 def test_an_entry_matches_where_salt_says_so(entry):
     from salt.utils.stringutils import expr_match
 
