@@ -101,6 +101,19 @@ def check_minion_answers(master: Host, minion_id: str) -> None:
     _eventually(lambda: answering(master, minion_id), {minion_id}, f"{minion_id} to answer")
 
 
+def accept_everyone(master: Host, topology: Topology) -> None:
+    """Accept the keys of the topology's minions on this master, as they come, and no others."""
+
+    def accepted() -> set[str]:
+        keys = _json(master, "salt-key --list=all")
+        waiting = sorted(topology.ids.intersection(keys.get("minions_pre", ())))
+        if waiting:
+            master.run(f"salt-key --yes --accept={','.join(waiting)}")
+        return topology.ids.intersection(keys.get("minions", ()))
+
+    _eventually(accepted, topology.ids, "every minion's key to come")
+
+
 def check_no_key_waits(master: Host, topology: Topology) -> None:
     """This master has accepted every minion, and no key is pending, rejected or denied."""
     _eventually(

@@ -257,6 +257,14 @@ class Laboratory:
         """Return the declaration of the first ``count`` hosts that are to be masters."""
         return [{"id": host.id, "address": host.address} for host in self.lab.masters[:count]]
 
+    def proved_masters(self, count: int) -> list[dict[str, str]]:
+        """Return what :meth:`masters` does, with the fingerprints of their minions' keys."""
+        argv = ["salt-call", "--local", "key.finger"]
+        return [
+            {**entry, "fingerprint": self.json(entry["id"], *argv)["local"]}
+            for entry in self.masters(count)
+        ]
+
     @contextlib.contextmanager
     def stopped(self, host_id: str, unit: str) -> Iterator[None]:
         """Stop a daemon for the duration of the block."""
