@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import re
+import sys
 from collections.abc import Callable, Iterator
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from unit.salt_host import Host
 
 CHECKOUT = Path(__file__).parents[2]
+SERVER = re.compile(r"salt\.loaded\..*\bfileserver\b")
 
 
 class Pair(NamedTuple):
@@ -91,6 +94,18 @@ def loaded_host(tmp_path_factory: pytest.TempPathFactory) -> Host:
 
     with no_name_service():
         return Host(tmp_path_factory.mktemp("host"))
+
+
+@pytest.fixture
+def own_file_server() -> Iterator[None]:
+    """Leave Salt's file server as it was: its modules have the options of whoever loaded last."""
+    there = {n: vars(m).get("__opts__") for n, m in sys.modules.items() if SERVER.match(n)}
+    yield
+    for name in [name for name in sys.modules if SERVER.match(name)]:
+        if name in there:
+            vars(sys.modules[name])["__opts__"] = there[name]
+        else:
+            del sys.modules[name]
 
 
 @pytest.fixture

@@ -13,8 +13,11 @@ import yaml
 import multimaster_keypair as keypair
 from lab import keys
 
-# Salt's Pillar leaves sockets, and their loops, to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.usefixtures("own_file_server"),
+    # Salt's Pillar leaves sockets, and their loops, to the garbage collector.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 CHECKOUT = Path(__file__).parents[2]
 QUESTION = {"after": "", "count": 10, "nonce": "n"}

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
-import sys
 from pathlib import Path
 
 import pytest
 
 import multimaster_roots as roots
 
-SERVER = re.compile(r"salt\.loaded\..*\bfileserver\b")
-# Salt's Pillar leaves sockets, and their loops, to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@pytest.fixture(autouse=True)
-def own_file_server():
-    """Leave Salt's file server as it was: its modules have the options of whoever loaded last."""
-    there = {n: vars(m).get("__opts__") for n, m in sys.modules.items() if SERVER.match(n)}
-    yield
-    for name in [name for name in sys.modules if SERVER.match(name)]:
-        if name in there:
-            vars(sys.modules[name])["__opts__"] = there[name]
-        else:
-            del sys.modules[name]
+pytestmark = [
+    pytest.mark.usefixtures("own_file_server"),
+    # Salt's Pillar leaves sockets, and their loops, to the garbage collector.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.fixture
