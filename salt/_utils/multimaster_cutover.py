@@ -223,6 +223,12 @@ def pending(path: str) -> bool:
     return read(path).get("step") in STEPS
 
 
+def resting(path: str) -> bool:
+    """Tell whether the minion has gone back and runs on, so that a restart changes nothing."""
+    journal = read(path)
+    return journal.get("step") == "proving" and bool(journal.get("back"))
+
+
 def alive(pid: int) -> bool:
     """Tell whether there is a process of that number, and not only what is left of it."""
     import psutil
