@@ -357,29 +357,24 @@ class _Host:
 
         def ask(ids: set[str], patience: float) -> Mapping[str, Any]:
             nonlocal addresses, others, earlier
-            answers = self._command(
-                ids, "multimaster.outstanding", [self.args.service], patience
-            )
+            answers = self._command(ids, "multimaster.outstanding", [self.args.service], patience)
             # Somebody may have taken one out meanwhile.
-            own, addresses, others, earlier = self._declared()
+            _, addresses, others, earlier = self._declared()
             if own not in answers and self._is_foreign(addresses.get(own)):
                 earlier = set()
             return answers
 
+        def left() -> set[str]:
+            return earlier if self._wanted() else set()
+
         while self._wanted() and others:
             if earlier:
                 self._say(f"the restarts of {', '.join(sorted(earlier))}")
-                _ask_for(
-                    ask,
-                    lambda: earlier if self._wanted() else set(),
-                    lambda told: told is not True,
-                    own,
-                    1,
-                )
+                _ask_for(ask, left, lambda told: told is not True, own, 1)
             self._say(f"another master: {', '.join(others)}")
             if self._another(others):
                 return
-            own, addresses, others, earlier = self._declared()
+            _, addresses, others, earlier = self._declared()
 
     def _declared(self) -> tuple[str, dict[str, str], list[str], set[str]]:
         """

@@ -260,6 +260,43 @@ def test_a_request_that_is_none_any_more_restarts_nothing(host, init, monkeypatc
     assert "service.restart" not in system.calls
 
 
+@pytest.mark.parametrize(("back", "restarts"), [(True, 1), (False, 0)])
+def test_a_new_list_of_masters_is_proved_before_any_restart(
+    host, init, tmp_path, monkeypatch, back, restarts
+):
+    """Unless the minion has gone back, and runs with the old one."""
+    system = init(0)
+    system.cmd("service.start", "salt-minion")
+    first, system.calls = system.daemon, []
+    requested(host)
+    journal = {"serial": "1", "since": 1, "drop_in": "x", "masters": 1, "old": []}
+    path = tmp_path / "cutover.json"
+    path.write_text(json.dumps(journal | {"step": "proving", "back": back}))
+    host.args.journal, host.args.master_config = str(path), ""
+    try:
+        assert host.serve() == 0
+    finally:
+        first.kill()
+        first.wait()
+    assert system.calls.count("service.restart") == restarts
+
+
+@pytest.mark.parametrize(("back", "served"), [(True, [True]), (False, [])])
+def test_a_request_is_served_beside_a_cut_over_that_waits(tmp_path, monkeypatch, back, served):
+    import multimaster_cutover
+
+    (tmp_path / "minion").write_text(f"root_dir: {tmp_path}\nid: web1\n")
+    journal = {"serial": "1", "since": 1, "drop_in": "x", "masters": 1, "old": []}
+    path = tmp_path / "cutover.json"
+    path.write_text(json.dumps(journal | {"step": "proving", "back": back}))
+    done = []
+    monkeypatch.setattr(restart._Host, "serve", lambda _: done.append(True) or 0)
+    argv = [f"--config={tmp_path}/minion", "--service=salt-minion", f"--pidfile={tmp_path}/pid"]
+    with multimaster_cutover.taken_up(str(path)):
+        restart.main([*argv, f"--journal={path}", f"--log={tmp_path}/log"])
+    assert done == served
+
+
 def test_a_disk_that_is_full_keeps_no_restart(host, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
