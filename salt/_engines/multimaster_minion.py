@@ -152,16 +152,28 @@ def start(masters=(), act=False, interval=10, service="salt-minion", restart_tim
             time.sleep(SLICE)
             if time.monotonic() - looked > FINISH:
                 looked = time.monotonic()
-                # To ask costs a look at the configuration.
-                restarts = (directory / "restarts").glob("*/[!.]*")
-                path = __utils__["multimaster_cutover.journal_path"](__opts__["cachedir"])
-                if any(restarts) or __utils__["multimaster_cutover.pending"](path):
-                    __salt__["multimaster.resume"](service, restart_timeout)
-                stuck = returns.stuck() + (lost.unseen() if lost else [])
-                _get_unstuck(stuck, directory / "stuck", service, restart_timeout)
-                if lost and (astray := lost.astray()):
-                    log.warning("Found at another address, restarting: %s", ", ".join(astray))
-                    __salt__["multimaster.restart"](service, restart_timeout, job=False)
+                _finish(returns, lost, directory, service, restart_timeout)
+
+
+def _finish(returns, lost, directory, service, timeout):
+    """Have what was broken off go on, and a minion restarted that nothing else helps."""
+    try:
+        # To ask costs a look at the configuration.
+        restarts = (directory / "restarts").glob("*/[!.]*")
+        path = __utils__["multimaster_cutover.journal_path"](__opts__["cachedir"])
+        if any(restarts) or __utils__["multimaster_cutover.pending"](path):
+            __salt__["multimaster.resume"](service, timeout)
+        stuck = returns.stuck() + (lost.unseen() if lost else [])
+        _get_unstuck(stuck, directory / "stuck", service, timeout)
+        if lost and (astray := lost.astray()):
+            log.warning("Found at another address, restarting: %s", ", ".join(astray))
+            try:
+                __salt__["multimaster.restart"](service, timeout, job=False)
+            except Exception:
+                lost.known.update(astray)
+                raise
+    except Exception:  # With this thread all the others would end.
+        log.exception("Cannot have a restart finished; trying again")
 
 
 def _in_thread(function):
@@ -178,7 +190,7 @@ def _get_unstuck(masters, mark, service, timeout):
     no return leaves.  Its channel (``_crypted_transfer``) may wait for a sign-in without an end.
     And seen as a master's name changed back just after the minion had looked it up.
     """
-    if not masters or (mark.exists() and time.time() - mark.stat().st_mtime < CALM_DOWN):
+    if not masters or (mark.exists() and abs(time.time() - mark.stat().st_mtime) < CALM_DOWN):
         return
     log.error("Nothing gets through to %s, which answers; restarting", ", ".join(masters))
     mark.touch()
@@ -612,9 +624,8 @@ class _Returns:
         # Most are taken before that.
         self.due = now + SLICE / 2
         for number in list(self.waiting)[:-MOST]:
-            log.error(
-                "Too many returns wait; that of %s is given up", self.waiting.pop(number).data
-            )
+            one = self.waiting.pop(number)
+            log.error("Too many returns wait; that of %s is given up", one.data.get("jid"))
         there = self._there()
         self.since = {master: self.since.get(master, now) for master in there}
         if any(now - at > self.again for at in self.flight.values()):

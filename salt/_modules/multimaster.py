@@ -92,7 +92,9 @@ PAGE_WITHIN = 20
 PAGE_WITHIN_MOST = 160
 # Questions without an answer, one after the other, after which the master counts as gone.
 QUESTIONS = 14
-# Walks through all keys, if some change meanwhile.
+# Seconds until the next question after one that got no answer; each time twice as long, at most.
+PAGE_PAUSE, PAGE_PAUSE_MOST = 1, 30
+# Walks through all keys, if some change meanwhile, for one in which none does.
 WALKS = 5
 # Decisions in one answer: with keys of 4096 bits still less than an event may have.
 CHUNK = 1000
@@ -558,7 +560,8 @@ def seed_keys(config_dir=None, test=False, options=None):
         As for ``install_keypair``, which comes first.
 
     The keys come from the master that this minion asks for its pillar, page by page, each sealed to
-    this minion.  Nothing is written unless what has come is what that master has in the end.
+    this minion.  Nothing is written unless what has come is what that master has in the end, or the
+    last of several walks through all of them, where some change all the time.
 
     Returns ``reason``; ``accepted`` and ``rejected``, the ids that were written, or would be with
     ``test``; ``kept``, id -> why it was left alone; and ``refused``, ids without a usable key.
@@ -1049,6 +1052,7 @@ def prepare_cut_over(drop_in, options, masters, timeout, config_dir=None):
         salt.utils.yaml.safe_dump(fallback),
         timeout,
         goal == options,
+        __utils__["multimaster_restart.process"](os.getpid()),
     )
     return True
 
@@ -1079,16 +1083,21 @@ def resume(service="salt-minion", timeout=600):
     config_dir = _config_dir()
     opts = _effective("minion", config_dir)
     journal, restarts = _journal(opts), __utils__["multimaster_restart.requests_path"]
-    locks = {}
+    process = __utils__["multimaster_restart.process"]
+    locks = []
     broken = __utils__["multimaster_cutover.pending"](journal)
     # Whoever has prepared it asks for the restart itself.
-    if broken and not __utils__["multimaster_cutover.at_work"](journal):
-        locks[service] = __utils__["multimaster_cutover.lock_path"](journal)
+    if broken and not __utils__["multimaster_cutover.at_work"](journal, process):
+        locks.append((service, __utils__["multimaster_cutover.lock_path"](journal)))
     for directory in pathlib.Path(restarts(opts["cachedir"], "")).glob("*"):
-        if _outstanding(directory.name, config_dir):
-            locks.setdefault(directory.name, str(directory / ".lock"))
+        pid = _daemon_pid(directory.name, config_dir)
+        __utils__["multimaster_restart.settle"](str(directory), pid)
+        if directory.name == service and _cutting_over(opts):
+            continue
+        if __utils__["multimaster_restart.outstanding"](str(directory), pid):
+            locks.append((directory.name, str(directory / ".lock")))
     begun = []
-    for name, lock in locks.items():
+    for name, lock in locks:
         with __utils__["multimaster_cutover.alone"](lock, False) as free:
             if not free:
                 continue
@@ -1136,6 +1145,30 @@ def outstanding(service, config_dir=None):
         salt saltm1 multimaster.outstanding salt-master
     """
     return bool(_outstanding(service, config_dir or _config_dir()))
+
+
+def withdraw(service, config_dir=None, test=False):
+    """
+    Have a restart that was asked for not happen; tell whether there was one to come.
+
+    service
+        ``salt-master`` or ``salt-minion``.
+    test
+        Only tell.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm1 multimaster.withdraw salt-master
+    """
+    config_dir = config_dir or _config_dir()
+    found = bool(_outstanding(service, config_dir))
+    if found and not test:
+        cachedir = _effective("minion", config_dir)["cachedir"]
+        directory = __utils__["multimaster_restart.requests_path"](cachedir, service)
+        __utils__["multimaster_restart.withdraw"](directory)
+    return found
 
 
 def daemons(config_dir=None):
@@ -1482,11 +1515,23 @@ def _restart_log(config_dir):
 
 def _outstanding(service, config_dir):
     """Return since when a restart is to come and what it waits for; empty if none is."""
-    pidfile = _effective(_role(service), config_dir)["pidfile"]
     cachedir = _effective("minion", config_dir)["cachedir"]
     directory = __utils__["multimaster_restart.requests_path"](cachedir, service)
-    daemon = _daemon(pidfile)
-    return __utils__["multimaster_restart.outstanding"](directory, daemon.pid if daemon else 0)
+    pid = _daemon_pid(service, config_dir)
+    return __utils__["multimaster_restart.outstanding"](directory, pid)
+
+
+def _daemon_pid(service, config_dir):
+    daemon = _daemon(_effective(_role(service), config_dir)["pidfile"])
+    return daemon.pid if daemon else 0
+
+
+def _cutting_over(opts):
+    """Tell whether a minion is on its way to new masters, so that the journal asks for restarts."""
+    journal = _journal(opts)
+    return __utils__["multimaster_cutover.pending"](journal) and not __utils__[
+        "multimaster_cutover.resting"
+    ](journal)
 
 
 def _launch(service, timeout, config_dir, job=False, request=True):
@@ -1507,19 +1552,15 @@ def _launch(service, timeout, config_dir, job=False, request=True):
         argv.append(f"--master-config={os.path.join(config_dir, 'master')}")
     else:
         argv.append(f"--journal={_journal(minion)}")
-    cut_over = _role(service) == "minion" and __utils__["multimaster_cutover.pending"](
-        _journal(minion)
-    )
     # A cut-over's journal is its request.
-    if request and not cut_over:
+    if request and not (_role(service) == "minion" and _cutting_over(minion)):
         directory = __utils__["multimaster_restart.requests_path"](minion["cachedir"], service)
-        daemon = _daemon(opts["pidfile"])
         __utils__["multimaster_restart.request"](
             directory,
             _jid() if job else "",
             os.getpid() if job else 0,
             timeout,
-            daemon.pid if daemon else 0,
+            _daemon_pid(service, config_dir),
         )
     if salt.utils.systemd.booted(__context__) and not __opts__.get("providers", {}).get("service"):
         # A unit of its own: stopping the minion's unit would end everything in it.  Who is ended
@@ -1840,7 +1881,7 @@ def _gathered(standing):
     ours = __utils__["multimaster_keypair.digest_of"](ours)
     started = time.monotonic()
     try:
-        for _ in range(WALKS):
+        for walk in range(1, WALKS + 1):
             found = {}
             for page in _pages():
                 if page.digest == ours:
@@ -1851,6 +1892,11 @@ def _gathered(standing):
             if page.digest == __utils__["multimaster_keypair.digest_of"](states):
                 log.info("Got all %d keys in %.1f s", len(found), time.monotonic() - started)
                 return page.origin, list(found.values())
+            if walk == WALKS:
+                # Where somebody always comes or goes; what is lacking, or too much, the engine is
+                # told with the ledger of that master.
+                log.warning("Keys go on changing on %s; its ledger will tell which", page.origin)
+                return page.origin, list(found.values())
             log.warning("Keys have changed on %s meanwhile; asking for all of them", page.origin)
     finally:
         # Or the master would keep the last page, and the question, with what it caches.
@@ -1858,10 +1904,6 @@ def _gathered(standing):
             _ask_pillar(None, PAGE_WITHIN)
         except Exception:
             log.warning("The master may have a page of keys among what it caches", exc_info=True)
-    raise CommandExecutionError(
-        f"the keys on {page.origin} have changed in each of {WALKS} attempts to get all of them, "
-        f"{page.total} at last; apply again when fewer are accepted or deleted"
-    )
 
 
 def _pages():
@@ -1883,6 +1925,9 @@ def _pages():
                 ) from err
             if time.monotonic() - started >= within:
                 within = min(within * 2, PAGE_WITHIN_MOST)
+            else:
+                # An answer that comes at once would be the same: the master restarts, say.
+                time.sleep(min(PAGE_PAUSE * 2 ** (silent - 1), PAGE_PAUSE_MOST))
             count = max(1, count // 2)
             continue
         silent, count = 0, min(count * 2, PAGE)

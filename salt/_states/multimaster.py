@@ -496,6 +496,22 @@ def restarted(name, config_dir, timeout=600):
     return _restart(_ret(name), timeout, config_dir)
 
 
+def withdrawn(name, config_dir):
+    """
+    Have a restart that was asked for not happen: it would start a daemon that is to stop.
+
+    name
+        The service.
+    """
+    ret = _ret(name)
+    ret["comment"] = f"No restart of {name} is to come"
+    if __salt__["multimaster.withdraw"](name, config_dir, test=__opts__["test"]):
+        ret["changes"] = {"restart": "withdrawn"}
+        if __opts__["test"]:
+            ret.update(result=None, comment=f"A restart of {name} would be withdrawn")
+    return ret
+
+
 def left(name, config_dir):
     """
     Remove the key pair that the formula gave to this host's master, after a backup.

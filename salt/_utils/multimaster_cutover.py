@@ -29,6 +29,14 @@ from typing import Any, Protocol
 STEPS = ("prepared", "proving", "restarting", "connecting", "restoring", "returning")
 # How it ended.
 KEPT = "kept"
+# What every journal has that has not ended.
+NEEDED: Mapping[str, Any] = {
+    "serial": str,
+    "since": (int, float),
+    "drop_in": str,
+    "masters": int,
+    "old": list,
+}
 
 # What a master may say to this minion.  Who has the masters' key and does not let it in yet, or not
 # any more, is one of them; who has another key, says nothing, or cannot be connected to at all, is
@@ -220,31 +228,33 @@ def read(path: str) -> dict[str, Any]:
 
 def pending(path: str) -> bool:
     """Tell whether a cut-over was begun and has not ended."""
-    return read(path).get("step") in STEPS
+    return _is_open(read(path))
 
 
-def alive(pid: int) -> bool:
-    """Tell whether there is a process of that number, and not only what is left of it."""
-    import psutil
-
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+def _is_open(journal: Mapping[str, Any]) -> bool:
+    # One that lacks something, as an older release's might, leads nowhere.
+    return journal.get("step") in STEPS and all(
+        isinstance(journal.get(name), kind) for name, kind in NEEDED.items()
+    )
 
 
-def at_work(path: str) -> bool:
-    """Tell whether the job that prepared a cut-over still runs: it asks for the restart itself."""
-    import psutil
-
+def resting(path: str) -> bool:
+    """Tell whether the minion has gone back and runs on, so that a restart changes nothing."""
     journal = read(path)
-    if journal.get("step") != "prepared":
-        return False
-    try:
-        # The number may be another process's by now.
-        return bool(psutil.Process(journal["pid"]).create_time() <= os.path.getmtime(path))
-    except psutil.NoSuchProcess:
-        return False
+    return _is_open(journal) and journal["step"] == "proving" and bool(journal.get("back"))
+
+
+def at_work(path: str, process: Callable[[int], Any]) -> bool:
+    """
+    Tell whether the job that prepared a cut-over still runs: it asks for the restart itself.
+
+    process
+        Returns what names a process and no later one of that number, as that of
+        ``multimaster_restart`` does.
+    """
+    journal = read(path)
+    job = journal.get("job")
+    return bool(journal.get("step") == "prepared" and job and process(job[0]) == job)
 
 
 def prepare(
@@ -255,6 +265,7 @@ def prepare(
     fallback: str,
     timeout: float,
     again: bool = False,
+    job: list[Any] | None = None,
 ) -> None:
     """
     Save the drop-in before a new one is written; what an unfinished cut-over has saved stays.
@@ -269,6 +280,8 @@ def prepare(
         Seconds after which somebody should know that it has not ended.
     again
         Whether the minion has gone back from the very same.
+    job
+        What names the process that has the rest of its states to apply before the restart.
     """
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     with alone(f"{path}.write"):
@@ -286,8 +299,7 @@ def prepare(
                 "serial": os.urandom(8).hex(),
                 "step": "prepared",
                 "since": time.time(),
-                # Whoever has the rest of its states to apply before the restart.
-                "pid": os.getpid(),
+                "job": job,
                 "drop_in": drop_in,
                 "masters": masters,
                 "timeout": timeout,
@@ -371,7 +383,7 @@ def carry_out(path: str, minion: Minion, moved: Callable[[dict[str, Any]], None]
     """
     way = _Way(path, minion, moved)
     try:
-        while way.journal.get("step") in STEPS:
+        while _is_open(way.journal):
             getattr(way, way.journal["step"])()
     except _Replaced:
         log.info("a newer configuration came; leaving the rest to its restart")
@@ -389,12 +401,19 @@ class _Way:
         if read(self.path).get("serial") != self.journal["serial"]:
             raise _Replaced
 
-    def _note(self, **more: Any) -> None:
-        """Write down what is new, unless there is a newer cut-over."""
+    @contextlib.contextmanager
+    def _noted(self, **more: Any) -> Iterator[None]:
+        """Change files and then write down what is new, unless there is a newer cut-over."""
+        # Which waits meanwhile, and has the last word on the drop-in.
         with alone(f"{self.path}.write"):
             self._check()
+            yield
             self.journal.update(more, at=time.time())
             _write(self.path, self.journal)
+
+    def _note(self, **more: Any) -> None:
+        with self._noted(**more):
+            pass
 
     def prepared(self) -> None:
         """Find out which masters are wanted."""
@@ -412,11 +431,12 @@ class _Way:
             self._give_way(verdict, course)
             return
         self._rest()
-        begun = self.journal["begun"]
+        begun = self.journal.get("begun", 0.0)
         if back:
             begun = self.minion.begun()
-            _copy(_goal(self.path), self.journal["drop_in"])
-        self._note(step="restarting", back=False, heard=course.accepted, begun=begun)
+        with self._noted(step="restarting", back=False, heard=course.accepted, begun=begun):
+            if back:
+                _copy(_goal(self.path), self.journal["drop_in"])
 
     def restarting(self) -> None:
         """Restart the daemon when its jobs are over."""
@@ -437,17 +457,20 @@ class _Way:
         seconds = round(time.time() - self.journal["since"], 1)
         self._note(step=KEPT, heard=course.heard, seconds=seconds, seen={})
         log.info("cut over: %s let this minion in", ", ".join(course.heard))
-        for name in (_saved(self.path), _goal(self.path)):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
+        with contextlib.suppress(_Replaced), alone(f"{self.path}.write"):
+            self._check()
+            for name in (_saved(self.path), _goal(self.path)):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name)
         self.moved(self.journal)
 
     def restoring(self) -> None:
         """Put the old drop-in back."""
-        # With its time, where the daemon has not read the other one: it is not behind.
-        _copy(_saved(self.path), self.journal["drop_in"], dated=not self.journal["read"])
-        self._note(step="returning" if self.journal["read"] else "proving")
-        if not self.journal["read"]:
+        was_read = self.journal.get("read", True)
+        with self._noted(step="returning" if was_read else "proving"):
+            # With its time, where the daemon has not read the other one: it is not behind.
+            _copy(_saved(self.path), self.journal["drop_in"], dated=not was_read)
+        if not was_read:
             self.moved(self.journal)
 
     def returning(self) -> None:
@@ -463,9 +486,8 @@ class _Way:
     def _give_way(self, why: str, course: Course | None = None) -> None:
         """Go back, and keep what is aimed at."""
         log.warning("going back to the old masters, and proving the new ones on: %s", why)
-        _copy(self.journal["drop_in"], _goal(self.path))
         began = self.minion.begun()
-        self._note(
+        with self._noted(
             step="restoring",
             back=True,
             why=why,
@@ -475,15 +497,22 @@ class _Way:
             tries=self.journal.get("tries", 0) + (why in ("deaf", "failed")),
             returned=time.time(),
             seen=self._seen(course) if course else self.journal.get("seen", {}),
-        )
+        ):
+            _copy(self.journal["drop_in"], _goal(self.path))
 
     def _rest(self) -> None:
         """Wait before a list is tried again that the daemon could not use."""
         tries = self.journal.get("tries", 0)
         if not tries:
             return
-        pause = min(AGAIN * 2 ** (tries - 1), LONGEST_AGAIN)
-        while time.time() < self.journal["returned"] + pause:
+        pause = AGAIN
+        # No power of ever more tries, which is no number of seconds in the end.
+        while (tries := tries - 1) > 0 and pause < LONGEST_AGAIN:
+            pause = min(2 * pause, LONGEST_AGAIN)
+        # No longer than that though the clock was set back.
+        rested = max(0.0, time.time() - self.journal.get("returned", 0.0))
+        due = time.monotonic() + pause - rested
+        while time.monotonic() < due:
             self._check()
             time.sleep(POLL)
 
@@ -613,10 +642,14 @@ def _write(path: str, journal: Mapping[str, Any]) -> None:
 def _replace(path: str, content: bytes, mode: int, owner: tuple[int, int]) -> None:
     # A name that is no drop-in's.
     handle, scratch = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".multimaster-")
-    with os.fdopen(handle, "wb") as stream:
-        os.fchmod(handle, mode)
-        os.fchown(handle, *owner)
-        stream.write(content)
-        stream.flush()
-        os.fsync(handle)
-    os.replace(scratch, path)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            os.fchmod(handle, mode)
+            os.fchown(handle, *owner)
+            stream.write(content)
+            stream.flush()
+            os.fsync(handle)
+        os.replace(scratch, path)
+    except BaseException:
+        os.unlink(scratch)
+        raise

@@ -16,6 +16,7 @@ import contextlib
 import json
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -53,14 +54,19 @@ def requests_path(cachedir: str, service: str) -> str:
 
 
 def process(pid: int) -> list[Any] | None:
-    """Return what names a process and no later one of that number: id and start; None if gone."""
-    import psutil
+    """
+    Return what names a process and no later one of that number; None if it is gone.
 
-    try:
-        found = psutil.Process(pid)
-        return None if found.status() == psutil.STATUS_ZOMBIE else [pid, found.create_time()]
-    except (psutil.NoSuchProcess, ValueError):
-        return None
+    Its id, its start in clock ticks, and the boot that these are counted from: a start in seconds
+    since the epoch is another one after the clock was set.
+    """
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # Its name, in brackets, may hold anything.
+        about = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        if about[0] not in ("Z", "X"):
+            return [pid, int(about[19]), boot]
+    return None
 
 
 def request(directory: str, jid: str, pid: int, timeout: float, daemon: int) -> None:
@@ -102,21 +108,41 @@ def outstanding(directory: str, daemon: int) -> dict[str, Any]:
     }
 
 
+def settle(directory: str, daemon: int) -> None:
+    """Remove the requests that have been served; one that comes meanwhile stays."""
+    there = _files(directory)
+    left = _requests(directory, daemon)
+    for path in there:
+        if path.name not in left:
+            path.unlink(missing_ok=True)
+    if not left:
+        Path(directory, ".waiting").unlink(missing_ok=True)
+
+
+def withdraw(directory: str) -> None:
+    """Remove all requests; whoever waits to serve them ends."""
+    for path in _files(directory):
+        path.unlink(missing_ok=True)
+
+
+def _files(directory: str) -> list[Path]:
+    with contextlib.suppress(FileNotFoundError):
+        return [path for path in Path(directory).iterdir() if path.name[0] != "."]
+    return []
+
+
 def _requests(directory: str, daemon: int) -> dict[str, dict[str, Any]]:
     """Return the requests that no later daemon has served, by the names of their files."""
     found = {}
     now = process(daemon)
-    with contextlib.suppress(FileNotFoundError):
-        for path in Path(directory).iterdir():
-            # One that has just been served, or is none.
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                if path.name[0] == ".":
-                    continue
-                told = json.loads(path.read_text())
-                if now is None or told["daemon"] == now:
-                    one = {"jid": str(told["jid"]), "job": told["job"]}
-                    one["timeout"] = float(told["timeout"])
-                    found[path.name] = {**one, "at": path.stat().st_mtime}
+    for path in _files(directory):
+        # One that has just been served, or is none.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            told = json.loads(path.read_text())
+            if now is None or told["daemon"] == now:
+                one = {"jid": str(told["jid"]), "job": told["job"]}
+                one["timeout"] = float(told["timeout"])
+                found[path.name] = {**one, "at": path.stat().st_mtime}
     return found
 
 
@@ -134,7 +160,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     host = _Host(args)
     if args.journal and cutover.pending(args.journal):
         with cutover.taken_up(args.journal) as mine:
-            return host.cut_over() if mine else 0
+            if mine:
+                return host.cut_over()
+        if not cutover.resting(args.journal):
+            return 0
     with cutover.alone(host.lock, wait=False) as free:
         # Who has it looks for new requests until it restarts the daemon.
         return host.serve() if free else 0
@@ -148,8 +177,9 @@ class _Host:
         self.requests = requests_path(self.options()["cachedir"], args.service)
         os.makedirs(self.requests, mode=0o700, exist_ok=True)
         self.lock = os.path.join(self.requests, ".lock")
-        # What is waited for, and how patiently other masters are asked.
-        self.said, self.patience = "", PATIENCE
+        # What is waited for, how patiently other masters are asked, and whether the daemon was
+        # stopped and has not come back.
+        self.said, self.patience, self.tried = "", PATIENCE, False
 
     # What multimaster_cutover.Minion asks for.
 
@@ -161,8 +191,12 @@ class _Host:
 
     def begun(self) -> float:
         """Return when the daemon was started, in seconds since the epoch; 0 if there is none."""
-        found = process(_daemon(self.args.pidfile))
-        return float(found[1]) if found else 0.0
+        import psutil
+
+        pid = _daemon(self.args.pidfile)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return float(psutil.Process(pid).create_time()) if process(pid) else 0.0
+        return 0.0
 
     def busy(self) -> bool:
         """Tell whether the minion still has jobs."""
@@ -191,13 +225,18 @@ class _Host:
 
     def restart(self) -> bool:
         """Restart through Salt's service module; false when the new daemon was seen to end."""
-        before, ended, pause = self.begun(), 0, PAUSE
+        before, ended, pause = process(_daemon(self.args.pidfile)), 0, PAUSE
         result = self._control("service.restart")
         due = time.monotonic() + pause
         # One that is there may have been killed, and be on its way out.
-        while not (begun := self.begun()) or begun <= before:
+        while (now := process(_daemon(self.args.pidfile))) in (None, before):
             if time.monotonic() >= due:
-                ended += self.start()
+                if self.start():
+                    ended += 1
+                elif now and result is not True:
+                    # Refused: the old one runs on.
+                    log.warning("service.restart: %s; asking again", result)
+                    result = self._control("service.restart")
                 pause = min(2 * pause, LONGEST_PAUSE)
                 due = time.monotonic() + pause
             if ended >= FAILED:
@@ -247,13 +286,17 @@ class _Host:
         while wanted := self._wanted():
             self._say("running jobs")
             _until(lambda: not (self.busy() or _at_work(self._wanted().values())))
-            if self.args.master_config:
+            if self.args.master_config and not self.tried:
                 self._until_returned(one["jid"] for one in wanted.values() if one["jid"])
                 self._until_turn()
-            if set(self._wanted()) - set(wanted) or self.busy():
-                # Somebody has come meanwhile.
+            if self._overtaken():
+                # It sees to the requests, too.
+                return 0
+            if set(self._wanted()) != set(wanted) or self.busy():
+                # Somebody has come meanwhile, or has restarted it.
                 continue
             self._say("the new daemon")
+            self.tried = True
             if not self.restart():
                 log.error("the daemon ends at its start; see its log")
                 time.sleep(LONGEST_PAUSE)
@@ -264,16 +307,21 @@ class _Host:
         return _requests(self.requests, _daemon(self.args.pidfile))
 
     def _settle(self) -> None:
-        """Remove the requests that have been served."""
-        wanted = self._wanted()
-        for path in Path(self.requests).iterdir():
-            if path.name not in {".lock", *wanted}:
-                path.unlink(missing_ok=True)
+        settle(self.requests, _daemon(self.args.pidfile))
+
+    def _overtaken(self) -> bool:
+        """Tell whether a cut-over has begun: its new list is to be proved before any restart."""
+        import multimaster_cutover as cutover
+
+        journal = self.args.journal
+        return bool(journal) and cutover.pending(journal) and not cutover.resting(journal)
 
     def _say(self, what: str) -> None:
         if what != self.said:
             log.info("waiting for %s", what)
-            Path(self.requests, ".waiting").write_text(json.dumps(what))
+            # A full disk is no reason not to restart.
+            with contextlib.suppress(OSError):
+                Path(self.requests, ".waiting").write_text(json.dumps(what))
         self.said = what
 
     # What a master waits for.
@@ -290,6 +338,8 @@ class _Host:
             expected = set(load.get("Minions") or [])
 
             def left(jid: str = jid, expected: set[str] = expected) -> set[str]:
+                if not self._wanted():
+                    return set()
                 return expected - set(returners[f"{cache}.get_jid"](jid))
 
             def ask(ids: set[str], patience: float, jid: str = jid) -> Mapping[str, Any]:
@@ -303,24 +353,53 @@ class _Host:
 
     def _until_turn(self) -> None:
         """Wait until another master is there, and none that is declared earlier is to restart."""
-        opts = self._master_options()
-        declared = (opts.get("multimaster") or {}).get("masters") or []
-        ids = [master["id"] for master in declared]
-        others = [master["address"] for master in declared if master["id"] != opts["id"]]
-        if not others:
-            return
-        earlier = set(ids[: ids.index(opts["id"])]) if opts["id"] in ids else set()
+        own, addresses, others, earlier = self._declared()
 
         def ask(ids: set[str], patience: float) -> Mapping[str, Any]:
-            return self._command(ids, "multimaster.outstanding", [self.args.service], patience)
+            nonlocal addresses, others, earlier
+            answers = self._command(ids, "multimaster.outstanding", [self.args.service], patience)
+            # Somebody may have taken one out meanwhile.
+            _, addresses, others, earlier = self._declared()
+            if own not in answers and self._is_foreign(addresses.get(own)):
+                earlier = set()
+            return answers
 
-        while True:
+        def left() -> set[str]:
+            return earlier if self._wanted() else set()
+
+        while self._wanted() and others:
             if earlier:
                 self._say(f"the restarts of {', '.join(sorted(earlier))}")
-                _ask_for(ask, lambda: earlier, lambda told: told is not True, opts["id"], 1)
+                _ask_for(ask, left, lambda told: told is not True, own, 1)
             self._say(f"another master: {', '.join(others)}")
             if self._another(others):
                 return
+            _, addresses, others, earlier = self._declared()
+
+    def _declared(self) -> tuple[str, dict[str, str], list[str], set[str]]:
+        """
+        Return what the master's files declare now.
+
+        Its id; id -> address of all masters; the addresses of the others; and the ids of those
+        before it.
+        """
+        opts = self._master_options()
+        masters = (opts.get("multimaster") or {}).get("masters") or []
+        addresses = {master["id"]: master["address"] for master in masters}
+        own, ids = opts["id"], list(addresses)
+        others = [address for name, address in addresses.items() if name != own]
+        return own, addresses, others, set(ids[: ids.index(own)]) if own in ids else set()
+
+    def _is_foreign(self, address: str | None) -> bool:
+        """
+        Tell whether this host's daemon still has a key pair that is not the masters'.
+
+        No minion of theirs is with it, its own neither, so that it would ask for ever; and those
+        before it may be waiting for it.
+        """
+        import multimaster_cutover as cutover
+
+        return bool(address) and self.ask(self.options(), str(address), PATIENCE) == cutover.FOREIGN
 
     def _another(self, addresses: Sequence[str]) -> bool:
         """Ask other masters once; tell whether one lets this host's minion in."""
@@ -487,4 +566,6 @@ def leave(code: int) -> None:
 
 
 if __name__ == "__main__":
+    # Behind the libraries: a site may have a custom module of any name beside this file.
+    sys.path.append(sys.path.pop(0))
     leave(main())

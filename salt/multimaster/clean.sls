@@ -28,12 +28,20 @@ multimaster-clean-guard:
     - require:
       - sls: multimaster.modules
 
+# Whoever waits to restart it would start it again.
+multimaster-clean-requests:
+  multimaster.withdrawn:
+    - name: {{ master.service }}
+    - config_dir: {{ config_dir }}
+    - require:
+      - multimaster: multimaster-clean-guard
+
 multimaster-clean-service:
   service.dead:
     - name: {{ master.service }}
     - enable: false
     - require:
-      - multimaster: multimaster-clean-guard
+      - multimaster: multimaster-clean-requests
 
 multimaster-clean-keypair:
   multimaster.left:

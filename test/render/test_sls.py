@@ -285,11 +285,13 @@ class TestClean:
         with compiler.files(DROP_IN, MADE_BY_US):
             states = self.clean(compiler, family)
         assert states.errors == []
-        guard, service, keypair, files, minion = (
+        guard, requests, service, keypair, files, minion = (
             f"multimaster-clean-{name}"
-            for name in ("guard", "service", "keypair", "master-files", "minion-config")
+            for name in ("guard", "requests", "service", "keypair", "master-files", "minion-config")
         )
-        assert guard in states.required(service)
+        assert guard in states.required(requests)
+        # Or it would be started again by who waits to restart it.
+        assert requests in states.required(service)
         assert service in states.required(keypair)
         assert keypair in states.required(files)
         # The guard reads that list: without it there would be no other master to find.

@@ -13,6 +13,7 @@ import json
 import os
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -20,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import multimaster_cutover as cutover
+import multimaster_restart
 from multimaster_cutover import ACCEPTED, FOREIGN, PENDING, REFUSED, REJECTED, SILENT
 
 A, B, C = "192.0.2.8", "192.0.2.9", "192.0.2.7"
@@ -277,7 +279,8 @@ class Minion:
 
     def prepare(self, text, masters=1, again=False):
         old = yaml.safe_load(self.running).get("master", [MAIN]) if self.running else [MAIN]
-        cutover.prepare(self.journal, str(self.drop_in), masters, old, FALLBACK, 600, again)
+        job = multimaster_restart.process(os.getpid())
+        cutover.prepare(self.journal, str(self.drop_in), masters, old, FALLBACK, 600, again, job)
         self.drop_in.write_text(text)
 
     def options(self):
@@ -488,7 +491,8 @@ def test_broken_off_anywhere_it_ends_as_if_it_had_not_been(minion, monkeypatch, 
             except Killed:
                 assert cutover.pending(minion.journal)
         else:
-            thread = threading.Thread(target=_killed, args=(minion,))
+            # Which may get to its end, and then goes on.
+            minion.thread = thread = threading.Thread(target=_killed, args=(minion,))
             thread.start()
             while thread.is_alive() and not minion.back():
                 time.sleep(0.001)
@@ -542,6 +546,107 @@ def test_a_newer_one_keeps_what_the_first_has_saved_and_ends_it(minion):
     assert minion.read() == OLD
 
 
+@pytest.mark.parametrize("back", [True, False], ids=["back", "forth"])
+def test_a_newer_drop_in_is_not_overwritten_by_who_was_at_work(minion, monkeypatch, back):
+    """At whichever copying of a drop-in the newer one comes."""
+    minion.says = {OLD_MASTER: ACCEPTED}
+    minion.prepare(NEW)
+    if not back:
+        minion.until(minion.back)
+    newer, copy = f"master: [{C}]\n", cutover._copy
+    waits = threading.Event()
+
+    def then(source, target, **how):
+        if target == str(minion.drop_in) and not waits.is_set():
+            waits.set()
+            # It waits for its turn, unless nobody keeps it.
+            one = threading.Thread(target=minion.prepare, args=(newer,))
+            one.start()
+            one.join(0.2)
+            copy(source, target, **how)
+            return
+        copy(source, target, **how)
+
+    monkeypatch.setattr(cutover, "_copy", then)
+    if not back:
+        minion.says[B] = ACCEPTED
+    minion.until(waits.is_set).join(60)
+    deadline = time.monotonic() + 10
+    while minion.read() != newer and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert minion.read() == newer
+    assert cutover.read(minion.journal)["step"] == "prepared"
+
+
+def test_what_a_newer_one_has_saved_is_not_removed_with_the_first_one_s(minion, monkeypatch):
+    minion.says = {B: ACCEPTED}
+    minion.prepare(NEW)
+    unlink, waiting = os.unlink, []
+
+    def then(path, *arguments):
+        if path.endswith(".old") and not waiting:
+            waiting.append(threading.Thread(target=minion.prepare, args=(f"master: [{C}]\n",)))
+            waiting[0].start()
+            waiting[0].join(0.2)
+        unlink(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cutover.os, "unlink", then)
+        minion.carry_out()
+        waiting[0].join(60)
+    with open(f"{minion.journal}.old") as handle:
+        assert handle.read() == NEW
+
+
+def test_a_disk_that_is_full_is_not_littered(minion, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cutover.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        cutover._replace(str(minion.drop_in), b"x", 0o600, (-1, -1))
+    assert os.listdir(minion.drop_in.parent) == [minion.drop_in.name]
+
+
+@pytest.mark.parametrize("tries", [1, 5000])
+@pytest.mark.parametrize("clock", [0, -1e9], ids=["", "set back"])
+def test_a_list_is_tried_again_after_any_number_of_tries(minion, monkeypatch, tries, clock):
+    minion.prepare(NEW)
+    way = cutover._Way(minion.journal, minion, minion.moved)
+    way.journal |= {"tries": tries, "returned": time.time() - clock}
+    slept = []
+
+    def sleep(_):
+        slept.append(1)
+        if len(slept) > 61:
+            raise Killed
+
+    # Each sleep is a minute.
+    minutes = SimpleNamespace(sleep=sleep, time=time.time, monotonic=lambda: 60.0 * len(slept))
+    monkeypatch.setattr(cutover, "time", minutes)
+    monkeypatch.setattr(way, "_check", lambda: None)
+    way._rest()
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        {"step": "prepared"},
+        {"step": "proving", "serial": "1"},
+        {"step": "returning", "serial": 1, "drop_in": None, "masters": 1},
+    ],
+    ids=str,
+)
+def test_a_journal_that_lacks_something_is_none(minion, rubbish):
+    minion.prepare(NEW)
+    with open(minion.journal, "w") as handle:
+        json.dump(rubbish, handle)
+    assert not cutover.pending(minion.journal)
+    assert not cutover.at_work(minion.journal, multimaster_restart.process)
+    minion.carry_out()
+    assert minion.restarts == 0
+
+
 def test_a_journal_that_cannot_be_read_is_none(minion):
     minion.prepare(NEW)
     for rubbish in ("", "[]", "{", json.dumps({"step": "unheard of"})):
@@ -554,16 +659,17 @@ def test_a_journal_that_cannot_be_read_is_none(minion):
 
 def test_while_the_job_that_prepared_it_runs_nobody_else_takes_it_up(minion):
     minion.prepare(NEW)
-    assert cutover.at_work(minion.journal)
+    process = multimaster_restart.process
+    # By the clock this would be a process that has the number of one from before a reboot.
+    os.utime(minion.journal, (1, 1))
+    assert cutover.at_work(minion.journal, process)
     with open(minion.journal) as handle:
         journal = json.load(handle)
-    for changed in ({"step": "restarting"}, {"pid": 2**22 + 1}):
+    gone, later = [2**22 + 1, *journal["job"][1:]], [journal["job"][0], 1, "another boot"]
+    for changed in ({"step": "restarting"}, {"job": gone}, {"job": later}, {"job": None}):
         with open(minion.journal, "w") as handle:
             json.dump(journal | changed, handle)
-        assert not cutover.at_work(minion.journal)
-    minion.prepare(NEW)
-    os.utime(minion.journal, (1, 1))
-    assert not cutover.at_work(minion.journal)
+        assert not cutover.at_work(minion.journal, process)
 
 
 def test_journal_and_saved_drop_in_are_for_nobody_else(minion):

@@ -448,6 +448,36 @@ def test_a_minion_that_hangs_is_restarted_and_not_again_and_again(world, tmp_pat
     assert calls == [(("salt-minion", 600), {"job": False})]
 
 
+def test_what_cannot_be_finished_does_not_end_the_engine(world, tmp_path, caplog):
+    found, calls = world(), []
+
+    def fail(*_, **__):
+        calls.append(1)
+        raise KeyError("something that nobody thought of")
+
+    found.module.__utils__["multimaster_cutover.journal_path"] = lambda _: "journal"
+    found.module.__utils__["multimaster_cutover.pending"] = lambda _: True
+    found.module.__salt__ = {"multimaster.resume": fail}
+    for _ in range(2):
+        found.module._finish(found.returns, None, tmp_path, "salt-minion", 600)
+    assert len(calls) == 2
+    assert "something that nobody thought of" in caplog.text
+
+
+def test_a_return_that_is_given_up_is_not_told_to_the_log(world, monkeypatch, caplog):
+    found = world(act=False)
+    monkeypatch.setattr(found.module, "MOST", 1)
+    found.present = None
+    for number in "12":
+        one = payload(MASTERS[0], cmd="_return", jid=f"2026010100000000000{number}")
+        one["tag"], one["data"]["return"] = one["tag"].replace("/7/", f"/{number}/"), "hunter2"
+        followed(found, one)
+    later(found, 100_000)
+    followed(found)
+    assert "20260101000000000001" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
 def test_what_is_no_return_goes_nowhere_else(world):
     found = world()
     found.present = MASTERS[1]

@@ -359,6 +359,38 @@ class TestRestart:
             fcntl.flock(lock, fcntl.LOCK_EX)
             assert host.call("resume") == []
 
+    def test_that_was_served_by_somebody_else_leaves_nothing_behind(self, host, commands):
+        # Or the engine would look at it for ever.
+        host.call("restart", "salt-minion")
+        run_daemon(host, "minion")
+        assert host.call("resume") == []
+        assert list((host.root / REQUESTS).glob("[!.]*")) == []
+
+    def test_is_to_come_though_the_minion_has_gone_back_from_a_cut_over(self, host, commands):
+        # It may wait for its new masters for ever.
+        run_daemon(host, "minion")
+        journal = {"serial": "1", "since": 1, "drop_in": "x", "masters": 1, "old": []}
+        path = host.write(TestCutOver.JOURNAL, "")
+        path.write_text(json.dumps(journal | {"step": "proving", "back": False}))
+        host.call("restart", "salt-minion")
+        assert host.call("outstanding", "salt-minion") is False
+        path.write_text(json.dumps(journal | {"step": "proving", "back": True}))
+        host.call("restart", "salt-minion")
+        assert host.call("outstanding", "salt-minion") is True
+        del commands[:]
+        with open(f"{path}.lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            assert host.call("resume") == ["salt-minion"]
+
+    def test_is_withdrawn(self, host, commands):
+        run_daemon(host, "minion")
+        assert host.call("withdraw", "salt-minion") is False
+        host.call("restart", "salt-minion")
+        assert host.call("withdraw", "salt-minion", test=True) is True
+        assert host.call("outstanding", "salt-minion") is True
+        assert host.call("withdraw", "salt-minion") is True
+        assert host.call("outstanding", "salt-minion") is False
+
     def test_that_cannot_be_read_is_none(self, host):
         run_daemon(host, "minion")
         for text in ("", "[]", "{}", '{"jid": 1, "job": 0, "daemon": 0}'):
@@ -513,7 +545,8 @@ class TestCutOver:
         self.prepare(host, {"master": ["192.0.2.2"]})
         # As long as this job, this process, is there to ask for the restart.
         assert host.call("resume") == []
-        os.utime(host.root / self.JOURNAL, (1, 1))
+        path = host.root / self.JOURNAL
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"job": [2**22 + 1, 1, ""]}))
         assert host.call("resume") == ["salt-minion"]
         (argv,) = commands
         assert Path(argv[3]).name == "multimaster_restart.py"

@@ -45,6 +45,23 @@ class Init:
         return True
 
 
+class Hangs(BaseException):
+    """Something is done again and again; no error that anybody translates."""
+
+
+def at_most(times, function):
+    """Return a function that ends the test when it is called more often than that."""
+    calls = []
+
+    def counted(*arguments):
+        calls.append(arguments)
+        if len(calls) > times:
+            raise Hangs(arguments)
+        return function(*arguments)
+
+    return counted
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     for name in ("POLL", "PAUSE", "LONGEST_PAUSE"):
@@ -61,6 +78,7 @@ def host(tmp_path, monkeypatch):
         service="salt-master",
         pidfile=str(tmp_path / "salt-master.pid"),
         master_config=str(tmp_path / "master"),
+        journal="",
     )
     made = restart._Host(args)
     monkeypatch.setattr(made, "busy", lambda: False)
@@ -161,6 +179,133 @@ def test_a_job_that_has_asked_is_waited_for(host):
     assert not restart._at_work(host._wanted().values())
 
 
+def test_a_request_that_comes_while_served_ones_are_removed_stays(host, monkeypatch):
+    look = restart._requests
+    coming = Path(host.requests, ".20260101000000000002")
+
+    def then_one_comes(*arguments):
+        found = look(*arguments)
+        requested(host, "20260101000000000001")
+        coming.write_text("half of one")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(restart, "_requests", then_one_comes)
+        host._settle()
+    assert set(host._wanted()) == {"20260101000000000001"}
+    assert coming.exists()
+
+
+def test_a_clock_that_is_set_serves_no_request(host, init, monkeypatch):
+    import psutil
+
+    system = init(0)
+    system.cmd("service.start", "salt-master")
+    requested(host, "20260101000000000001")
+    now = psutil._pslinux.boot_time()
+    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: now + 3600)
+    assert restart.outstanding(host.requests, system.daemon.pid)
+
+
+def test_a_daemon_counts_as_another_one_though_the_clock_was_set_back(host, init, monkeypatch):
+    import psutil
+
+    system = init(0)
+    system.cmd("service.start", "salt-master")
+    first, cmd, now = system.daemon, system.cmd, psutil._pslinux.boot_time()
+
+    def set_back(function, service):
+        monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: now - 3600)
+        return cmd(function, service)
+
+    system.cmd = at_most(20, set_back)
+    try:
+        assert host.restart() is True
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_a_restart_that_was_refused_is_asked_for_again(host, init):
+    system = init(3)
+    system.daemon = subprocess.Popen(["sleep", "1000"])
+    Path(host.args.pidfile).write_text(str(system.daemon.pid))
+    first, system.cmd = system.daemon, at_most(20, system.cmd)
+    try:
+        assert host.restart() is True
+    finally:
+        first.kill()
+        first.wait()
+    assert system.calls.count("service.restart") == 4
+
+
+@pytest.mark.parametrize("by", ["another restart", "withdrawal"])
+def test_a_request_that_is_none_any_more_restarts_nothing(host, init, monkeypatch, by):
+    system = init(0)
+    system.cmd("service.start", "salt-master")
+    first = system.daemon
+    requested(host, "20260101000000000001")
+
+    def meanwhile():
+        if by == "withdrawal":
+            restart.withdraw(host.requests)
+        else:
+            first.kill()
+            first.wait()
+            system.cmd("service.start", "salt-master")
+
+    monkeypatch.setattr(host, "_until_turn", meanwhile)
+    monkeypatch.setattr(host, "_until_returned", list)
+    assert host.serve() == 0
+    assert "service.restart" not in system.calls
+
+
+@pytest.mark.parametrize(("back", "restarts"), [(True, 1), (False, 0)])
+def test_a_new_list_of_masters_is_proved_before_any_restart(
+    host, init, tmp_path, monkeypatch, back, restarts
+):
+    """Unless the minion has gone back, and runs with the old one."""
+    system = init(0)
+    system.cmd("service.start", "salt-minion")
+    first, system.calls = system.daemon, []
+    requested(host)
+    journal = {"serial": "1", "since": 1, "drop_in": "x", "masters": 1, "old": []}
+    path = tmp_path / "cutover.json"
+    path.write_text(json.dumps(journal | {"step": "proving", "back": back}))
+    host.args.journal, host.args.master_config = str(path), ""
+    try:
+        assert host.serve() == 0
+    finally:
+        first.kill()
+        first.wait()
+    assert system.calls.count("service.restart") == restarts
+
+
+@pytest.mark.parametrize(("back", "served"), [(True, [True]), (False, [])])
+def test_a_request_is_served_beside_a_cut_over_that_waits(tmp_path, monkeypatch, back, served):
+    import multimaster_cutover
+
+    (tmp_path / "minion").write_text(f"root_dir: {tmp_path}\nid: web1\n")
+    journal = {"serial": "1", "since": 1, "drop_in": "x", "masters": 1, "old": []}
+    path = tmp_path / "cutover.json"
+    path.write_text(json.dumps(journal | {"step": "proving", "back": back}))
+    done = []
+    monkeypatch.setattr(restart._Host, "serve", lambda _: done.append(True) or 0)
+    argv = [f"--config={tmp_path}/minion", "--service=salt-minion", f"--pidfile={tmp_path}/pid"]
+    with multimaster_cutover.taken_up(str(path)):
+        restart.main([*argv, f"--journal={path}", f"--log={tmp_path}/log"])
+    assert done == served
+
+
+def test_a_disk_that_is_full_keeps_no_restart(host, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    host._say("running jobs")
+    assert host.said == "running jobs"
+
+
 def test_a_request_that_cannot_be_read_is_none(host):
     Path(host.requests, "20260101000000000001").write_text("{")
     assert restart.outstanding(host.requests, 0) == {}
@@ -241,11 +386,22 @@ def test_nobody_is_taken_for_gone_while_nobody_at_all_answers():
     assert len(minions.rounds) == 20 + restart.SEVERAL
 
 
+@pytest.fixture
+def running(host):
+    """A daemon, and a request for its restart."""
+    daemon = subprocess.Popen(["sleep", "1000"])
+    Path(host.args.pidfile).write_text(str(daemon.pid))
+    requested(host)
+    yield daemon
+    daemon.kill()
+    daemon.wait()
+
+
 DECLARED = [{"id": f"saltm{number}", "address": f"192.0.2.{number}"} for number in (1, 2, 3)]
 
 
 @pytest.fixture
-def turn(host, monkeypatch):
+def turn(host, running, monkeypatch):
     """Let the masters be declared, say what they and their minions say; return what was asked."""
 
     def wait(says, outstanding, own="saltm2", declared=DECLARED):
@@ -292,6 +448,51 @@ def test_one_that_is_out_of_reach_is_not_waited_for(turn):
 @pytest.mark.parametrize("declared", [[], DECLARED[1:2]], ids=["none", "itself"])
 def test_the_only_master_waits_for_nobody(turn, declared):
     assert turn({}, {}, declared=declared) == []
+
+
+def test_a_declaration_that_changes_is_heeded_by_who_waits(host, running, monkeypatch):
+    declared = [*DECLARED[:2]]
+    opts = {"id": "saltm2", "multimaster": {"masters": declared}}
+    monkeypatch.setattr(host, "_master_options", lambda: opts)
+
+    def command(ids, *_):
+        # It is taken out, and never answers anything else.
+        opts["multimaster"] = {"masters": DECLARED[1:]}
+        return dict.fromkeys(ids, True)
+
+    monkeypatch.setattr(host, "_command", at_most(20, command))
+    monkeypatch.setattr(multimaster_dial, "lets_in", lambda _, at, __: at == "192.0.2.3")
+    host._until_turn()
+
+
+def test_a_master_that_does_not_come_back_is_tried_again_at_once(host, running, monkeypatch):
+    # It could not even ask whose turn it is.
+    waits, tries = [], iter([False, False, True])
+
+    def come():
+        came = next(tries)
+        if came:
+            restart.withdraw(host.requests)
+        return came
+
+    monkeypatch.setattr(host, "_until_turn", lambda: waits.append(1))
+    monkeypatch.setattr(host, "_until_returned", list)
+    monkeypatch.setattr(host, "restart", come)
+    assert host.serve() == 0
+    assert len(waits) == 1
+
+
+def test_a_master_that_runs_with_a_key_of_its_own_has_no_turn_to_wait_for(
+    host, running, monkeypatch
+):
+    # The first waits for it, and its own minion will never be there.
+    opts = {"id": "saltm2", "multimaster": {"masters": DECLARED}}
+    monkeypatch.setattr(host, "_master_options", lambda: opts)
+    said = {"192.0.2.2": "foreign key"}
+    monkeypatch.setattr(host, "_command", at_most(20, lambda *_: {}))
+    monkeypatch.setattr(host, "ask", lambda _, at, __: said.get(at, "silent"))
+    monkeypatch.setattr(multimaster_dial, "lets_in", lambda _, at, __: at == "192.0.2.1")
+    host._until_turn()
 
 
 def test_a_request_holds_no_secret_and_is_for_nobody_else(host):
@@ -354,6 +555,19 @@ def test_a_master_that_takes_no_event_does_not_keep_the_program(monkeypatch):
     # Back while the events are still on their way.
     assert told == []
     over.set()
+
+
+@pytest.mark.parametrize("name", ["yaml", "psutil", "salt", "multimaster_trap"])
+def test_a_custom_module_of_another_name_takes_no_library_s_place(tmp_path, name):
+    # Whatever else a site has synced to where this program is.
+    for path in Path(restart.__file__).parent.glob("multimaster_*.py"):
+        (tmp_path / path.name).write_text(path.read_text())
+    (tmp_path / f"{name}.py").write_text("raise SystemExit('a trap')")
+    (tmp_path / "minion").write_text(f"root_dir: {tmp_path}\nid: web1\n")
+    argv = [sys.executable, str(tmp_path / "multimaster_restart.py"), "--service=salt-minion"]
+    argv += [f"--config={tmp_path}/minion", f"--pidfile={tmp_path}/pid", f"--log={tmp_path}/log"]
+    done = subprocess.run(argv, timeout=60, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_master_that_does_not_answer_does_not_keep_the_program(tmp_path):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from typing import Any
 
 import pytest
+
+import multimaster_restart
 
 ID = "saltm2"
 MASTERS = [{"id": f"saltm{n}", "address": f"192.0.2.{n}"} for n in (1, 2, 3)]
@@ -85,6 +88,7 @@ def state(host, request):
             "keys_seeded": {"name": "multimaster", **derived},
             "current": {"name": "salt-minion", "files": [minion], "config_dir": config_dir},
             "restarted": {"name": "salt-minion", "config_dir": config_dir},
+            "withdrawn": {"name": "salt-minion", "config_dir": config_dir},
             "left": {"name": "salt-master", "config_dir": config_dir},
             "another_master": {"name": "multimaster"},
         }[function]
@@ -238,6 +242,23 @@ def test_a_restart_that_cannot_be_had_fails_in_words(host, state, monkeypatch, f
 
 
 # What each one does
+
+
+@pytest.mark.usefixtures("drop_in")
+def test_a_restart_is_withdrawn_once(host, state):
+    restarts = "var/cache/salt/minion/multimaster/restarts/salt-minion"
+    told = {"jid": "1", "job": None, "timeout": 600}
+    told["daemon"] = multimaster_restart.process(os.getpid())
+    path = host.write(f"{restarts}/20260101000000000001", json.dumps(told))
+    would = state("withdrawn", test=True)
+    assert (would.result, would.changes) == (None, {"restart": "withdrawn"})
+    assert path.exists()
+    did = state("withdrawn")
+    assert (did.result, did.changes) == (True, would.changes)
+    assert not path.exists()
+    for test in (True, False):
+        again = state("withdrawn", test=test)
+        assert (again.result, again.changes) == (True, {})
 
 
 def test_declared_says_what_it_understood(state):
