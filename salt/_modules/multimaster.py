@@ -569,7 +569,7 @@ def seed_keys(config_dir=None, test=False, options=None):
     opts = _effective("master", config_dir or _config_dir(), options)
     ret = {"reason": "", "accepted": [], "rejected": [], "kept": {}, "refused": []}
     _bundle()
-    if "sealed" not in __pillar__["multimaster"]["keypair"]:
+    if "sealed" not in _own_pillar()["keypair"]:
         return {**ret, "reason": "There is no master to ask: the key pair was not given by one"}
     if _daemon(opts["pidfile"]) and os.path.exists(_ledger_path(opts)):
         return {**ret, "reason": "This master runs: its engine keeps its keys equal to the others'"}
@@ -720,7 +720,7 @@ def install_signing_pub(config_dir=None, test=False):
 
         salt web1 multimaster.install_signing_pub test=True
     """
-    given = (__pillar__.get("multimaster") or {}).get("keypair") or {}
+    given = _own_pillar().get("keypair") or {}
     pub = given.get("sign_pub")
     if pub is None:
         return {"action": "none", "fingerprint": None}
@@ -1405,7 +1405,7 @@ def install_credentials(config_dir=None, test=False):
 
         salt saltm2 multimaster.install_credentials test=True
     """
-    given = (__pillar__.get("multimaster") or {}).get("credentials") or {}
+    given = _own_pillar().get("credentials") or {}
     if not isinstance(given, dict):
         raise CommandExecutionError("credentials: supported: a mapping of names to contents")
     config_dir = config_dir or _config_dir()
@@ -1773,9 +1773,22 @@ def _daemon(pidfile):
     return None if process.status() == psutil.STATUS_ZOMBIE else process
 
 
+def _own_pillar():
+    """Return ``multimaster`` of the pillar, but for what a command line says beside switches."""
+    found = __salt__["slsutil.renderer"](
+        "salt://multimaster/own_pillar.py",
+        default_renderer="py",
+        saltenv=__opts__.get("saltenv") or "base",
+        given=__pillar__,
+    )
+    if not found:
+        raise CommandExecutionError("salt://multimaster/own_pillar.py is not served to this minion")
+    return found["multimaster"] or {}
+
+
 def _bundle():
     """Return what the pillar gives this host: the sealed pair, or a masterless run's plain one."""
-    given = (__pillar__.get("multimaster") or {}).get("keypair") or {}
+    given = _own_pillar().get("keypair") or {}
     with _translated():
         if "sealed" not in given:
             if not given:

@@ -112,7 +112,9 @@ EXPRESSION = re.compile(r"{{(.*?)}}", re.DOTALL)
 OWN_WORDS = {"kind", "loop.previtem"}
 
 
-@pytest.mark.parametrize("path", sorted((CHECKOUT / "salt/multimaster").rglob("*.sls")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((CHECKOUT / "salt/multimaster").rglob("*.sls")), ids=lambda p: p.stem
+)
 def test_every_value_in_a_state_file_goes_through_json(path: Path):
     values = {expression.strip() for expression in EXPRESSION.findall(path.read_text())}
     assert [value for value in values - OWN_WORDS if not value.endswith("| json")] == []
