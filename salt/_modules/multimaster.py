@@ -1779,7 +1779,8 @@ def _own_pillar():
         "salt://multimaster/own_pillar.py",
         default_renderer="py",
         saltenv=__opts__.get("saltenv") or "base",
-        given=__pillar__,
+        # As it is here; the renderer has another loader's.
+        given=dict(__pillar__),
     )
     if not found:
         raise CommandExecutionError("salt://multimaster/own_pillar.py is not served to this minion")
