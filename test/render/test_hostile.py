@@ -15,21 +15,10 @@ from typing import Any
 import pytest
 
 from render.compiler import CHECKOUT, Node, States, read_topology
+from render.hostile import HARMLESS, HOSTILE, substituted
 
 # Between them they have every state.
 TOPOLOGIES = {"config": "Debian", "git": "Debian", "repository": "RedHat"}
-HARMLESS = "harmless"
-# Arguments at every depth, a state, and a template, for whoever leaves the place of a value.
-MORE = (
-    "\n    - unless: id\n      - onlyif: id\n        - creates: id\n          - fun: cmd.run\n"
-    "\n\nmultimaster-evil:\n  cmd.run:\n    - name: {{ salt['cmd.run']('id') }}\n"
-)
-HOSTILE = {
-    "after a word": f"x{MORE}",
-    "after quotes": f"x'{MORE}'",
-    "after double quotes": f'x"]}}{MORE}"',
-    "a tag and punctuation": "!!python/object/apply:os.system [{{ 1 / 0 }}, *b, &c {% raw %} #d: ",
-}
 # They decide which states there are, by what they are equal to.
 DECIDING = [
     ("install", "method"),
@@ -72,14 +61,6 @@ def declared(compiler, topology: str, family: str, text: str, kept: list[Any]) -
     declaration["master"]["config"] = {text: {text: [text]}}
     declaration["install"]["repository"][text] = text
     return declaration
-
-
-def substituted(value: Any, text: str) -> Any:
-    if isinstance(value, Mapping):
-        return {substituted(k, text): substituted(one, text) for k, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [substituted(one, text) for one in value]
-    return value.replace(HARMLESS, text) if isinstance(value, str) else value
 
 
 def unnumbered(states: States) -> list[dict[str, Any]]:
