@@ -72,7 +72,7 @@ def _compiled():
     else:
         load = {
             "id": opts["id"],
-            "grains": opts["grains"],
+            "grains": dict(opts["grains"]),
             "saltenv": opts["saltenv"],
             "pillarenv": opts["pillarenv"],
             "pillar_override": {},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ FIELDS = ("count", "new", "differences", "over", "id", "origin", "message", "mas
 
 
 @pytest.fixture(scope="module")
-def reactions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+def reactions(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """Return what Salt's reactor would do for an event, of which anybody may be the sender."""
     import salt.config
     import salt.utils.reactor
@@ -44,8 +44,7 @@ def reactions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...
         data = dict.fromkeys(FIELDS, value) | {"clean": clean}
         return reactor.reactions(f"multimaster/{value}", {**data, "data": data}, [str(path)])
 
-    yield reactions
-    reactor.minion.destroy()
+    return reactions
 
 
 def test_there_are_some():
