@@ -1443,7 +1443,7 @@ def install_credentials(config_dir=None, test=False):
 
         salt saltm2 multimaster.install_credentials test=True
     """
-    given = (__pillar__.get("multimaster") or {}).get("credentials") or {}
+    given = _own_pillar().get("credentials") or {}
     if not isinstance(given, dict):
         raise CommandExecutionError("credentials: supported: a mapping of names to contents")
     config_dir = config_dir or _config_dir()
@@ -1819,9 +1819,23 @@ def _daemon(pidfile):
     return None if process.status() == psutil.STATUS_ZOMBIE else process
 
 
+def _own_pillar():
+    """Return ``multimaster`` of the pillar, but for what a command line says beside switches."""
+    found = __salt__["slsutil.renderer"](
+        "salt://multimaster/own_pillar.py",
+        default_renderer="py",
+        saltenv=__opts__.get("saltenv") or "base",
+        # As it is here; the renderer has another loader's.
+        given=dict(__pillar__),
+    )
+    if not found:
+        raise CommandExecutionError("salt://multimaster/own_pillar.py is not served to this minion")
+    return found["multimaster"] or {}
+
+
 def _given():
     """Return what the pillar says of key pairs."""
-    return (__pillar__.get("multimaster") or {}).get("keypair") or {}
+    return _own_pillar().get("keypair") or {}
 
 
 def _bundle(opts=None):

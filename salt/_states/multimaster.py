@@ -20,7 +20,7 @@ def __virtual__():
     return __virtualname__
 
 
-def declared(name, declaration):
+def declared(name, declaration, ignored=()):
     """
     Refuse an invalid declaration; every other state of the formula requires this one.
 
@@ -28,6 +28,8 @@ def declared(name, declaration):
         Shown only.
     declaration
         The mapping ``multimaster`` of the pillar, merged over the defaults.
+    ignored
+        What the command line has there, and does not count.
 
     .. code-block:: yaml
 
@@ -42,12 +44,20 @@ def declared(name, declaration):
     except ValueError as err:
         return _failed(ret, f"The declaration is refused, nothing was changed:\n{err}")
     ret["comment"] = f"mode {topology.mode}, masters {', '.join(topology.ids)}"
+    warnings = []
+    if ignored:
+        warnings.append(
+            "Of a pillar on the command line only replace_keypair counts, the rest is what the "
+            f"master has; ignored: {', '.join(ignored)}"
+        )
     unresolved = __salt__["multimaster.unresolved"](topology.addresses)
     if unresolved:
-        ret["warnings"] = [
+        warnings.append(
             f"{', '.join(unresolved)} cannot be resolved on this host; a minion waits for such a "
             "name before it tries the other masters: prefer IP addresses"
-        ]
+        )
+    if warnings:
+        ret["warnings"] = warnings
     return ret
 
 

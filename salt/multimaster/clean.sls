@@ -38,15 +38,15 @@ multimaster-clean-requests:
 
 multimaster-clean-service:
   service.dead:
-    - name: {{ master.service }}
+    - name: {{ master.service | json }}
     - enable: false
     - require:
       - multimaster: multimaster-clean-requests
 
 multimaster-clean-keypair:
   multimaster.left:
-    - name: {{ master.service }}
-    - config_dir: {{ config_dir }}
+    - name: {{ master.service | json }}
+    - config_dir: {{ config_dir | json }}
     - require:
       - service: multimaster-clean-service
 {%- endif %}
@@ -55,12 +55,12 @@ multimaster-clean-keypair:
 multimaster-clean-master-files:
   file.absent:
     - names:
-      - {{ master_drop_in }}
-      - {{ config_dir }}/master.d/multimaster-shared.conf
-      - {{ master_unit }}
-      - {{ config_dir }}/multimaster
-      - {{ config_dir }}/multimaster.credentials
-      - {{ extension_dir }}
+      - {{ master_drop_in | json }}
+      - {{ (config_dir ~ '/master.d/multimaster-shared.conf') | json }}
+      - {{ master_unit | json }}
+      - {{ (config_dir ~ '/multimaster') | json }}
+      - {{ (config_dir ~ '/multimaster.credentials') | json }}
+      - {{ extension_dir | json }}
     - require:
       - sls: multimaster.modules
       {%- if made_by_us %}
@@ -72,16 +72,16 @@ multimaster-clean-minion-config:
   {%- if verifies %}
   # Its masters sign: without verifying it could not sign in to them again. It follows when they end.
   file.serialize:
-    - name: {{ minion_drop_in }}
+    - name: {{ minion_drop_in | json }}
     - serializer: yaml
     - dataset:
         verify_master_pubkey_sign: true
         engines:
           - multimaster_minion:
-              service: {{ minion.service }}
+              service: {{ minion.service | json }}
   {%- else %}
   file.absent:
-    - name: {{ minion_drop_in }}
+    - name: {{ minion_drop_in | json }}
   {%- endif %}
     - require:
       - sls: multimaster.modules
@@ -93,9 +93,9 @@ multimaster-clean-minion-config:
 # This master was there before; it goes on with the configuration that it had.
 multimaster-clean-master-restart:
   multimaster.restarted:
-    - name: {{ master.service }}
-    - config_dir: {{ config_dir }}
-    - timeout: {{ restart_timeout }}
+    - name: {{ master.service | json }}
+    - config_dir: {{ config_dir | json }}
+    - timeout: {{ restart_timeout | json }}
     - order: last
     - onchanges:
       - file: multimaster-clean-master-files
@@ -103,9 +103,9 @@ multimaster-clean-master-restart:
 
 multimaster-clean-minion-restart:
   multimaster.restarted:
-    - name: {{ minion.service }}
-    - config_dir: {{ config_dir }}
-    - timeout: {{ restart_timeout }}
+    - name: {{ minion.service | json }}
+    - config_dir: {{ config_dir | json }}
+    - timeout: {{ restart_timeout | json }}
     - order: last
     - onchanges:
       - file: multimaster-clean-minion-config

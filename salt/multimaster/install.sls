@@ -9,7 +9,9 @@ include:
 {%- if install.add_repository %}
 multimaster-repository:
   pkgrepo.managed:
-    {{ repository | dict_to_sls_yaml_params | indent }}
+    {%- for argument, value in repository.items() %}
+    - {{ {argument: value} | json }}
+    {%- endfor %}
     - require:
       - multimaster: multimaster-declaration
     - require_in:
@@ -19,17 +21,17 @@ multimaster-repository:
 # Distribution packages start the daemon while they are installed.
 multimaster-master-held:
   service.masked:
-    - name: {{ master.service }}
+    - name: {{ master.service | json }}
     - unless:
       - fun: pkg.version
         args:
-          - {{ master.package }}
+          - {{ master.package | json }}
     - require:
       - multimaster: multimaster-declaration
 
 multimaster-master-package:
   pkg.installed:
-    - name: {{ master.package }}
+    - name: {{ master.package | json }}
     - require:
       - service: multimaster-master-held
     - require_in:

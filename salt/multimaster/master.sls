@@ -41,9 +41,9 @@ multimaster-keypair:
   multimaster.keypair:
     - name: multimaster
     - declaration: {{ multimaster | json }}
-    - config_dir: {{ config_dir }}
-    - extension_dir: {{ extension_dir }}
-    - replace: {{ replace_keypair }}
+    - config_dir: {{ config_dir | json }}
+    - extension_dir: {{ extension_dir | json }}
+    - replace: {{ replace_keypair | json }}
     - require:
       - multimaster: multimaster-declaration
 
@@ -51,9 +51,9 @@ multimaster-signing:
   multimaster.signing:
     - name: multimaster
     - declaration: {{ multimaster | json }}
-    - config_dir: {{ config_dir }}
-    - extension_dir: {{ extension_dir }}
-    - replace: {{ replace_keypair }}
+    - config_dir: {{ config_dir | json }}
+    - extension_dir: {{ extension_dir | json }}
+    - replace: {{ replace_keypair | json }}
     - require:
       - multimaster: multimaster-keypair
 
@@ -61,14 +61,14 @@ multimaster-keys-seeded:
   multimaster.keys_seeded:
     - name: multimaster
     - declaration: {{ multimaster | json }}
-    - config_dir: {{ config_dir }}
-    - extension_dir: {{ extension_dir }}
+    - config_dir: {{ config_dir | json }}
+    - extension_dir: {{ extension_dir | json }}
     - require:
       - multimaster: multimaster-keypair
 
 multimaster-extensions:
   multimaster.extended:
-    - name: {{ extension_dir }}
+    - name: {{ extension_dir | json }}
     - files: {{ extensions | json }}
     - require:
       - multimaster: multimaster-keypair
@@ -76,18 +76,18 @@ multimaster-extensions:
 # Before the configuration that names them.
 multimaster-autosign:
   multimaster.autosign:
-    - name: {{ config_dir }}/multimaster
+    - name: {{ (config_dir ~ '/multimaster') | json }}
     - declaration: {{ multimaster | json }}
-    - config_dir: {{ config_dir }}
+    - config_dir: {{ config_dir | json }}
     - require:
       - multimaster: multimaster-keypair
 
 multimaster-master-config:
   multimaster.master_config:
-    - name: {{ drop_in }}
+    - name: {{ drop_in | json }}
     - declaration: {{ multimaster | json }}
-    - config_dir: {{ config_dir }}
-    - extension_dir: {{ extension_dir }}
+    - config_dir: {{ config_dir | json }}
+    - extension_dir: {{ extension_dir | json }}
     - require:
       - multimaster: multimaster-signing
       - multimaster: multimaster-autosign
@@ -95,7 +95,7 @@ multimaster-master-config:
 {%- if install.method == 'pkg' %}
 multimaster-master-released:
   service.unmasked:
-    - name: {{ master.service }}
+    - name: {{ master.service | json }}
     - require:
       - multimaster: multimaster-keys-seeded
       - multimaster: multimaster-master-config
@@ -106,7 +106,7 @@ multimaster-master-released:
 
 multimaster-master-service:
   service.running:
-    - name: {{ master.service }}
+    - name: {{ master.service | json }}
     - enable: true
     - require:
       - multimaster: multimaster-keys-seeded
@@ -116,21 +116,21 @@ multimaster-master-service:
 # A master that ran already is restarted when all minions have returned from this job.
 multimaster-master-restart:
   multimaster.current:
-    - name: {{ master.service }}
+    - name: {{ master.service | json }}
     - files:
-      - {{ drop_in }}
+      - {{ drop_in | json }}
       # Changes when the unit's drop-in in it comes or goes.
-      - {{ salt['file.dirname'](master_unit) }}
+      - {{ salt['file.dirname'](master_unit) | json }}
       {%- if master.config_dir %}
-      - {{ master.config_dir }}/master
-      - {{ master.config_dir }}/master.d
-      - {{ master.config_dir }}/master.d/*.conf
+      - {{ (master.config_dir ~ '/master') | json }}
+      - {{ (master.config_dir ~ '/master.d') | json }}
+      - {{ (master.config_dir ~ '/master.d/*.conf') | json }}
       {%- endif %}
       {%- for path in extensions %}
-      - {{ extension_dir }}/{{ path }}
+      - {{ (extension_dir ~ '/' ~ path) | json }}
       {%- endfor %}
-    - config_dir: {{ config_dir }}
-    - timeout: {{ restart_timeout }}
+    - config_dir: {{ config_dir | json }}
+    - timeout: {{ restart_timeout | json }}
     - order: last
     - require:
       - service: multimaster-master-service

@@ -8,22 +8,22 @@ include:
 multimaster-minion-signing:
   multimaster.signing_pub:
     - name: multimaster
-    - config_dir: {{ config_dir }}
+    - config_dir: {{ config_dir | json }}
     - require:
       - multimaster: multimaster-declaration
 
 multimaster-minion-config:
   multimaster.minion_config:
-    - name: {{ drop_in }}
+    - name: {{ drop_in | json }}
     - declaration: {{ multimaster | json }}
-    - config_dir: {{ config_dir }}
+    - config_dir: {{ config_dir | json }}
     - require:
       - multimaster: multimaster-declaration
       - multimaster: multimaster-minion-signing
 
 multimaster-minion-service:
   service.running:
-    - name: {{ minion.service }}
+    - name: {{ minion.service | json }}
     - enable: true
     - require:
       - multimaster: multimaster-minion-config
@@ -31,11 +31,11 @@ multimaster-minion-service:
 # Last, since it ends this minion's process; detached, so that the job's return is sent first.
 multimaster-minion-restart:
   multimaster.current:
-    - name: {{ minion.service }}
+    - name: {{ minion.service | json }}
     - files:
-      - {{ drop_in }}
-    - config_dir: {{ config_dir }}
-    - timeout: {{ restart_timeout }}
+      - {{ drop_in | json }}
+    - config_dir: {{ config_dir | json }}
+    - timeout: {{ restart_timeout | json }}
     - order: last
     - require:
       - service: multimaster-minion-service

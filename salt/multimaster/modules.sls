@@ -26,7 +26,7 @@ multimaster-{{ kind }}:
   saltutil.sync_{{ kind }}:
     - name: multimaster-{{ kind }}
     - refresh: false
-    - reload_modules: {{ loop.last }}
+    - reload_modules: {{ loop.last | json }}
     {%- if not loop.first %}
     - require:
       - saltutil: multimaster-{{ loop.previtem }}

@@ -8,8 +8,8 @@ include:
 
 multimaster-credentials:
   multimaster.credentials:
-    - name: {{ config_dir }}/multimaster.credentials
-    - config_dir: {{ config_dir }}
+    - name: {{ (config_dir ~ '/multimaster.credentials') | json }}
+    - config_dir: {{ config_dir | json }}
     - require:
       - multimaster: multimaster-declaration
     - require_in:
@@ -19,7 +19,7 @@ multimaster-credentials:
 {%- if install.method == 'pkg' %}
 multimaster-git:
   pkg.installed:
-    - name: {{ git.package | default('git') }}
+    - name: {{ git.package | default('git') | json }}
     - require:
       - multimaster: multimaster-declaration
     - require_in:
@@ -29,7 +29,7 @@ multimaster-git:
 # Into the Python that Salt runs with.
 multimaster-git-provider:
   pip.installed:
-    - name: {{ git.provider }}
+    - name: {{ git.provider | json }}
     - require:
       - pkg: multimaster-git
     - require_in:
@@ -41,7 +41,7 @@ multimaster-git-remotes:
   multimaster.git_remotes:
     - name: multimaster
     - declaration: {{ multimaster | json }}
-    - config_dir: {{ config_dir }}
+    - config_dir: {{ config_dir | json }}
     - require:
       - multimaster: multimaster-credentials
     - require_in:
@@ -56,8 +56,8 @@ multimaster-shareable:
   multimaster.shareable:
     - name: multimaster
     - declaration: {{ multimaster | json }}
-    - config_dir: {{ config_dir }}
-    - extension_dir: {{ extension_dir }}
+    - config_dir: {{ config_dir | json }}
+    - extension_dir: {{ extension_dir | json }}
     - require:
       - multimaster: multimaster-declaration
     - require_in:
@@ -70,9 +70,9 @@ multimaster-mounts:
   mount.mounted:
     - names:
       {%- for mount in mounts %}
-      - {{ mount.path }}:
+      - {{ mount.path | json }}:
         - device: {{ mount.device | json }}
-        - fstype: {{ mount.fstype }}
+        - fstype: {{ mount.fstype | json }}
         - opts: {{ mount.opts | default('defaults') | json }}
       {%- endfor %}
     - mkmnt: true

@@ -10,10 +10,10 @@ include:
 {%- if master.config_dir and mounts %}
 multimaster-shared-config:
   multimaster.shared_config:
-    - name: {{ drop_in }}
-    - directory: {{ master.config_dir }}
+    - name: {{ drop_in | json }}
+    - directory: {{ master.config_dir | json }}
     - declaration: {{ multimaster | json }}
-    - config_dir: {{ config_dir }}
+    - config_dir: {{ config_dir | json }}
     - require:
       - mount: multimaster-mounts
       {%- if install.method == 'pkg' %}
@@ -24,14 +24,14 @@ multimaster-shared-config:
 
 multimaster-master-unit:
   file.managed:
-    - name: {{ master_unit }}
+    - name: {{ master_unit | json }}
     - makedirs: true
     - contents:
       - '[Unit]'
-      - RequiresMountsFor={{ master.config_dir }}
+      - {{ ('RequiresMountsFor=' ~ master.config_dir) | json }}
       - '[Service]'
       - ExecStart=
-      - ExecStart={{ salt['cmd.which']('salt-master') or '/usr/bin/salt-master' }} -c {{ master.config_dir }}
+      - {{ ('ExecStart=' ~ (salt['cmd.which']('salt-master') or '/usr/bin/salt-master') ~ ' -c ' ~ master.config_dir) | json }}
     - require:
       - multimaster: multimaster-shared-config
       - multimaster: multimaster-master-config
@@ -41,8 +41,8 @@ multimaster-master-unit:
 multimaster-own-config:
   file.absent:
     - names:
-      - {{ drop_in }}
-      - {{ master_unit }}
+      - {{ drop_in | json }}
+      - {{ master_unit | json }}
     - require:
       - multimaster: multimaster-declaration
     - require_in:

@@ -86,6 +86,20 @@ def test_a_highstate_changes_nothing(lab: Laboratory) -> None:
     assert changed(result) == []
 
 
+def test_a_pillar_on_the_command_line_gives_no_power(lab: Laboratory) -> None:
+    root = lab.host("web1").root
+    text = f"x\n\nevil:\n  file.touch:\n    - name: {root}/evil\n"
+    said = {"mode": "failover", "config_dir": text, "minion": {"service": text, "config": {"x": 1}}}
+    given = json.dumps({"multimaster": {**said, "keypair": {"pem": "x", "pub": "x"}}})
+    result = lab.apply("*", "saltm2", f"pillar={given}")
+    assert not failures(result)
+    assert changed(result) == []
+    for states in result.values():
+        (warned,) = (s["warnings"] for s in states.values() if s["__id__"].endswith("-declaration"))
+        assert warned[-1].endswith("ignored: config_dir, keypair, minion, mode")
+    assert lab.run("web1", "test", "-e", f"{root}/evil").returncode == 1
+
+
 def test_a_minion_tells_its_masters(lab: Laboratory) -> None:
     addresses = [master["address"] for master in lab.masters(3)]
     answer = lab.salt("saltm3", "web1", "multimaster.masters")["web1"]

@@ -8,7 +8,7 @@ multimaster-deploy-preflight:
   multimaster_orch.preflight:
     - name: multimaster
     - declaration: {{ multimaster | json }}
-    - extension_dir: {{ extension_dir }}
+    - extension_dir: {{ extension_dir | json }}
     - require:
       - sls: multimaster.orch.modules
 
@@ -16,7 +16,7 @@ multimaster-deploy-masters:
   multimaster_orch.masters_deployed:
     - name: multimaster
     - declaration: {{ multimaster | json }}
-    - extension_dir: {{ extension_dir }}
+    - extension_dir: {{ extension_dir | json }}
     - require:
       - multimaster_orch: multimaster-deploy-preflight
 
@@ -24,6 +24,6 @@ multimaster-deploy-minions:
   multimaster_orch.minions_deployed:
     - name: multimaster
     - declaration: {{ multimaster | json }}
-    - extension_dir: {{ extension_dir }}
+    - extension_dir: {{ extension_dir | json }}
     - require:
       - multimaster_orch: multimaster-deploy-masters

@@ -8,6 +8,6 @@ multimaster-restart-masters:
   multimaster_orch.masters_restarted:
     - name: multimaster
     - declaration: {{ multimaster | json }}
-    - extension_dir: {{ extension_dir }}
+    - extension_dir: {{ extension_dir | json }}
     - require:
       - sls: multimaster.orch.modules
