@@ -17,6 +17,8 @@ SHORT = ["config", "access"]
 NAMED = 1000
 # Seconds between two looks at who is connected.
 GLANCE = 0.2
+# Times its patience that a question waits for those who say that they are at work on it.
+ENOUGH = 12
 
 
 class Question(NamedTuple):
@@ -48,7 +50,8 @@ def gather(
     Give all questions on this master, at once, and return what yields the answers as they come.
 
     timeout
-        Seconds after which nobody is waited for any more.
+        Seconds without an answer after which a minion is asked whether it is at work on one.  Who
+        says so is waited for, ``ENOUGH`` times as long in all; who is silent is not.
     connections
         Tells how many minions are connected to this master, 0 if that is not known: when so many
         have answered, the rest is not there, and not waited for.
@@ -87,8 +90,12 @@ def _listen(
         questions = [each for each, _ in jobs.values()]
         left = {(jid, name) for jid, (each, _) in jobs.items() for name in each.ids}
         heard: set[str] = set()
-        deadline, once = time.monotonic() + timeout, True
-        while time.monotonic() < deadline:
+        looks: dict[str, str] = {}
+        began = answered = time.monotonic()
+        deadline, once = began + timeout, True
+        # Who was asked for and says that it is at work; None before anybody was asked.
+        at_work: set[tuple[str, str]] | None = None
+        while (now := time.monotonic()) < began + ENOUGH * timeout:
             there = connections() if connections else None
             if there and len(heard) >= there:
                 break
@@ -101,18 +108,37 @@ def _listen(
                 jid, job = _give(client, last, timeout)
                 jobs[jid] = job
                 left |= {(jid, name) for name in last.ids}
+            if now >= deadline:
+                if at_work is not None and not at_work & left:
+                    break
+                looks, at_work = _look_for(client, left, timeout), set()
+                # As long as the slowest took whose answer is there; it was more to do than this.
+                deadline = now + min(timeout, max(answered - began, 1) if heard else timeout)
             glance = min(deadline, time.monotonic() + GLANCE)
             while (wait := glance - time.monotonic()) > 0:
                 event = client.event.get_event(wait=wait, tag="salt/job/", full=True)
                 jid, name, value = _answer(event)
+                if jid in looks and at_work is not None and isinstance(value, dict) and value:
+                    at_work.add((looks[jid], name))
+                    deadline = max(deadline, time.monotonic() + timeout)
                 if jid not in jobs or name in (None, ""):
                     continue
                 each, asked = jobs[jid]
                 left.discard((jid, name))
                 heard.add(name)
+                answered = time.monotonic()
                 yield Answer(each, name, value, asked, time.time())
                 if not left:
                     break
+
+
+def _look_for(client: Any, left: set[tuple[str, str]], timeout: float) -> dict[str, str]:
+    """Ask who is at work on which job; return the job of that question -> the job it is about."""
+    looks = {}
+    for wanted in {jid for jid, _ in left}:
+        ids = sorted(name for jid, name in left if jid == wanted)
+        looks[_give(client, Question(ids, "saltutil.find_job", [wanted]), timeout)[0]] = wanted
+    return looks
 
 
 class _Client:

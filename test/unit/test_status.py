@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import deque
+from collections import Counter, deque
 from types import SimpleNamespace
 
 import pytest
@@ -191,6 +191,8 @@ class Bus:
         self.answers = answers
         self.asked = []
         self.events = deque()
+        # Minions that are slow -> their jobs; how often they were looked for; and who is silent.
+        self.busy, self.asked_for, self.dead = {}, Counter(), set()
         self.event = self
         # Goes on only while there is nothing to hear, so that no machine is too slow for it.
         self.now = 0.0
@@ -200,6 +202,11 @@ class Bus:
 
     def run_job(self, targets, function, arguments, **flags):
         jid = str(len(self.asked))
+        if function == "saltutil.find_job":
+            self.asked.append((targets, function, arguments))
+            for name in targets:
+                self.look_for(name, jid, *arguments)
+            return {"jid": jid}
         named = {k: v for a in arguments for k, v in a.items() if k != "__kwarg__"}
         self.asked.append((targets, function, named))
         for name in (*IDS, "web1") if targets == "*" else targets:
@@ -209,9 +216,26 @@ class Bus:
                 if isinstance(value, dict) and "now" in value:
                     # Told as the clock's offset.
                     value = value | {"now": time.time() + value["now"]}
-                tag = f"salt/job/{jid}/ret/{name}"
-                self.events.append({"tag": tag, "data": {"return": value, "id": name}})
+                if name in self.busy:
+                    self.busy[name].append((jid, value))
+                else:
+                    self.say(jid, name, value)
         return {"jid": jid}
+
+    def say(self, jid, name, value):
+        tag = f"salt/job/{jid}/ret/{name}"
+        self.events.append({"tag": tag, "data": {"return": value, "id": name}})
+
+    def look_for(self, name, jid, wanted):
+        """Tell what a minion is at work on; one that is busy has it ready when asked again."""
+        if name in self.dead:
+            return
+        todo = self.busy.get(name, [])
+        found = [value for job, value in todo if job == wanted]
+        self.say(jid, name, {"jid": wanted} if found else {})
+        if found and self.asked_for[name] > 1:
+            self.say(wanted, name, found[0])
+        self.asked_for[name] += 1
 
     def get_event(self, wait, tag, full):
         if self.events:
@@ -243,10 +267,10 @@ def bus(loaders, loaded_host, monkeypatch):
 def status(loaders, bus):
     """Run it with the masters' reports and the minions' lists of masters."""
 
-    def status(reports, lists, connected=("web1",)):
+    def status(reports, lists, connected=("web1",), busy=()):
         answers = {("multimaster_drift.report", name): value for name, value in reports.items()}
         answers |= {("multimaster.masters", name): lists[name] for name in lists}
-        bus(answers)
+        bus(answers).busy = {name: [] for name in busy}
         return loaders.runner["multimaster.status"](timeout=0)
 
     return status
@@ -390,6 +414,22 @@ def test_who_is_not_there_is_not_waited_for(status, bus, loaders, monkeypatch):
     data = status({name: report() for name in IDS}, {})["data"]
     assert bus.last.now < 600
     assert data["problems"] == ["minion web1 is not connected to saltm1, saltm2"]
+
+
+def test_who_is_at_work_on_an_answer_is_waited_for(status, bus):
+    data = status({name: report() for name in IDS}, CONFIGURED, busy=["saltm2", "web1"])["data"]
+    assert data["problems"] == []
+    # Salt's own patience, three times.
+    assert bus.last.now < 10
+
+
+def test_who_is_at_work_for_ever_is_not_waited_for_that_long(status, bus, monkeypatch):
+    monkeypatch.setattr(
+        Bus, "look_for", lambda self, name, jid, wanted: self.say(jid, name, {"jid": wanted})
+    )
+    data = status({name: report() for name in IDS}, CONFIGURED, busy=["saltm2"])["data"]
+    assert any("saltm2" in problem for problem in data["problems"])
+    assert bus.last.now < 60
 
 
 def test_who_is_connected_and_was_never_seen_is_asked_all_the_same(status, loaders, monkeypatch):
