@@ -20,7 +20,7 @@ def __virtual__():
     return __virtualname__
 
 
-def declared(name, declaration, ignored=()):
+def declared(name, declaration, remarks=()):
     """
     Refuse an invalid declaration; every other state of the formula requires this one.
 
@@ -28,8 +28,8 @@ def declared(name, declaration, ignored=()):
         Shown only.
     declaration
         The mapping ``multimaster`` of the pillar, merged over the defaults.
-    ignored
-        What the command line has there, and does not count.
+    remarks
+        What is to be warned of.
 
     .. code-block:: yaml
 
@@ -44,12 +44,7 @@ def declared(name, declaration, ignored=()):
     except ValueError as err:
         return _failed(ret, f"The declaration is refused, nothing was changed:\n{err}")
     ret["comment"] = f"mode {topology.mode}, masters {', '.join(topology.ids)}"
-    warnings = []
-    if ignored:
-        warnings.append(
-            "Of a pillar on the command line only replace_keypair counts, the rest is what the "
-            f"master has; ignored: {', '.join(ignored)}"
-        )
+    warnings = list(remarks)
     unresolved = __salt__["multimaster.unresolved"](topology.addresses)
     if unresolved:
         warnings.append(

@@ -11,7 +11,7 @@ def __virtual__():
     return __virtualname__
 
 
-def preflight(name, declaration, extension_dir):
+def preflight(name, declaration, extension_dir, remarks=()):
     """
     Fail if anything speaks against a deployment; all findings are shown, and nothing is changed.
 
@@ -21,8 +21,10 @@ def preflight(name, declaration, extension_dir):
         The mapping ``multimaster`` of the pillar, merged over the defaults.
     extension_dir
         Where the masters have the formula's modules.
+    remarks
+        What is to be warned of.
     """
-    return _run(name, "preflight", declaration, extension_dir, {})
+    return _run(name, "preflight", declaration, extension_dir, {}, remarks)
 
 
 def masters_deployed(name, declaration, extension_dir):
@@ -45,18 +47,21 @@ def minions_deployed(name, declaration, extension_dir):
     return _run(name, "deploy_minions", declaration, extension_dir, {"test": __opts__["test"]})
 
 
-def masters_restarted(name, declaration, extension_dir):
+def masters_restarted(name, declaration, extension_dir, remarks=()):
     """
     Restart the masters, one at a time, and never the last one that is well.
 
-    name, declaration, extension_dir
+    name, declaration, extension_dir, remarks
         As for ``preflight``.
     """
-    return _run(name, "restart_masters", declaration, extension_dir, {"test": __opts__["test"]})
+    arguments = {"test": __opts__["test"]}
+    return _run(name, "restart_masters", declaration, extension_dir, arguments, remarks)
 
 
-def _run(name, function, declaration, extension_dir, arguments):
+def _run(name, function, declaration, extension_dir, arguments, remarks=()):
     ret = {"name": name, "changes": {}, "result": True, "comment": ""}
+    if remarks:
+        ret["warnings"] = list(remarks)
     # What the file server has, and not what the previous release has left there.
     directories = [path for path in __opts__.get("module_dirs", []) if path != extension_dir]
     opts = {**__opts__, "module_dirs": directories}

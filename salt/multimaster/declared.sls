@@ -1,5 +1,5 @@
 # Refuses an invalid declaration before anything is changed.
-{%- from 'multimaster/map.jinja' import multimaster, ignored with context %}
+{%- from 'multimaster/map.jinja' import multimaster, remarks with context %}
 
 include:
   - multimaster.modules
@@ -8,6 +8,6 @@ multimaster-declaration:
   multimaster.declared:
     - name: multimaster
     - declaration: {{ multimaster | json }}
-    - ignored: {{ ignored | json }}
+    - remarks: {{ remarks | json }}
     - require:
       - sls: multimaster.modules

@@ -20,8 +20,8 @@ SWITCHES = ("replace_keypair",)
 
 def run():
     """
-    Return ``multimaster``, that part of the pillar, and ``ignored``, what the command line has
-    there beside the switches.
+    Return ``multimaster``, that part of the pillar, and ``warnings``, in words, of what the command
+    line has there beside the switches.
 
     Without a master, ``salt-call --local`` is root's on its own host, and may say everything.
     """
@@ -45,7 +45,13 @@ def run():
 
 
 def _result(pillar, ignored=()):
-    return {"multimaster": pillar.get("multimaster", {}), "ignored": list(ignored)}
+    warnings = []
+    if ignored:
+        warnings.append(
+            f"Of a pillar on the command line only {', '.join(SWITCHES)} counts, the rest is what "
+            f"the master has; ignored: {', '.join(ignored)}"
+        )
+    return {"multimaster": pillar.get("multimaster", {}), "warnings": warnings}
 
 
 def _with_switches(pillar):

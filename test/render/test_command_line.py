@@ -79,7 +79,7 @@ def commanded(compiler: Compiler, options: Any, said: Any) -> Iterator[salt.stat
 def chunks(run: salt.state.HighState, sls: str) -> list[dict[str, Any]]:
     states = compile_in(run, sls)
     assert states.errors == []
-    return [{k: v for k, v in c.items() if k not in ("order", "ignored")} for c in states.chunks]
+    return [{k: v for k, v in c.items() if k not in ("order", "remarks")} for c in states.chunks]
 
 
 @pytest.mark.parametrize("role", ["minion", "master"])
@@ -107,6 +107,14 @@ def test_what_does_not_count_is_named(compiler, files):
     (warning,) = ret["warnings"]
     assert "replace_keypair counts" in warning
     assert warning.endswith(", ".join(sorted(HOSTILE)))
+
+
+@pytest.mark.parametrize("sls", ["multimaster.orch.deploy", "multimaster.orch.restart"])
+def test_an_orchestration_names_it_too(compiler, files, sls):
+    with commanded(compiler, files | {"__role": "master"}, {"mode": "failover"}) as run:
+        chunks = compile_in(run, sls).chunks
+    (remark,) = chunks[1]["remarks"]
+    assert remark.endswith("ignored: mode")
 
 
 @pytest.mark.parametrize("said", ["text", ["a"], {"masters": None}], ids=repr)

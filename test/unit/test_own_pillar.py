@@ -66,7 +66,7 @@ def running(found: ModuleType, monkeypatch: pytest.MonkeyPatch, override: Any) -
 
 def test_a_run_without_a_pillar_of_its_own_asks_nobody(found, master, monkeypatch):
     running(found, monkeypatch, None)
-    assert found.run() == {"multimaster": MERGED["multimaster"], "ignored": []}
+    assert found.run() == {"multimaster": MERGED["multimaster"], "warnings": []}
     assert master.asked == []
 
 
@@ -74,7 +74,9 @@ def test_the_master_is_asked_once_in_a_run_past_what_it_has_cached(found, master
     running(found, monkeypatch, SAID)
     expected = {**OWN["multimaster"], "replace_keypair": True}
     for _ in range(2):
-        assert found.run() == {"multimaster": expected, "ignored": ["mode"]}
+        made = found.run()
+        assert made["multimaster"] == expected
+        assert [text.endswith("; ignored: mode") for text in made["warnings"]] == [True]
     (asked,) = master.asked
     assert (asked["pillar_override"], asked["clean_cache"]) == ({}, True)
 

@@ -1,5 +1,5 @@
 # Makes the declared masters, then points every minion at them: one step after the other, each seen.
-{%- from 'multimaster/map.jinja' import multimaster, extension_dir with context %}
+{%- from 'multimaster/map.jinja' import multimaster, extension_dir, remarks with context %}
 
 include:
   - multimaster.orch.modules
@@ -9,6 +9,7 @@ multimaster-deploy-preflight:
     - name: multimaster
     - declaration: {{ multimaster | json }}
     - extension_dir: {{ extension_dir | json }}
+    - remarks: {{ remarks | json }}
     - require:
       - sls: multimaster.orch.modules
 

@@ -1,5 +1,5 @@
 # Restarts the masters one after the other, so that there is always another one that is well.
-{%- from 'multimaster/map.jinja' import multimaster, extension_dir with context %}
+{%- from 'multimaster/map.jinja' import multimaster, extension_dir, remarks with context %}
 
 include:
   - multimaster.orch.modules
@@ -9,5 +9,6 @@ multimaster-restart-masters:
     - name: multimaster
     - declaration: {{ multimaster | json }}
     - extension_dir: {{ extension_dir | json }}
+    - remarks: {{ remarks | json }}
     - require:
       - sls: multimaster.orch.modules
