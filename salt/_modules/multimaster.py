@@ -1027,7 +1027,8 @@ def prepare_cut_over(drop_in, options, masters, timeout, config_dir=None):
             # What the minion went back to is what is wanted now.
             __utils__["multimaster_cutover.forget"](path)
         return False
-    if _daemon(opts["pidfile"]) is None:
+    daemon = _daemon(opts["pidfile"])
+    if daemon is None:
         __utils__["multimaster_cutover.forget"](path)
         return False
     goal = salt.utils.yaml.safe_load(_read(pathlib.Path(f"{path}.goal")) or "")
@@ -1048,6 +1049,7 @@ def prepare_cut_over(drop_in, options, masters, timeout, config_dir=None):
         timeout,
         goal == options,
         __utils__["multimaster_restart.process"](os.getpid()),
+        __utils__["multimaster_restart.process"](daemon.pid),
     )
     return True
 
