@@ -424,7 +424,7 @@ class _Way:
 
     def prepared(self) -> None:
         """Find out which masters are wanted."""
-        self._note(step="proving", wanted=_masters(self._options()), begun=self.minion.begun())
+        self._note(step="proving", wanted=_masters(self._options()))
 
     def proving(self) -> None:
         """Ask the new masters until enough of them let this minion in."""
@@ -438,7 +438,7 @@ class _Way:
             self._give_way(verdict, course)
             return
         self._rest()
-        fresh = {"begun": self.minion.begun(), "daemon": self.minion.daemon()} if back else {}
+        fresh = {"daemon": self.minion.daemon()} if back else {}
         with self._noted(step="restarting", back=False, heard=course.accepted, **fresh):
             if back:
                 _copy(_goal(self.path), self.journal["drop_in"])
@@ -492,13 +492,13 @@ class _Way:
     def _give_way(self, why: str, course: Course | None = None) -> None:
         """Go back, and keep what is aimed at."""
         log.warning("going back to the old masters, and proving the new ones on: %s", why)
-        began = self.minion.begun()
+        daemon = self.minion.daemon()
         with self._noted(
             step="restoring",
             back=True,
             why=why,
             # Whether the daemon is to be told.
-            read=began == 0 or began != self.journal.get("begun"),
+            read=daemon is None or daemon != self.journal.get("daemon"),
             # The old masters are known to be there, so that only these two speak for a pause.
             tries=self.journal.get("tries", 0) + (why in ("deaf", "failed")),
             returned=time.time(),

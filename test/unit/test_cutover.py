@@ -415,6 +415,14 @@ def test_after_a_reboot_on_the_way_it_goes_back_with_a_restart(minion):
     assert minion.running == NEW
 
 
+def test_after_a_reboot_before_the_first_step_it_goes_back_with_a_restart(minion):
+    minion.says = {OLD_MASTER: ACCEPTED}
+    minion.prepare(NEW)
+    minion.restart()
+    minion.until(minion.back)
+    assert minion.read() == minion.running == OLD
+
+
 def test_a_daemon_that_finds_no_master_goes_back_and_is_tried_again(minion, monkeypatch):
     monkeypatch.setattr(cutover, "AGAIN", 0.2)
     minion.says = {OLD_MASTER: ACCEPTED, A: ACCEPTED}
