@@ -1032,7 +1032,8 @@ def prepare_cut_over(drop_in, options, masters, timeout, config_dir=None):
             # What the minion went back to is what is wanted now.
             __utils__["multimaster_cutover.forget"](path)
         return False
-    if _daemon(opts["pidfile"]) is None:
+    daemon = _daemon(opts["pidfile"])
+    if daemon is None:
         __utils__["multimaster_cutover.forget"](path)
         return False
     goal = salt.utils.yaml.safe_load(_read(pathlib.Path(f"{path}.goal")) or "")
@@ -1053,6 +1054,7 @@ def prepare_cut_over(drop_in, options, masters, timeout, config_dir=None):
         timeout,
         goal == options,
         __utils__["multimaster_restart.process"](os.getpid()),
+        __utils__["multimaster_restart.process"](daemon.pid),
     )
     return True
 
@@ -1151,6 +1153,8 @@ def withdraw(service, config_dir=None, test=False):
     """
     Have a restart that was asked for not happen; tell whether there was one to come.
 
+    A minion's cut-over ends with it: what is in its drop-in stays.
+
     service
         ``salt-master`` or ``salt-minion``.
     test
@@ -1163,11 +1167,14 @@ def withdraw(service, config_dir=None, test=False):
         salt saltm1 multimaster.withdraw salt-master
     """
     config_dir = config_dir or _config_dir()
-    found = bool(_outstanding(service, config_dir))
+    opts = _effective("minion", config_dir)
+    going = _role(service) == "minion" and __utils__["multimaster_cutover.pending"](_journal(opts))
+    found = bool(_outstanding(service, config_dir)) or going
     if found and not test:
-        cachedir = _effective("minion", config_dir)["cachedir"]
-        directory = __utils__["multimaster_restart.requests_path"](cachedir, service)
+        directory = __utils__["multimaster_restart.requests_path"](opts["cachedir"], service)
         __utils__["multimaster_restart.withdraw"](directory)
+        if going:
+            __utils__["multimaster_cutover.forget"](_journal(opts))
     return found
 
 

@@ -75,6 +75,9 @@ class Minion(Protocol):
     def begun(self) -> float:
         """Return when the daemon was started, in seconds since the epoch; 0 if there is none."""
 
+    def daemon(self) -> list[Any] | None:
+        """Return what names the daemon's process and no other one; None if there is none."""
+
     def restart(self) -> bool:
         """Restart the daemon; true when there is a new one, false when it was seen to end."""
 
@@ -266,6 +269,7 @@ def prepare(
     timeout: float,
     again: bool = False,
     job: list[Any] | None = None,
+    daemon: list[Any] | None = None,
 ) -> None:
     """
     Save the drop-in before a new one is written; what an unfinished cut-over has saved stays.
@@ -282,6 +286,8 @@ def prepare(
         Whether the minion has gone back from the very same.
     job
         What names the process that has the rest of its states to apply before the restart.
+    daemon
+        What names the daemon's process: it has not read what comes now, whatever a clock says.
     """
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     with alone(f"{path}.write"):
@@ -300,6 +306,7 @@ def prepare(
                 "step": "prepared",
                 "since": time.time(),
                 "job": job,
+                "daemon": daemon,
                 "drop_in": drop_in,
                 "masters": masters,
                 "timeout": timeout,
@@ -417,12 +424,12 @@ class _Way:
 
     def prepared(self) -> None:
         """Find out which masters are wanted."""
-        self._note(step="proving", wanted=_masters(self._options()), begun=self.minion.begun())
+        self._note(step="proving", wanted=_masters(self._options()))
 
     def proving(self) -> None:
         """Ask the new masters until enough of them let this minion in."""
         back = bool(self.journal.get("back"))
-        if not back and _has_read(self.journal, self.minion.begun()):
+        if not back and self._has_read():
             # A reboot, or somebody else's restart.
             self._note(step="connecting")
             return
@@ -431,10 +438,8 @@ class _Way:
             self._give_way(verdict, course)
             return
         self._rest()
-        begun = self.journal.get("begun", 0.0)
-        if back:
-            begun = self.minion.begun()
-        with self._noted(step="restarting", back=False, heard=course.accepted, begun=begun):
+        fresh = {"daemon": self.minion.daemon()} if back else {}
+        with self._noted(step="restarting", back=False, heard=course.accepted, **fresh):
             if back:
                 _copy(_goal(self.path), self.journal["drop_in"])
 
@@ -443,7 +448,7 @@ class _Way:
         while self.minion.busy():
             self._check()
             time.sleep(POLL)
-        if not _has_read(self.journal, self.minion.begun()) and not self.minion.restart():
+        if not self._has_read() and not self.minion.restart():
             self._give_way("failed")
             return
         self._note(step="connecting")
@@ -467,7 +472,8 @@ class _Way:
     def restoring(self) -> None:
         """Put the old drop-in back."""
         was_read = self.journal.get("read", True)
-        with self._noted(step="returning" if was_read else "proving"):
+        daemon = self.minion.daemon()
+        with self._noted(step="returning" if was_read else "proving", daemon=daemon):
             # With its time, where the daemon has not read the other one: it is not behind.
             _copy(_saved(self.path), self.journal["drop_in"], dated=not was_read)
         if not was_read:
@@ -476,7 +482,7 @@ class _Way:
     def returning(self) -> None:
         """Have the daemon run with the old drop-in again; it has done so before."""
         pause = PAUSE
-        while not (_has_read(self.journal, self.minion.begun()) or self.minion.restart()):
+        while not (self._has_read() or self.minion.restart()):
             self._check()
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
@@ -486,19 +492,24 @@ class _Way:
     def _give_way(self, why: str, course: Course | None = None) -> None:
         """Go back, and keep what is aimed at."""
         log.warning("going back to the old masters, and proving the new ones on: %s", why)
-        began = self.minion.begun()
+        daemon = self.minion.daemon()
         with self._noted(
             step="restoring",
             back=True,
             why=why,
             # Whether the daemon is to be told.
-            read=began == 0 or began != self.journal.get("begun"),
+            read=daemon is None or daemon != self.journal.get("daemon"),
             # The old masters are known to be there, so that only these two speak for a pause.
             tries=self.journal.get("tries", 0) + (why in ("deaf", "failed")),
             returned=time.time(),
             seen=self._seen(course) if course else self.journal.get("seen", {}),
         ):
             _copy(self.journal["drop_in"], _goal(self.path))
+
+    def _has_read(self) -> bool:
+        """Tell whether the daemon was started with the drop-in that there is."""
+        same = self.journal.get("daemon") == self.minion.daemon()
+        return not same and _has_read(self.journal, self.minion.begun())
 
     def _rest(self) -> None:
         """Wait before a list is tried again that the daemon could not use."""
@@ -558,7 +569,7 @@ class _Way:
                 self._check()
                 if (seen := self._seen(course)) != self.journal.get("seen"):
                     self._note(seen=seen)
-                if step == "proving" and not back and _has_read(self.journal, self.minion.begun()):
+                if step == "proving" and not back and self._has_read():
                     # Somebody else has restarted it.
                     return "restart", course
                 if step == "connecting":

@@ -198,6 +198,10 @@ class _Host:
             return float(psutil.Process(pid).create_time()) if process(pid) else 0.0
         return 0.0
 
+    def daemon(self) -> list[Any] | None:
+        """Return what names the daemon's process and no other one; None if there is none."""
+        return process(_daemon(self.args.pidfile))
+
     def busy(self) -> bool:
         """Tell whether the minion still has jobs."""
         import salt.utils.minion
@@ -225,11 +229,11 @@ class _Host:
 
     def restart(self) -> bool:
         """Restart through Salt's service module; false when the new daemon was seen to end."""
-        before, ended, pause = process(_daemon(self.args.pidfile)), 0, PAUSE
+        before, ended, pause = self.daemon(), 0, PAUSE
         result = self._control("service.restart")
         due = time.monotonic() + pause
         # One that is there may have been killed, and be on its way out.
-        while (now := process(_daemon(self.args.pidfile))) in (None, before):
+        while (now := self.daemon()) in (None, before):
             if time.monotonic() >= due:
                 if self.start():
                     ended += 1

@@ -68,6 +68,17 @@ multimaster-clean-master-files:
       {%- endif %}
 {%- endif %}
 
+# Or a cut-over that still waits would put its drop-in back.
+multimaster-clean-minion-requests:
+  multimaster.withdrawn:
+    - name: {{ minion.service }}
+    - config_dir: {{ config_dir }}
+    - require:
+      - sls: multimaster.modules
+      {%- if made_by_us %}
+      - multimaster: multimaster-clean-keypair
+      {%- endif %}
+
 multimaster-clean-minion-config:
   {%- if verifies %}
   # Its masters sign: without verifying it could not sign in to them again. It follows when they end.
@@ -84,10 +95,7 @@ multimaster-clean-minion-config:
     - name: {{ minion_drop_in | json }}
   {%- endif %}
     - require:
-      - sls: multimaster.modules
-      {%- if made_by_us %}
-      - multimaster: multimaster-clean-keypair
-      {%- endif %}
+      - multimaster: multimaster-clean-minion-requests
 
 {%- if is_master and not made_by_us %}
 # This master was there before; it goes on with the configuration that it had.

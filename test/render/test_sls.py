@@ -257,6 +257,7 @@ class TestClean:
         assert states.errors == []
         assert states.ids() == [
             "multimaster-modules",
+            "multimaster-clean-minion-requests",
             "multimaster-clean-minion-config",
             "multimaster-clean-minion-restart",
         ]
@@ -296,6 +297,7 @@ class TestClean:
         assert keypair in states.required(files)
         # The guard reads that list: without it there would be no other master to find.
         assert guard in states.required(minion)
+        assert "multimaster-clean-minion-requests" in states.required(minion)
         assert states.get(service)["fun"] == "dead"
 
     def test_of_a_master_that_lost_the_modules_only_brings_them(self, compiler, family):

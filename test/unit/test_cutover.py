@@ -280,7 +280,8 @@ class Minion:
     def prepare(self, text, masters=1, again=False):
         old = yaml.safe_load(self.running).get("master", [MAIN]) if self.running else [MAIN]
         job = multimaster_restart.process(os.getpid())
-        cutover.prepare(self.journal, str(self.drop_in), masters, old, FALLBACK, 600, again, job)
+        more = {"again": again, "job": job, "daemon": self.daemon()}
+        cutover.prepare(self.journal, str(self.drop_in), masters, old, FALLBACK, 600, **more)
         self.drop_in.write_text(text)
 
     def options(self):
@@ -289,6 +290,9 @@ class Minion:
 
     def begun(self):
         return self.at if self.comes else 0.0
+
+    def daemon(self):
+        return [1, self.at, "boot"] if self.comes else None
 
     def restart(self):
         self.restarts += 1
@@ -411,6 +415,14 @@ def test_after_a_reboot_on_the_way_it_goes_back_with_a_restart(minion):
     assert minion.running == NEW
 
 
+def test_after_a_reboot_before_the_first_step_it_goes_back_with_a_restart(minion):
+    minion.says = {OLD_MASTER: ACCEPTED}
+    minion.prepare(NEW)
+    minion.restart()
+    minion.until(minion.back)
+    assert minion.read() == minion.running == OLD
+
+
 def test_a_daemon_that_finds_no_master_goes_back_and_is_tried_again(minion, monkeypatch):
     monkeypatch.setattr(cutover, "AGAIN", 0.2)
     minion.says = {OLD_MASTER: ACCEPTED, A: ACCEPTED}
@@ -525,6 +537,30 @@ def test_a_daemon_has_read_what_was_there_before_it_started(tmp_path, seconds, r
     drop_in.unlink()
     journal["at"] = time.time()
     assert cutover._has_read(journal, journal["at"] + seconds) is read
+
+
+@pytest.mark.parametrize("step", ["proving", "restarting", "returning"])
+def test_a_clock_that_is_set_makes_no_daemon_read_anything(minion, monkeypatch, step):
+    """What says when it began then says that it was after the drop-in."""
+    minion.says = {B: ACCEPTED}
+    minion.prepare(NEW)
+    if step == "returning":
+        minion.says, minion.finds = {OLD_MASTER: ACCEPTED, B: ACCEPTED}, False
+        monkeypatch.setattr(cutover, "STARTING", 0)
+    reached, note = [], cutover._write
+
+    def then(path, journal):
+        note(path, journal)
+        if journal["step"] == step and not reached:
+            reached.append(minion.restarts)
+            monkeypatch.setattr(minion, "begun", lambda: minion.at + 3600)
+
+    monkeypatch.setattr(cutover, "_write", then)
+    if step == "returning":
+        minion.until(minion.back)
+        assert minion.running == OLD
+    else:
+        minion.until(lambda: minion.running == NEW).join(60)
 
 
 def test_one_that_ended_is_not_begun_again(minion):

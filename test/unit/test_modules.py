@@ -538,6 +538,17 @@ class TestCutOver:
         self.prepare(host, {"master": ["192.0.2.1"]})
         assert host.call("masters")["cutover"] == {}
 
+    def test_is_withdrawn(self, host):
+        # Or it would put back what clean has removed.
+        host.write(self.DROP_IN, {"master": ["192.0.2.1"]})
+        run_daemon(host, "minion")
+        self.prepare(host, {"master": ["192.0.2.2"]})
+        assert host.call("withdraw", "salt-minion", test=True) is True
+        assert host.call("masters")["cutover"]["step"] == "prepared"
+        assert host.call("withdraw", "salt-minion") is True
+        assert host.call("masters")["cutover"] == {}
+        assert host.call("withdraw", "salt-minion") is False
+
     def test_that_was_broken_off_is_taken_up_once(self, host, commands):
         host.write("var/log/salt/minion", "")
         run_daemon(host, "minion")
