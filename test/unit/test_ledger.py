@@ -8,6 +8,7 @@ import random
 import sqlite3
 import stat
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -164,7 +165,9 @@ def test_a_key_that_vanished_while_it_was_to_be_changed_is_nobodys_decision():
         # Two keys, one minion id.
         ({A: "accepted", B: "accepted"}, None, "conflict"),
         ({A: "accepted", B: "rejected"}, Key("accepted", A), "conflict"),
-        ({A: "accepted"}, Key("pending", B), "conflict"),
+        # One of them is pending, which is nobody's word.
+        ({A: "accepted"}, Key("pending", B), "accept"),
+        ({A: "rejected"}, Key("pending", B), "reject"),
         ({A: "accepted"}, Key("accepted", B), "conflict"),
     ],
 )
@@ -175,6 +178,27 @@ def test_plans_what_makes_the_key_store_say_what_the_ledger_says(verdicts, found
     if verb in ("accept", "reject"):
         assert action.decision is not None
         assert action.decision.pub == f"PEM of {action.decision.fingerprint}"
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "found", "verb"),
+    [
+        # It waits for the minion to bring its key here.
+        ({A: "accepted"}, None, "none"),
+        ({A: "rejected"}, Key("pending", B), "none"),
+        ({A: "accepted"}, Key("pending", A), "accept"),
+        ({A: "rejected"}, Key("accepted", A), "reject"),
+        ({A: "rejected"}, Key("rejected", A), "none"),
+        ({A: "deleted", B: "accepted"}, Key("accepted", A), "delete"),
+        ({A: "accepted"}, Key("accepted", B), "conflict"),
+    ],
+)
+def test_a_decision_without_a_text_is_applied_to_what_is_here(verdicts, found, verb):
+    known = {
+        print_: replace(decision(verdict, (1, 0), print_), pub="")
+        for print_, verdict in verdicts.items()
+    }
+    assert ledger.plan("web1", known, found).verb == verb
 
 
 @given(st.lists(decisions.filter(lambda one: one.id == "web1")), st.sampled_from([None, *PRINTS]))
@@ -230,7 +254,11 @@ def test_more_than_an_answer_can_hold_is_refused():
         ["web1", A, "accepted", True, 0, "saltm1", "PEM"],
         ["web1", A, "accepted", -1, 0, "saltm1", "PEM"],
         ["web1", A, "accepted", 1, -1, "saltm1", "PEM"],
-        ["web1", A, "accepted", 1, 0, "saltm1", ""],
+        ["web1", A, "accepted", 1, 0, "saltm1", "x" * (ledger.MAX_TEXT + 1)],
+        ["web1", A, "accepted", ledger.LATEST, 0, "saltm1", "PEM"],
+        ["web1", A, "accepted", 1, ledger.LATEST, "saltm1", "PEM"],
+        ["web1", "aa", "accepted", 1, 0, "saltm1", "PEM"],
+        ["web\udcff", A, "accepted", 1, 0, "saltm1", "PEM"],
         ["web1", A, "deleted", 1, 0, "saltm1", "PEM"],
         [1, A, "accepted", 1, 0, "saltm1", "PEM"],
     ],
