@@ -910,7 +910,7 @@ class _KeyStore:
 
 def _remove(paths):
     for path in paths:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(path)
 
 
