@@ -54,6 +54,8 @@ REMEMBERED = 180
 LONGEST = 600.0
 # What Salt says of a minion that it lets in.
 SIGNED_IN = ("accept", "full")
+# No ledger has so many decisions, and no database takes a higher number.
+FARTHEST = 1 << 53
 # What a key that is in use can be.
 LIVE = ("accepted", "rejected")
 
@@ -611,6 +613,13 @@ class _Engine:
         )
         if answer["origin"] != peer or answer["asker"] != __opts__["id"]:
             raise ValueError("it comes from another master, or is meant for one")
+        if answer["epoch"] is not None:
+            places = (answer["place"], answer["end"])
+            texts = (answer["epoch"], answer["digest"])
+            if not all(isinstance(text, str) and text.isascii() for text in texts) or not all(
+                type(place) is int and 0 <= place < FARTHEST for place in places
+            ):
+                raise ValueError(f"it is {reprlib.repr(answer)}")
         return answer
 
     def _sound(self, decision, peer):

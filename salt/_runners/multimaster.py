@@ -46,8 +46,8 @@ def status(timeout=5, sample=None):
     rejected keys and of conflicts, what its engine has set aside and why, how many minions are
     connected to it, the formula's version and the offset of its clock in seconds.  Per subject:
     each master's digest, and whether they differ.  Per minion: whether it is connected to each
-    master, which it is only after that master has let it in, the master list it is configured with, the masters
-    that are silent to it, and how the last change of its configuration went.
+    master, which it is only after that master has let it in, the master list it is configured with,
+    the masters that are silent to it, and how the last change of its configuration went.
     ``problems`` says in words what is wrong.  Exit status 0 only if that is nothing.
 
     CLI Example:

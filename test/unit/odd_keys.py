@@ -50,6 +50,10 @@ def same(pub: str) -> dict[str, bytes]:
     }
 
 
-NAMES = tuple(odd(""" -----BEGIN PUBLIC KEY-----
+NAMES = tuple(
+    odd(
+        """ -----BEGIN PUBLIC KEY-----
 MAUABQAFAA==
------END PUBLIC KEY-----""".strip()))
+-----END PUBLIC KEY-----""".strip()
+    )
+)

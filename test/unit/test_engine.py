@@ -9,6 +9,8 @@ import sqlite3
 import time
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from unit.odd_keys import NAMES as ODD
 from unit.odd_keys import odd
@@ -1254,9 +1256,7 @@ def test_what_was_left_of_a_write_that_was_cut_off_is_in_nobodys_way(master, dec
 
 
 @pytest.mark.parametrize("verdict", ["accepted", "rejected"])
-def test_a_key_that_cannot_be_written_is_set_aside_and_tried_again(
-    master, decide, verdict, caplog
-):
+def test_a_key_that_cannot_be_written_is_set_aside_and_tried_again(master, decide, verdict, caplog):
     master.turn()
     obstacle = master.host.pki / STORES[verdict] / "web1"
     obstacle.mkdir()
@@ -1510,3 +1510,109 @@ def test_a_leftover_of_an_earlier_release_is_cleared_at_the_start(master, minion
     master.turn()
     assert denied(master) == set()
     assert master.has("web1") == "accepted"
+
+
+# Anything at all, in every place that somebody else writes to
+
+# One engine for all examples: what one of them has left behind is there for the next one.
+ANYTHING = settings(
+    deadline=None,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters())
+nested = st.recursive(
+    plain, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10
+)
+ids = st.text(st.characters(), max_size=300) | st.sampled_from(["web1", "x" * 255, "tmpabcdefgh"])
+
+
+def deep(levels):
+    found = None
+    for _ in range(levels):
+        found = [found]
+    return found
+
+
+class Counter:
+    """Names that were not used yet."""
+
+    def __init__(self):
+        self.numbers = itertools.count()
+
+    def __call__(self):
+        return f"good{next(self.numbers)}"
+
+
+@pytest.fixture
+def fresh_name():
+    return Counter()
+
+
+@ANYTHING
+@given(
+    st.binary(max_size=300)
+    | st.text().map(lambda text: f"-----BEGIN PUBLIC KEY-----{text}".encode()),
+    st.sampled_from([*STORES.values(), "minions_denied"]),
+    st.binary(min_size=1, max_size=255),
+)
+def test_any_file_among_the_keys_stops_nothing(master, decide, fresh_name, text, where, name):
+    path = os.path.join(os.fsencode(master.host.pki), os.fsencode(where), name)
+    if b"/" not in name and b"\0" not in name and name not in (b".", b".."):
+        with open(path, "wb") as handle:
+            handle.write(text)
+    good = fresh_name()
+    master.engine.scan_due = 0.0
+    goes_on(master, decide, good)
+
+
+@ANYTHING
+@given(
+    st.sampled_from(["salt/key", "salt/auth", "multimaster/wake", "minion_start", "salt/job"])
+    | st.sampled_from(["salt/job/jid1/ret/saltm1", "salt/minion/saltm1/start"])
+    | st.text(st.characters()),
+    nested
+    | st.fixed_dictionaries(
+        {}, optional={"id": ids | nested, "act": nested, "origin": nested, "return": nested}
+    ),
+)
+def test_any_event_stops_nothing(master, decide, fresh_name, tag, data):
+    master.bus.events.append({"tag": tag, "data": data})
+    if isinstance(data, dict) and isinstance(data.get("id"), str):
+        for act in ("accept", "delete"):
+            master.bus.events.append({"tag": "salt/key", "data": {**data, "act": act}})
+            master.bus.events.append({"tag": "salt/auth", "data": {**data, "act": act}})
+    goes_on(master, decide, fresh_name())
+    assert "events/" not in master.book.aside()
+
+
+@ANYTHING
+@given(nested | st.integers(900, 100_000).map(deep))
+def test_any_reply_of_whoever_is_not_a_master_stops_nothing(master, decide, fresh_name, value):
+    master.bus.put("multimaster/wake", origin="saltm1")
+    master.turn()
+    for reply in (value, {"answer": value, "signature": value}, {"answer": value, "signature": ""}):
+        if master.engine.peers["saltm1"].open:
+            master.reply("saltm1", reply)
+        master.turn()
+    goes_on(master, decide, fresh_name())
+
+
+@ANYTHING
+@given(st.lists(nested | st.lists(plain, min_size=7, max_size=7)), nested)
+def test_any_answer_of_a_master_stops_nothing(master, decide, fresh_name, decisions, value):
+    import multimaster_ledger
+
+    for lie in (
+        {"decisions": value},
+        {"decisions": multimaster_ledger.squeeze(decisions)},
+        {"epoch": value},
+        {"place": value},
+        {"end": value},
+        {"digest": value},
+    ):
+        master.pull("saltm1", **lie)
+    # The place that it told may be beyond its ledger; and a question from there is still open.
+    master.book.set_place("saltm1", "", 0)
+    master.pull("saltm1")
+    goes_on(master, decide, fresh_name())

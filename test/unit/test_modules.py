@@ -126,8 +126,9 @@ class TestLedger:
         assert len(salt.payload.dumps(reply)) < limit
 
     def test_is_told_whatever_the_texts_of_keys_are_in_answers_that_the_bus_takes(self, host, book):
-        import multimaster_ledger
         import salt.config
+
+        import multimaster_ledger
 
         # As long as a text can be, and as hard to compress; one as an older release kept it, and
         # one that a bad disk has changed.
@@ -256,7 +257,9 @@ class TestKeyDecide:
         host.accept({"web1": other.pub, "web2": other.pub}, "minions_denied")
         assert host.call("key_states", "web2")["web2"]["state"] == "denied"
         wrong = multimaster_keypair.fingerprint(other.pub)
-        refused(host, f"has {fingerprint}, and denied {wrong}", "key_decide", "accept", "web1", wrong)
+        refused(
+            host, f"has {fingerprint}, and denied {wrong}", "key_decide", "accept", "web1", wrong
+        )
         for name in ("web1", "web2"):
             done = host.call("key_decide", "delete", name, wrong[:16])
             assert (done["changed"], done["was"]) == (True, "minions_denied")
