@@ -93,9 +93,12 @@ def _patiently(function):
     while True:
         try:
             return function()
-        except (OSError, ValueError, sqlite3.Error, salt.exceptions.SaltException):
+        except (OSError, ValueError, sqlite3.Error, salt.exceptions.SaltException) as err:
             log.exception("Cannot replicate keys; trying again")
             time.sleep(PAUSE)
+            if type(err) is sqlite3.DatabaseError:
+                # The ledger is damaged: whoever opens it again sets it aside.
+                raise
 
 
 class _Asked(NamedTuple):
@@ -885,6 +888,9 @@ class _KeyStore:
     def _write(self, action, key, state):
         """Write the key that was decided on; or, if only this master has its text, move it."""
         minion_id, pub = action.id, action.decision.pub
+        if pub and _of(pub)[0] != action.decision.fingerprint:
+            # What a bad disk has made of it.
+            raise ValueError("the ledger has another text than that of this key")
         if not self.on_disk:
             pub = pub or self.cache.fetch("keys", minion_id)["pub"]
             self.cache.store("keys", minion_id, {"state": state, "pub": pub})

@@ -357,7 +357,8 @@ class Ledger:
         self.fresh = False
         try:
             self._open(read_only)
-        except sqlite3.DatabaseError as err:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as err:
+            # SQLite also quotes what is damaged.
             if read_only or isinstance(err, sqlite3.OperationalError):
                 # Absent, locked or out of space is not damaged.
                 raise LedgerError(f"{path}: {err}") from err
@@ -378,30 +379,53 @@ class Ledger:
                 # Survives the end of this process; what a power cut takes is in the key store.
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.execute("PRAGMA synchronous = NORMAL")
-                if self._db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+                if self._db.execute("PRAGMA integrity_check(1)").fetchone()[0] != "ok":
                     raise sqlite3.DatabaseError("damaged")
                 self._create()
-            version = self._get("schema")
+            version = self._version()
             if version != SCHEMA_VERSION:
                 raise LedgerError(f"{self.path}: got schema {version}; supported: {SCHEMA_VERSION}")
             if not read_only:
                 self._check()
-                self._db.execute(_ASIDE)
+                if _ASIDE not in self._statements():
+                    self._db.execute(_ASIDE)
         except BaseException:
             self._db.close()
             raise
 
+    def _version(self) -> Any:
+        """Return the version of the schema; that table is the same in all of them."""
+        if _SCHEMA[0] not in self._statements():
+            raise sqlite3.DatabaseError("damaged: it does not say what it is")
+        try:
+            return self._get("schema")
+        except ValueError as err:
+            raise sqlite3.DatabaseError(f"damaged: {err}") from err
+
+    def _statements(self) -> set[str]:
+        rows = self._db.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")
+        return {sql for (sql,) in rows}
+
     def _check(self) -> None:
         """Raise :class:`sqlite3.DatabaseError` unless this is what was written."""
+        if self._statements() - {_ASIDE} != set(_SCHEMA):
+            raise sqlite3.DatabaseError("damaged: its tables are others")
         try:
-            Stamp(*self._get("clock"))
-            told = int(self._get("digest"), 16)
-            self._sum, self._seq = 0, int(self._get("seq"))
+            rows = self._db.execute("SELECT name, value FROM meta")
+            known = {name: json.loads(value) for name, value in rows}
+            clock, told = Stamp(*known["clock"]), int(known["digest"], 16)
+            self._sum, last = 0, 0
             for row in self._db.execute(_SELECT):
                 self._count(_decision(row), 1)
-        except (TypeError, ValueError, sqlite3.OperationalError) as err:
+                last = max(last, row[-1])
+            whole = (
+                all(type(part) is int and 0 <= part < LATEST for part in clock)
+                and isinstance(known["epoch"], str)
+                and last <= known["seq"] < LATEST
+            )
+        except (KeyError, TypeError, ValueError) as err:
             raise sqlite3.DatabaseError(f"damaged: {err}") from err
-        if self._sum % (1 << DIGEST_BITS) != told:
+        if not whole or self._sum % (1 << DIGEST_BITS) != told:
             raise sqlite3.DatabaseError("damaged: the decisions are not those that were recorded")
 
     def _set_aside(self) -> None:
@@ -552,7 +576,9 @@ class Ledger:
     def place(self, peer: str) -> tuple[str, int]:
         """Return the epoch of a peer's ledger and the place up to which it was read."""
         row = self._db.execute("SELECT epoch, seq FROM peer WHERE id = ?", (peer,)).fetchone()
-        return (row[0], row[1]) if row else ("", 0)
+        # Whatever a bad disk has made of it: then all of it is read again.
+        sound = row and isinstance(row[0], str) and isinstance(row[1], int)
+        return (row[0], row[1]) if sound else ("", 0)
 
     def set_place(self, peer: str, epoch: str, place: int) -> None:
         """Remember how far a peer's ledger was read."""
@@ -683,9 +709,7 @@ _SCHEMA = (
 
 
 # Not in every ledger of this schema.
-_ASIDE = (
-    "CREATE TABLE IF NOT EXISTS aside (item TEXT PRIMARY KEY, reason TEXT NOT NULL) WITHOUT ROWID"
-)
+_ASIDE = "CREATE TABLE aside (item TEXT PRIMARY KEY, reason TEXT NOT NULL) WITHOUT ROWID"
 
 
 def _decision(row: tuple[Any, ...]) -> Decision:

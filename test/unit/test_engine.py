@@ -596,6 +596,17 @@ def test_a_ledger_that_cannot_be_opened_is_tried_again_with_a_pause(
     assert obstacle in caplog.text
 
 
+def test_a_ledger_that_was_damaged_meanwhile_is_opened_anew(master, monkeypatch):
+    def damaged():
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    pauses = []
+    monkeypatch.setattr(master.settings["time"], "sleep", pauses.append)
+    with pytest.raises(sqlite3.DatabaseError):
+        master.settings["_patiently"](damaged)
+    assert pauses == [master.settings["PAUSE"]]
+
+
 def test_an_answer_that_nobody_asked_for_is_not_read(master, decide):
     decide(master, "saltm1", "accepted")
     reply = master.answer("saltm1", ME, "0" * 32, "", 0, "")
