@@ -8,12 +8,14 @@ signed with the masters' shared key over a fresh nonce.  See docs/replication.md
 """
 
 import contextlib
+import dataclasses
 import inspect
 import json
 import logging
 import os
 import random
 import re
+import reprlib
 import secrets
 import sqlite3
 import time
@@ -48,10 +50,18 @@ VANISHED = 10
 # Deletions are remembered for that long, in days: so long may a master be away.
 REMEMBERED = 180
 
+# Seconds until an item that was set aside is tried again; twice as long each time, up to LONGEST.
+LONGEST = 600.0
 # What Salt says of a minion that it lets in.
 SIGNED_IN = ("accept", "full")
+# No ledger has so many decisions, and no database takes a higher number.
+FARTHEST = 1 << 53
+# What a key that is in use can be.
+LIVE = ("accepted", "rejected")
 
 STARTED = re.compile(r"salt/minion/[^/]+/start")
+# What Salt 3008 calls a key file until it is complete; after a crash for good.
+TEMPORARY = re.compile(r"tmp[a-z0-9_]{8}")
 
 DAY = 24 * 60 * 60 * 1000
 
@@ -83,9 +93,12 @@ def _patiently(function):
     while True:
         try:
             return function()
-        except (OSError, ValueError, sqlite3.Error, salt.exceptions.SaltException):
+        except (OSError, ValueError, sqlite3.Error, salt.exceptions.SaltException) as err:
             log.exception("Cannot replicate keys; trying again")
             time.sleep(PAUSE)
+            if type(err) is sqlite3.DatabaseError:
+                # The ledger is damaged: whoever opens it again sets it aside.
+                raise
 
 
 class _Asked(NamedTuple):
@@ -95,6 +108,14 @@ class _Asked(NamedTuple):
     digest: str
     # Asked before the answer to the last question was taken in.
     ahead: bool
+
+
+class _Aside(NamedTuple):
+    """Why an item could not be dealt with, how often it was tried, and when it is tried again."""
+
+    reason: str
+    tries: int
+    due: float
 
 
 class _Engine:
@@ -120,6 +141,11 @@ class _Engine:
         # The job that wakes all peers, until it is given.
         self.saying = None
         self.problems = {}
+        # What was on the bus and is still to be dealt with: (id, whether it was deleted), and
+        # (peer, question, reply).
+        self.touched, self.answers = set(), []
+        # Item -> _Aside; and the reasons as the ledger has them, for the status.
+        self.aside, self.told = {}, None
 
     def turn(self):
         """Do what is due, wait for events or for the next thing to become due, and do that."""
@@ -131,16 +157,50 @@ class _Engine:
         due = min([self.look_due, *(peer.next() for peer in self._in_turn())])
         if self.unsaid:
             due = min(due, self.say_due)
-        touched, answers = self._gather(max(0.001, due - time.monotonic()))
-        self._notice(touched)
-        for peer, question, reply in answers:
-            self._learn(peer, question, reply)
+        self._gather(max(0.001, due - time.monotonic()))
+        # First what is signed: events come from anybody, and as many as they like.
+        while self.answers:
+            peer, question, reply = self.answers.pop(0)
+            with self._apart(f"answers/{peer.name}"):
+                self._learn(peer, question, reply)
+                self.aside.pop(f"answers/{peer.name}", None)
+        self._notice(self.touched)
+        self.touched = set()
         if self.unsaid and time.monotonic() >= self.say_due:
             self.say_due = time.monotonic() + WAKE_PAUSE
             if not self.saying:
                 self.saying, self.unsaid = self._wake(self.peers), False
         for peer in self._in_turn():
             self._attend(peer)
+        self._tell_aside()
+
+    @contextlib.contextmanager
+    def _apart(self, item):
+        """Set an item aside that fails, so that all the others are dealt with."""
+        try:
+            yield
+        except sqlite3.Error:
+            # Not the item's, but the ledger's.
+            raise
+        except Exception as err:
+            # Any: what is in it was written by whoever wished to.
+            self._set_aside(item, f"{type(err).__name__}: {err}")
+
+    def _set_aside(self, item, reason):
+        before = self.aside.get(item)
+        tries = before.tries + 1 if before else 1
+        due = time.monotonic() + min(PAUSE * 2 ** min(tries - 1, 20), LONGEST)
+        self.aside[item] = _Aside(reason[:200], tries, due)
+        if before is None or before.reason != self.aside[item].reason:
+            log.error("Set %r aside, to be tried again: %s", item, reason[:200])
+
+    def _tell_aside(self):
+        """Have the status show what is set aside."""
+        reasons = {item: aside.reason for item, aside in self.aside.items()}
+        if reasons != self.told:
+            with contextlib.suppress(sqlite3.Error):
+                self.book.put_aside(reasons)
+                self.told = reasons
 
     def _sent(self):
         """Take note of what has become of the jobs that were to be given."""
@@ -163,32 +223,34 @@ class _Engine:
         return [peer for peer in self.peers.values() if peer.open and peer.open.about.ahead]
 
     def _gather(self, wait):
-        """Return the ids that key events name, and the answers to our questions."""
-        touched, answers = set(), []
+        """Collect the ids that key events name, and the answers to our questions."""
         until = time.monotonic() + wait
         while wait > 0 and (event := self.bus.get_event(wait=wait, full=True)):
-            tag, data = event["tag"], event["data"]
-            # A minion may have made it up, and nothing need be what it is named.
-            minion_id, origin = _text(data, "id"), _text(data, "origin")
-            act = _text(data, "act")
-            if minion_id and (tag == "salt/key" or (tag == "salt/auth" and act in SIGNED_IN)):
-                touched.add((minion_id, act == "delete"))
-            back = _back(tag, minion_id)
-            if back in self.peers:
-                # What it was not there for, it will answer now.
-                self.peers[back].returned(time.monotonic())
-            if tag == "multimaster/wake":
-                self._woken(origin)
-            peer, question = self._asked(tag)
-            if question and isinstance(data, dict):
-                answers.append((peer, question, data.get("return")))
-            if touched:
+            with self._apart("events/"):
+                self._collect(event["tag"], event["data"])
+                self.aside.pop("events/", None)
+            if self.touched:
                 until = min(until, time.monotonic() + GATHER)
             self._sent()
-            if answers or any(each.next() <= time.monotonic() for each in self._in_turn()):
-                until = min(until, time.monotonic() + (GATHER if touched else 0))
+            if self.answers or any(each.next() <= time.monotonic() for each in self._in_turn()):
+                until = min(until, time.monotonic() + (GATHER if self.touched else 0))
             wait = until - time.monotonic()
-        return touched, answers
+
+    def _collect(self, tag, data):
+        # A minion may have made it up, and nothing need be what it is named.
+        minion_id, origin = _text(data, "id"), _text(data, "origin")
+        act = _text(data, "act")
+        if minion_id and (tag == "salt/key" or (tag == "salt/auth" and act in SIGNED_IN)):
+            self.touched.add((minion_id, act == "delete"))
+        back = _back(tag, minion_id)
+        if back in self.peers:
+            # What it was not there for, it will answer now.
+            self.peers[back].returned(time.monotonic())
+        if tag == "multimaster/wake":
+            self._woken(origin)
+        peer, question = self._asked(tag)
+        if question and isinstance(data, dict):
+            self.answers.append((peer, question, data.get("return")))
 
     def _asked(self, tag):
         """Return who may have answered which question with an event, or None twice."""
@@ -212,30 +274,46 @@ class _Engine:
 
     def _notice(self, touched):
         """Record what was decided on this master on the ids that events name."""
+        touched = [entry for entry in touched if self._is_id(entry[0])]
         if not touched:
             return
         with self.book.transaction():
             for minion_id, deleted in touched:
-                if salt.utils.verify.valid_id(__opts__, minion_id):
+                with self._apart(minion_id):
                     self._compare(minion_id, deleted)
+        self._tidy({minion_id for minion_id, _ in touched})
+
+    def _is_id(self, name):
+        is_id = __utils__["multimaster_pubkey.is_id"]
+        return is_id(name) and salt.utils.verify.valid_id(__opts__, name)
 
     def _look(self):
         """Record what was decided here without an event, or while this did not run."""
         marks, now = self.store.marks(), time.monotonic()
-        if marks == self.marks and now < self.scan_due:
+        # The others are no ids.
+        due = {item for item, aside in self.aside.items() if "/" not in item and aside.due <= now}
+        if marks == self.marks and now < self.scan_due and not due:
             self._apply(())
             return
-        snapshot = self.store.snapshot()
+        snapshot = None
+        with self._apart(self.store.name):
+            snapshot = self.store.snapshot()
+            self.aside.pop(self.store.name, None)
+        if snapshot is None:
+            # What cannot be listed is not gone.
+            self._apply(())
+            return
         self._note_seeds()
-        changed = {name for name, _ in snapshot.items() ^ self.snapshot.items()}
+        odd = self._unfinished(snapshot)
+        changed = {name for name, _ in snapshot.items() ^ self.snapshot.items()} - odd
+        due -= odd
         first = not self.snapshot
         if self.book.fresh:
             names = [n for n, mark in snapshot.items() if mark[0] and n not in self.seeds.keys]
-            found = ((name, *self.store.fetch(name)) for name in names)
-            self.book.witness((entry for entry in found if entry[1]), __opts__["id"])
+            self.book.witness(self._found(set(names) - odd), __opts__["id"])
             self.book.fresh = False
             self.unsaid = True
-        elif changed or first:
+        elif changed or first or due:
             seen = self.book.all_seen()
             gone = {name for name in seen if not snapshot.get(name, (False,))[0]}
             if len(gone) > max(VANISHED, len(seen) / 2):
@@ -247,22 +325,50 @@ class _Engine:
                 )
             else:
                 with self.book.transaction():
-                    for name in sorted(changed | gone):
-                        self._compare(name)
-        self._apply({*changed, *self.book.ids()} if first else changed)
+                    for name in sorted(changed | gone | due):
+                        with self._apart(name):
+                            self._compare(name)
+        todo = {*changed, *self.book.ids()} if first else changed | due
+        self._apply(todo)
+        # A pending key has made nothing moot, and anybody can have many.
+        self._tidy(n for n in self.store.denied_ids() if snapshot.get(n, (True,))[0])
         self.book.completed()
         self.book.purge((int(time.time() * 1000) // DAY - REMEMBERED) * DAY)
         self.snapshot, self.marks, self.scan_due = snapshot, marks, now + INTERVAL
+
+    def _found(self, names):
+        """Yield the id, key and text of each of the keys that are there."""
+        for name in names:
+            found = (None, None)
+            with self._apart(name):
+                found = self.store.fetch(name)
+            if found[0]:
+                yield name, *found
+
+    def _unfinished(self, snapshot):
+        """
+        Return the names of files that Salt has not finished, or never will, and no minion's keys.
+
+        Where there is a minion of such a name, an event tells what was decided on its key.
+        """
+        odd = {
+            name
+            for name, (live, *_) in snapshot.items()
+            if live and TEMPORARY.fullmatch(name) and self.store.on_disk and not self.book.of(name)
+        }
+        # One that is there for a moment is nothing to tell of.
+        for name in odd & self.snapshot.keys():
+            self._set_aside(name, "named as Salt names a key file that it has not finished")
+        return odd
 
     def _note_seeds(self):
         """Look at what the formula has put there as seen: it is no decision of this master's."""
         if not self.seeds.unnoted:
             return
-        there = {name: self.store.fetch(name) for name in self.seeds.keys}
         there = {
             name: (key, pub)
-            for name, (key, pub) in there.items()
-            if key and key.state != "pending" and key.fingerprint == self.seeds.keys[name]
+            for name, key, pub in self._found(self.seeds.keys)
+            if key.state != "pending" and key.fingerprint == self.seeds.keys[name]
         }
         new = {name: found for name, found in there.items() if not self.book.seen(name)}
         if self.seeds.orphaned:
@@ -278,19 +384,24 @@ class _Engine:
         """Delete the seeds without a decision: they were deleted where they came from."""
         names, unwanted = list(self.seeds.keys), []
         for name, fingerprint in self.seeds.keys.items():
-            key, _ = self.store.fetch(name)
-            action = __utils__["multimaster_ledger.settle"](
-                name, fingerprint, self.book.of(name), key
-            )
-            if action.verb == "delete":
-                unwanted.append((action, key))
+            with self._apart(name):
+                key, _ = self.store.fetch(name)
+                action = __utils__["multimaster_ledger.settle"](
+                    name, fingerprint, self.book.of(name), key
+                )
+                if action.verb == "delete":
+                    unwanted.append((action, key))
         # Before: what is not deleted now is a seed again after a restart, and no decision.
         self.book.note(dict.fromkeys(action.id for action, _ in unwanted))
-        if unwanted:
-            self.store.delete(unwanted)
-            log.info("delete: %d keys that %s does not have any more", len(unwanted), peer.name)
-        self._apply(names)
-        self.seeds.forget()
+        done = self._act("delete", unwanted) if unwanted else set()
+        # Or it would become a decision of this master's.
+        left = {action.id: key for action, key in unwanted if action.id not in done}
+        self.book.note(left)
+        self._apply([name for name in names if name not in left])
+        if left:
+            log.error("Cannot delete %d keys that %s does not have any more", len(left), peer.name)
+        else:
+            self.seeds.forget()
 
     def _compare(self, minion_id, deleted=False):
         """Record what was decided here on one id, if anything."""
@@ -302,38 +413,88 @@ class _Engine:
         for verdict, fingerprint in news:
             text = "" if verdict == "deleted" else pub
             self.book.decide(minion_id, fingerprint, verdict, __opts__["id"], text, "here")
-            log.info("%s: %s on this master", minion_id, verdict)
+            log.info("%r: %s on this master", minion_id, verdict)
             self.unsaid = True
         if key != seen:
             self.book.note({minion_id: key})
 
     def _apply(self, ids):
         """Bring the key store in line with the ledger; what was not brought so far, too."""
-        self.undone.update(ids)
-        todo = {"accept": [], "reject": [], "delete": []}
+        ids, now = set(ids), time.monotonic()
+        self.undone |= ids
+        todo, done = {"accept": [], "reject": [], "delete": []}, set()
         for minion_id in self.undone:
-            key, _ = self.store.fetch(minion_id)
-            action = __utils__["multimaster_ledger.plan"](minion_id, self.book.of(minion_id), key)
-            if action.verb in todo:
-                todo[action.verb].append((action, key))
-            self._complain(action)
+            if minion_id not in ids and minion_id in self.aside and self.aside[minion_id].due > now:
+                continue
+            with self._apart(minion_id):
+                key, _ = self.store.fetch(minion_id)
+                action = __utils__["multimaster_ledger.plan"](
+                    minion_id, self.book.of(minion_id), key
+                )
+                if action.verb in todo:
+                    todo[action.verb].append((action, key))
+                else:
+                    done.add(minion_id)
+                self._complain(action)
         for verb, actions in todo.items():
             if actions:
-                getattr(self.store, verb)(actions)
-                log.info("%s: %d keys, as decided on other masters", verb, len(actions))
-                self._applied(verb, [action for action, _ in actions])
-        self.undone.clear()
+                done |= self._act(verb, actions)
+        self.undone -= done
+        for minion_id in done & self.aside.keys():
+            del self.aside[minion_id]
+        self._tidy(done)
+
+    def _act(self, verb, actions):
+        """Do something with keys; return the ids for which it is done."""
+        try:
+            failed = getattr(self.store, verb)(actions)
+        except Exception as err:
+            # Nobody can tell how far it came: which of them are done, the next look tells.
+            failed = dict.fromkeys((action.id for action, _ in actions), err)
+        for minion_id, err in failed.items():
+            self._set_aside(minion_id, f"{verb}: {type(err).__name__}: {err}")
+        done = [action for action, _ in actions if action.id not in failed]
+        if done:
+            log.info("%s: %d keys, as decided on other masters", verb, len(done))
+            self._applied(verb, done)
+        return {action.id for action in done}
 
     def _applied(self, verb, actions):
         """Remember what was done; but not what somebody has made of it since, which is news."""
         state = {"accept": "accepted", "reject": "rejected", "delete": None}[verb]
         done = {}
         for action in actions:
-            key, _ = self.store.fetch(action.id)
-            found = key.state if key and key.state != "pending" else None
-            if found == state and (state is None or key.fingerprint == action.decision.fingerprint):
-                done[action.id] = key
+            with self._apart(action.id):
+                key, _ = self.store.fetch(action.id)
+                found = key.state if key and key.state != "pending" else None
+                if found == state and (
+                    state is None or key.fingerprint == action.decision.fingerprint
+                ):
+                    done[action.id] = key
         self.book.note(done)
+
+    def _tidy(self, ids):
+        """
+        Clear denied keys that a decision has made moot.
+
+        Those that are accepted or rejected now, and those that differ from a key that was deleted:
+        Salt leaves them where the decision was not taken, and deletes the good one with them.
+        """
+        for minion_id in ids:
+            with self._apart(minion_id):
+                denied = self.store.denied(minion_id)
+                if not denied:
+                    continue
+                key, _ = self.store.fetch(minion_id)
+                if key:
+                    moot = {key.fingerprint} if key.state in LIVE else set()
+                else:
+                    known = self.book.of(minion_id).values()
+                    deleted = known and all(one.verdict == "deleted" for one in known)
+                    moot = set(denied) if deleted else set()
+                if moot & set(denied):
+                    self.store.clear_denied(minion_id, moot)
+                    log.info("%r: cleared a denied key, which was decided on since", minion_id)
 
     def _complain(self, action):
         """Log a conflict once, and not for as long as it lasts."""
@@ -364,18 +525,26 @@ class _Engine:
 
     def _learn(self, peer, question, reply):
         """Take in a peer's answer, if it is one; however late it comes."""
+        if question.jid not in peer.kept:
+            # It came twice.
+            return
         if not isinstance(reply, dict):
             # An error of Salt's, which says so: there is no such function, say.
-            log.info("%s cannot answer: %s", peer.name, str(reply)[:200])
+            log.info("%s cannot answer: %s", peer.name, reprlib.repr(reply))
             return
+        refused = []
         try:
             answer = self._verified(reply, peer.name, question.nonce)
             ready = answer["epoch"] is not None
-            decisions = __utils__["multimaster_ledger.unpack"](answer["decisions"]) if ready else []
-        except ValueError as err:
+            decisions = ready and __utils__["multimaster_ledger.unpack"](
+                answer["decisions"], refused
+            )
+        except (ValueError, TypeError, KeyError, RecursionError) as err:
             # Not the peer's, perhaps: its own answer may be on the way.
             log.error("Refused the answer of %s: %s", peer.name, err)
             return
+        for reason in refused:
+            log.error("%s has what is no decision: %s", peer.name, reason)
         if peer.silent:
             log.warning("%s answers again", peer.name)
         last, overtaken = question is peer.open, peer.overtaken(question)
@@ -418,7 +587,12 @@ class _Engine:
 
     def _take_in(self, peer, asked, answer, decisions, overtaken):
         """Merge a peer's decisions and apply them; return the new ids, and if none is lacking."""
-        good = [decision for decision in decisions if self._sound(decision, peer.name)]
+        good = [one for decision in decisions if (one := self._sound(decision, peer.name))]
+        # What somebody has just decided here is later than what comes from there.
+        named = {decision.id for decision in good}
+        early = {entry for entry in self.touched if entry[0] in named}
+        self.touched -= early
+        self._notice(early)
         changed = self.book.learn(good, peer.name)
         self._apply(changed)
         place = __utils__["multimaster_peers.place"]
@@ -435,26 +609,34 @@ class _Engine:
     def _verified(self, reply, peer, nonce):
         """Return the answer in a reply; ValueError unless a holder of the shared key gave it."""
         if set(reply) != {"answer", "signature"}:
-            raise ValueError(f"it is {str(reply)[:200]!r}")
+            raise ValueError(f"it is {reprlib.repr(reply)}")
         answer = reply["answer"]
         __utils__["multimaster_keypair.verify_answer"](
             answer, nonce, reply["signature"], self.store.master_pub()
         )
         if answer["origin"] != peer or answer["asker"] != __opts__["id"]:
             raise ValueError("it comes from another master, or is meant for one")
+        if answer["epoch"] is not None:
+            places = (answer["place"], answer["end"])
+            texts = (answer["epoch"], answer["digest"])
+            if not all(isinstance(text, str) and text.isascii() for text in texts) or not all(
+                type(place) is int and 0 <= place < FARTHEST for place in places
+            ):
+                raise ValueError(f"it is {reprlib.repr(answer)}")
         return answer
 
     def _sound(self, decision, peer):
-        """Tell whether a decision may be used; one that may not is named in the log."""
-        if not salt.utils.verify.valid_id(__opts__, decision.id):
+        """Return a decision as it may be used, or None; one that may not is named in the log."""
+        if not self._is_id(decision.id):
             log.error("%s has a decision on %r, which is no minion id", peer, decision.id)
-        elif decision.pub and (
-            __utils__["multimaster_keypair.fingerprint"](decision.pub) != decision.fingerprint
-        ):
-            log.error("%s has a key of %s that is none, or another one", peer, decision.id)
-        else:
-            return True
-        return False
+            return None
+        if not decision.pub:
+            return decision
+        key = __utils__["multimaster_pubkey.of"](decision.pub.encode())
+        if not key or key.fingerprint != decision.fingerprint:
+            log.error("%s has a key of %r that is none, or another one", peer, decision.id)
+            return None
+        return decision if decision.pub == key.text else dataclasses.replace(decision, pub=key.text)
 
 
 def _back(tag, minion_id):
@@ -511,6 +693,10 @@ class _Seeds:
 
 
 STATES = {"minions": "accepted", "minions_rejected": "rejected", "minions_pre": "pending"}
+# A second list beside them: what came under an id that has another key.
+DENIED = "minions_denied"
+# A key that is being written, in the directory that it is to be in.
+SCRATCH = ".multimaster\\new"
 
 
 class _KeyStore:
@@ -532,79 +718,148 @@ class _KeyStore:
     def marks(self):
         """Return what differs after keys were added, removed or moved; costs next to nothing."""
         times = []
-        for directory in STATES if self.on_disk else ():
-            with contextlib.suppress(FileNotFoundError):
+        for directory in (*STATES, DENIED) if self.on_disk else ():
+            with contextlib.suppress(OSError):
                 times.append(os.stat(os.path.join(self.pki, directory)).st_mtime_ns)
         return tuple(times)
 
     def snapshot(self):
         """Return id -> (whether it is accepted or rejected, a mark that changes with the key)."""
-        found = {}
+        found, is_id = {}, __utils__["multimaster_pubkey.is_id"]
         if not self.on_disk:
             for name, entry in self.cache.list_all("keys", include_data=True).items():
-                mark = hash(entry["pub"])
-                found[name] = (entry["state"] != "pending", entry["state"], mark)
+                if is_id(name):
+                    mark = hash(entry["pub"])
+                    found[name] = (entry["state"] != "pending", entry["state"], mark)
             return found
         # The last one counts where an id has several, as it does for Salt.
         for directory in ("minions", "minions_pre", "minions_rejected"):
             with contextlib.suppress(FileNotFoundError):
                 for entry in os.scandir(os.path.join(self.pki, directory)):
-                    # A file's name is a minion id unless it has a backslash; Salt's check of each
-                    # takes longer than all the rest.
-                    if "\\" not in entry.name and entry.name[0] != ".":
-                        with contextlib.suppress(FileNotFoundError):
-                            mark = entry.stat(follow_symlinks=False).st_mtime_ns
-                            found[entry.name] = (directory != "minions_pre", directory, mark)
+                    name = entry.name
+                    # Salt's check of each takes longer than all the rest.
+                    if "\\" in name or name[0] == "." or not (name.isascii() or is_id(name)):
+                        continue
+                    try:
+                        status = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue
+                    except OSError:
+                        # It is there; who reads it will tell what is the matter.
+                        found[name] = (directory != "minions_pre", directory, None)
+                        continue
+                    mark = hash((status.st_mtime_ns, status.st_size, status.st_ino))
+                    found[name] = (directory != "minions_pre", directory, mark)
         return found
 
     def fetch(self, minion_id):
-        """Return an id's key and its PEM, or None twice."""
+        """Return an id's key and its text, as far as that may travel, or None twice."""
         # Salt's driver looks at every directory on the way to a file, five times for each key.
-        state, pub = self._read(minion_id) if self.on_disk else self._cached(minion_id)
-        fingerprint = pub and __utils__["multimaster_keypair.quick_fingerprint"](pub)
-        if not fingerprint:
+        state, key = self._read(minion_id) if self.on_disk else self._cached(minion_id)
+        if not key:
             return None, None
-        return __utils__["multimaster_ledger.key"](state, fingerprint), pub
+        return __utils__["multimaster_ledger.key"](state, key.fingerprint), key.text
 
     def _cached(self, minion_id):
         entry = self.cache.fetch("keys", minion_id) or {}
-        return entry.get("state"), entry.get("pub")
+        return entry.get("state"), _of(entry.get("pub"))
 
     def _read(self, minion_id):
         for directory in ("minions_rejected", "minions_pre", "minions"):
             path = os.path.join(self.pki, directory, minion_id)
-            if self.cache and os.path.islink(path):
-                # As Salt 3008 does.
-                continue
-            # What is no text is no key, and must not keep the engine from the others.
-            with (
-                contextlib.suppress(FileNotFoundError, IsADirectoryError),
-                open(path, errors="replace") as handle,
-            ):
-                return STATES[directory], handle.read()
+            # A link is a key before Salt 3008 only.
+            key = __utils__["multimaster_pubkey.read"](path, not self.cache)
+            if key:
+                return STATES[directory], key
         return None, None
 
+    def denied(self, minion_id):
+        """Return the fingerprints of the keys that were refused in place of an id's own."""
+        if self.on_disk:
+            path = os.path.join(self.pki, DENIED, minion_id)
+            found = [__utils__["multimaster_pubkey.read"](path)]
+        else:
+            found = [_of(text) for text in self.cache.fetch("denied_keys", minion_id) or []]
+        return [key.fingerprint for key in found if key]
+
+    def denied_ids(self):
+        """Return the ids of which there are such keys."""
+        is_id = __utils__["multimaster_pubkey.is_id"]
+        try:
+            names = (
+                os.listdir(os.path.join(self.pki, DENIED))
+                if self.on_disk
+                else self.cache.list("denied_keys")
+            )
+        except (OSError, salt.exceptions.SaltException):
+            return []
+        return [name for name in names if is_id(name)]
+
+    def clear_denied(self, minion_id, fingerprints):
+        """Clear those of them that have certain fingerprints."""
+        if self.on_disk:
+            _remove([os.path.join(self.pki, DENIED, minion_id)])
+            return
+        texts = self.cache.fetch("denied_keys", minion_id) or []
+        left = [text for text in texts if (key := _of(text)) and key[0] not in fingerprints]
+        if left:
+            self.cache.store("denied_keys", minion_id, left)
+        else:
+            self.cache.flush("denied_keys", minion_id)
+
     def accept(self, actions):
-        """Accept keys, which may be unknown here, pending or rejected."""
-        self._replace(actions)
-        for action, _ in actions:
-            self._write(action.id, "accepted", action.decision.pub)
+        """Accept keys, which may be unknown here, pending or rejected; return id -> error."""
+        failed = self._replace(actions)
+        self._write_all(actions, "accepted", failed)
+        return failed
 
     def reject(self, actions):
-        """Reject keys; who had been accepted can no longer read what this master sends."""
-        self._replace(actions)
+        """
+        Reject keys; who had been accepted can no longer read what this master sends.
+
+        Returns id -> error.
+        """
+        failed = self._replace(actions)
         with self._shutting_out(actions):
-            for action, _ in actions:
-                self._write(action.id, "rejected", action.decision.pub)
+            self._write_all(actions, "rejected", failed)
+        return failed
 
     def delete(self, actions):
-        """Delete keys; who had been accepted can no longer read what this master sends."""
+        """
+        Delete keys; who had been accepted can no longer read what this master sends.
+
+        Returns id -> error.
+        """
+        with self._shutting_out(actions):
+            failed = self._delete(actions)
+        # Salt does not say so if it cannot.
+        for action, key in actions:
+            if action.id not in failed and self.fetch(action.id)[0] == key:
+                failed[action.id] = OSError("Salt has not deleted it")
+        return failed
+
+    def _delete(self, actions):
+        """Delete keys, all at once or, where that fails, fewer; return id -> error."""
         there = {}
         for action, key in actions:
             directory = "minions" if key.state == "accepted" else "minions_rejected"
             there.setdefault(directory, []).append(action.id)
-        with self._shutting_out(actions):
+        try:
             salt.key.get_key(__opts__).delete_key(match_dict=there)
+        except Exception as err:
+            if len(actions) == 1:
+                return {actions[0][0].id: err}
+            half = len(actions) // 2
+            return self._delete(actions[:half]) | self._delete(actions[half:])
+        return {}
+
+    def _write_all(self, actions, state, failed):
+        for action, key in actions:
+            if action.id not in failed:
+                try:
+                    self._write(action, key, state)
+                except Exception as err:
+                    failed[action.id] = err
 
     @contextlib.contextmanager
     def _shutting_out(self, actions):
@@ -622,25 +877,36 @@ class _KeyStore:
         salt.crypt.dropfile(*request)
 
     def _replace(self, actions):
-        """Delete those keys that give way to another one of the same minion."""
+        """Delete those keys that give way to another one of the same minion; return id -> error."""
         old = [
             (action, key)
             for action, key in actions
-            if key and key.fingerprint != action.decision.fingerprint
+            if key and key.state in LIVE and key.fingerprint != action.decision.fingerprint
         ]
-        if old:
-            self.delete(old)
+        return self.delete(old) if old else {}
 
-    def _write(self, minion_id, state, pub):
+    def _write(self, action, key, state):
+        """Write the key that was decided on; or, if only this master has its text, move it."""
+        minion_id, pub = action.id, action.decision.pub
+        if pub and _of(pub)[0] != action.decision.fingerprint:
+            # What a bad disk has made of it.
+            raise ValueError("the ledger has another text than that of this key")
         if not self.on_disk:
+            pub = pub or self.cache.fetch("keys", minion_id)["pub"]
             self.cache.store("keys", minion_id, {"state": state, "pub": pub})
             return
-        # Salt's driver writes under a name that counts as a minion's until it is renamed: what a
-        # crash leaves would be a decision.  No minion id has a backslash.
         paths = {holds: os.path.join(self.pki, name, minion_id) for name, holds in STATES.items()}
         path = paths.pop(state)
-        scratch = f"{path}\\new"
-        with open(scratch, "w") as handle:
+        if not pub:
+            os.replace(paths.pop(key.state), path)
+            _remove(paths.values())
+            return
+        # Salt's driver writes under a name that counts as a minion's until it is renamed: what a
+        # crash leaves would be a decision.  No minion id has a backslash, and none is in this name,
+        # for it may be as long as a name can be.
+        scratch = os.path.join(os.path.dirname(path), SCRATCH)
+        _remove([scratch])
+        with open(scratch, "x") as handle:
             handle.write(pub)
         if state == "rejected":
             # First, for of two files this is the one that counts: a crash would leave the other.
@@ -659,5 +925,11 @@ class _KeyStore:
 
 def _remove(paths):
     for path in paths:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(path)
+
+
+def _of(text):
+    """Return the key in a text of a cache driver, or None."""
+    text = text.encode(errors="surrogateescape") if isinstance(text, str) else text
+    return __utils__["multimaster_pubkey.of"](text) if text else None

@@ -70,6 +70,7 @@ SYNCED = {
         "multimaster_ledger.py",
         "multimaster_listener.py",
         "multimaster_options.py",
+        "multimaster_pubkey.py",
         "multimaster_restart.py",
         "multimaster_roots.py",
         "multimaster_sample.py",
@@ -96,8 +97,10 @@ QUESTIONS = 14
 PAGE_PAUSE, PAGE_PAUSE_MOST = 1, 30
 # Walks through all keys, if some change meanwhile, for one in which none does.
 WALKS = 5
-# Decisions in one answer: with keys of 4096 bits still less than an event may have.
+# Decisions in one answer, at most: with keys of 4096 bits still less than an event may have.
 CHUNK = 1000
+# Items of a list that are shown, of many.
+SHOWN = 20
 KEY_MODE = 0o400
 # The signing pair, and its signature over the masters' public key.
 SIGNING_FILES = ("master_sign.pem", "master_sign.pub", "master_pubkey_signature")
@@ -105,13 +108,11 @@ SIGNING_FILES = ("master_sign.pem", "master_sign.pub", "master_pubkey_signature"
 REMOTE_WITHIN = 120
 # Seconds that a master has for its answer to a minion that looks whether it signs.
 SEEN_WITHIN = 5
-# The directories of Salt's keys, and what a key in each is.
-STATES = {
-    "minions": "accepted",
-    "minions_pre": "pending",
-    "minions_rejected": "rejected",
-    "minions_denied": "denied",
-}
+# The directories of Salt's keys, and what a key in each is; of several files for one id the last
+# one counts, as it does for Salt.
+STATES = {"minions": "accepted", "minions_pre": "pending", "minions_rejected": "rejected"}
+# A second list beside them: what came under an id that has another key.
+DENIED = "minions_denied"
 # What can be decided on a key, and where it is then; nowhere when it is deleted.
 VERBS = {"accept": "minions", "reject": "minions_rejected", "delete": None, "only": None}
 LEAST_DIGITS = 16
@@ -320,14 +321,14 @@ def ledger_pull(asker, nonce, epoch="", place=0, digest=""):
             known = place if epoch == book.epoch else 0
             if digest == book.digest:
                 known = book.end
-            decisions, place = book.since(known, CHUNK)
+            packed, place = _packed(book, known, _room(opts))
             answer |= {
                 "epoch": book.epoch,
                 "place": place,
                 "end": book.end,
                 "digest": book.digest,
                 "settled": settled,
-                "decisions": __utils__["multimaster_ledger.pack"](decisions),
+                "decisions": packed,
             }
     with _translated():
         signature = __utils__["multimaster_keypair.sign_answer"](answer, nonce, pem)
@@ -357,8 +358,9 @@ def key_digest():
     Tell the digest of the ledger of this host's master, and how many keys it has.
 
     Returns ``digest``, None while there is no ledger, ``conflicts``, the ids that have several
-    keys, ``counts``, the number of keys in each state, and ``provisional``, the number of those
-    that it was given before its first start and has not compared with the giver's ledger yet.
+    keys, ``counts``, the number of keys in each state and of ids with denied ones, ``provisional``,
+    the number of those that it was given before its first start and has not compared with the
+    giver's ledger yet, and ``aside``, what its engine could not do so far (item -> reason).
 
     CLI Example:
 
@@ -367,18 +369,23 @@ def key_digest():
         salt saltm1 multimaster.key_digest
     """
     opts = _effective("master", _config_dir())
-    digest, conflicts = None, []
+    digest, conflicts, aside = None, [], {}
     with contextlib.suppress(CommandExecutionError), _ledger(opts) as book:
-        digest, conflicts = book.digest, book.conflicts()
+        digest, conflicts, aside = book.digest, book.conflicts(), book.aside()
     counts = dict.fromkeys(STATES.values(), 0)
     for state in _key_states(opts).values():
         counts[STATES[state]] += 1
+    counts["denied"] = len(_denied_ids(opts))
     provisional = len(_seeds(opts))
+    shown = dict(list(aside.items())[:SHOWN])
+    if len(aside) > SHOWN:
+        shown["..."] = f"{len(aside) - SHOWN} more"
     return {
         "digest": digest,
         "conflicts": conflicts,
         "counts": counts,
         "provisional": provisional,
+        "aside": shown,
     }
 
 
@@ -389,7 +396,8 @@ def key_states(like="*"):
     like
         A glob that ids have to match.
 
-    Returns id -> ``state`` (accepted, rejected, pending or denied) and ``fingerprint``.
+    Returns id -> ``state`` (accepted, rejected or pending) and ``fingerprint``; denied, and that of
+    one of them, where there are denied keys only.
 
     CLI Example:
 
@@ -398,7 +406,7 @@ def key_states(like="*"):
         salt saltm1 multimaster.key_states 'web*'
     """
     opts = _effective("master", _config_dir())
-    states = _key_states(opts)
+    states = _listed(opts)
     return _described(opts, {n: s for n, s in states.items() if fnmatch.fnmatch(n, like)})
 
 
@@ -411,7 +419,8 @@ def key_page(like, after, count):
     after, count
         Of the ids in their order: those that come after this one, and how many.
 
-    Returns a text; for the runner, since Salt limits what one answer may hold.
+    Returns a text; for the runner, since Salt limits what one answer may hold.  Under no id there
+    is an entry if it has less than it was asked for, and is not the last one.
 
     CLI Example:
 
@@ -420,10 +429,17 @@ def key_page(like, after, count):
         salt saltm1 multimaster.key_page '*' '' 1000
     """
     opts = _effective("master", _config_dir())
-    states = _key_states(opts)
+    states = _listed(opts)
     names = sorted(name for name in states if name > after and fnmatch.fnmatch(name, like))
-    page = _described(opts, {name: states[name] for name in names[:count]})
-    return __utils__["multimaster_ledger.squeeze"](page)
+    names = names[:count]
+    page = _described(opts, {name: states[name] for name in names})
+    while True:
+        text = __utils__["multimaster_ledger.squeeze"](page)
+        if len(text) <= _room(opts) or len(names) <= 1:
+            return text
+        # Whoever knocks here chooses an id, and how long it is.
+        names = names[: len(names) // 2]
+        page = {name: page[name] for name in names} | {"": {"state": "more", "fingerprint": None}}
 
 
 def key_history(minion_id):
@@ -473,17 +489,23 @@ def key_decide(verdict, minion_id, fingerprint, test=False):
         )
     opts = _effective("master", _config_dir())
     directory = _key_states(opts).get(minion_id)
-    found = None
-    if directory:
-        pub = _key(opts, directory, minion_id)
-        found = __utils__["multimaster_keypair.quick_fingerprint"](pub)
+    key = _key(opts, directory, minion_id) if directory else None
+    found = key and key.fingerprint
     expected = bool(found and found.startswith(fingerprint))
     if verdict == "only":
         if not found or expected:
             return {"changed": False, "found": found}
     elif not expected:
+        denied = _denied(opts, minion_id)
+        if verdict == "delete" and any(one.startswith(fingerprint) for one in denied):
+            # Not the key that is in use.
+            if not test:
+                _clear_denied(opts, minion_id)
+            return {"changed": True, "found": found, "was": DENIED}
+        also = f", and denied {', '.join(denied)}" if denied else ""
         raise CommandExecutionError(
-            f"fingerprint of {minion_id}: got {fingerprint!r}; this master has {found or 'no key'}"
+            f"fingerprint of {minion_id}: got {fingerprint!r}; "
+            f"this master has {found or 'no key'}{also}"
         )
     ret = {"changed": directory != VERBS[verdict], "found": found, "was": directory}
     if not test and ret["changed"]:
@@ -495,6 +517,12 @@ def key_decide(verdict, minion_id, fingerprint, test=False):
             keys.reject(match_dict=there, include_accepted=True)
         else:
             keys.delete_key(match_dict=there)
+        if verdict in ("accept", "reject") and _key_states(opts).get(minion_id) == directory:
+            # Salt says so where nobody reads it.
+            raise CommandExecutionError(
+                f"{minion_id}: Salt cannot {verdict} this key, which stays as it is; "
+                "it may be none, which can only be deleted"
+            )
     return ret
 
 
@@ -594,8 +622,8 @@ def seed_keys(config_dir=None, test=False, options=None):
             continue
         found = None
         if name in standing:
-            text = _key(opts, standing[name], name)
-            old = __utils__["multimaster_keypair.quick_fingerprint"](text) if text else ""
+            key = _key(opts, standing[name], name)
+            old = key.fingerprint if key else ""
             found = __utils__["multimaster_ledger.key"](STATES[standing[name]], old)
         offer = __utils__["multimaster_ledger.key"](state, fingerprint)
         why_not = __utils__["multimaster_ledger.seeding"](found, offer)
@@ -1889,8 +1917,8 @@ def _declared_ids(opts):
 
 
 def _standing(opts):
-    """Return id -> name of the state of every key on this master but denied ones."""
-    return _key_states(opts, ("minions", "minions_pre", "minions_rejected"))
+    """Return id -> name of the state of every key on this master."""
+    return _key_states(opts)
 
 
 def _gathered(standing):
@@ -2009,12 +2037,10 @@ def _sound_key(opts, name, state, pub):
     """Return the fingerprint of a key that may be written; None for anything odd."""
     if state not in ("accepted", "rejected") or not pub or not name.isprintable():
         return None
-    if name.startswith(".") or not salt.utils.verify.valid_id(opts, name):
+    if not (__utils__["multimaster_pubkey.is_id"](name) and salt.utils.verify.valid_id(opts, name)):
         return None
-    fingerprint = __utils__["multimaster_keypair.fingerprint"](pub)
-    # The engine knows it by the quick one.
-    quick = __utils__["multimaster_keypair.quick_fingerprint"](pub)
-    return fingerprint if fingerprint == quick else None
+    key = __utils__["multimaster_pubkey.of"](pub.encode(errors="replace"))
+    return key.fingerprint if key and key.text else None
 
 
 def _source(opts, origin):
@@ -2067,11 +2093,10 @@ def _write_keys(opts, keys, standing):
     with contextlib.ExitStack() as stack:
         places = {}
         for directory, state in STATES.items():
-            if state in ("accepted", "rejected", "pending"):
-                # The directories are the master's user's, who may have put anything in them.
-                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-                places[state] = os.open(os.path.join(opts["pki_dir"], directory), flags)
-                stack.callback(os.close, places[state])
+            # The directories are the master's user's, who may have put anything in them.
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+            places[state] = os.open(os.path.join(opts["pki_dir"], directory), flags)
+            stack.callback(os.close, places[state])
         # Neither Salt nor the engine takes that for a minion's.
         scratch = ".multimaster\\new"
         for name, state, pub in keys:
@@ -2367,35 +2392,103 @@ def _touch(opts, path):
     os.chown(path, owner.pw_uid, owner.pw_gid)
 
 
-def _key_states(opts, among=tuple(STATES)):
+def _room(opts):
+    """Return how long the text in an answer may be: of a larger event Salt cuts long values out."""
+    return min(opts["max_event_size"], __opts__["max_event_size"]) // 2
+
+
+def _packed(book, place, limit):
+    """Return decisions after a place, as many as fit in a text, and the place after them."""
+    count = CHUNK
+    while True:
+        decisions, end = book.since(place, count)
+        told = [__utils__["multimaster_ledger.sendable"](decision) for decision in decisions]
+        packed = __utils__["multimaster_ledger.pack"]([decision for decision in told if decision])
+        if len(packed) <= limit or count == 1:
+            return packed, end
+        count = max(1, min(count, len(decisions)) // 2)
+
+
+def _key_states(opts):
     """Return id -> name of the state (minions, minions_pre ...) of every key on this master."""
     if not _on_disk(opts):
         listed = salt.key.get_key({**opts, "__role": "master"}).list_keys()
-        return {n: state for state, names in listed.items() if state in among for n in names}
+        return {n: state for state, names in listed.items() if state in STATES for n in names}
     # Salt's own listing takes seconds for ten thousand keys.
-    found = {}
-    for state in among:
-        with contextlib.suppress(FileNotFoundError):
-            names = os.listdir(os.path.join(opts["pki_dir"], state))
-            # What the engine is about to put there has a backslash, as no minion id has.
-            found.update({n: state for n in names if "\\" not in n and not n.startswith(".")})
-    return found
+    return {name: state for state in STATES for name in _names(opts, state)}
+
+
+def _names(opts, directory):
+    """Return the ids of which there is a file in a directory of keys."""
+    with contextlib.suppress(FileNotFoundError):
+        names = os.listdir(os.path.join(opts["pki_dir"], directory))
+        # What the engine is about to put there has a backslash, as no minion id has.
+        return [n for n in names if "\\" not in n and n[0] != "." and (n.isascii() or _is_id(n))]
+    return []
+
+
+def _is_id(name):
+    return __utils__["multimaster_pubkey.is_id"](name)
+
+
+def _listed(opts):
+    """Return what :func:`_key_states` does, and ids that have denied keys only, as denied."""
+    return dict.fromkeys(_denied_ids(opts), DENIED) | _key_states(opts)
+
+
+def _denied_ids(opts):
+    """Return the ids of which this master has denied keys, whatever else it has."""
+    return _names(opts, DENIED) if _on_disk(opts) else _cache(opts).list("denied_keys")
+
+
+def _denied(opts, name):
+    """Return the fingerprints of the keys that this master has denied under an id."""
+    if _on_disk(opts):
+        found = [_read_key(opts, DENIED, name)]
+    else:
+        found = [_parsed_key(text) for text in _cache(opts).fetch("denied_keys", name) or []]
+    return [key.fingerprint for key in found if key]
+
+
+def _clear_denied(opts, name):
+    """Clear the keys that this master has denied under an id; Salt would do more than that."""
+    if _on_disk(opts):
+        pathlib.Path(opts["pki_dir"], DENIED, name).unlink(missing_ok=True)
+    else:
+        _cache(opts).flush("denied_keys", name)
 
 
 def _key(opts, state, name):
-    """Return the public key that this host's master has for an id."""
+    """Return the public key that this host's master has for an id, or None."""
     if not _on_disk(opts):
-        return (_cache(opts).fetch("keys", name) or {}).get("pub", "")
-    return _read(pathlib.Path(opts["pki_dir"], state, name)) or ""
+        return _parsed_key((_cache(opts).fetch("keys", name) or {}).get("pub"))
+    return _read_key(opts, state, name)
+
+
+def _read_key(opts, directory, name):
+    path = os.path.join(opts["pki_dir"], directory, name)
+    # A link is a key before Salt 3008 only.
+    return __utils__["multimaster_pubkey.read"](path, not _has_key_cache(opts))
+
+
+def _parsed_key(text):
+    text = text.encode(errors="surrogateescape") if isinstance(text, str) else text
+    return __utils__["multimaster_pubkey.of"](text) if text else None
 
 
 def _described(opts, states):
     """Return id -> state, in words, and fingerprint."""
     found = {}
     for name, state in states.items():
-        pub = _key(opts, state, name)
-        fingerprint = __utils__["multimaster_keypair.quick_fingerprint"](pub) if pub else None
-        found[name] = {"state": STATES[state], "fingerprint": fingerprint}
+        fingerprint = None
+        # One that cannot be read must not keep the others back.
+        with contextlib.suppress(OSError, SaltException):
+            if state == DENIED:
+                fingerprint = next(iter(_denied(opts, name)), None)
+            else:
+                key = _key(opts, state, name)
+                fingerprint = key and key.fingerprint
+        found[name] = {"state": STATES.get(state, "denied"), "fingerprint": fingerprint}
     return found
 
 

@@ -43,11 +43,11 @@ def status(timeout=5, sample=None):
     Per master: address, reachable (the minion on its host answers to it), Salt version,
     fingerprint of its key, digest of its ledger, whether it is configured to sign its key and the
     fingerprint of the pair that it signs with, the numbers of accepted, pending, denied and
-    rejected keys and of conflicts, how many minions are connected to it, the formula's version
-    and the offset of its clock in seconds.  Per subject: each master's digest, and whether they
-    differ.  Per minion: whether it is connected to each master, which it
-    is only after that master has let it in, the master list it is configured with, the masters
-    that are silent to it, and how the last change of its configuration went.
+    rejected keys and of conflicts, what its engine has set aside and why, how many minions are
+    connected to it, the formula's version and the offset of its clock in seconds.  Per subject:
+    each master's digest, and whether they differ.  Per minion: whether it is connected to each
+    master, which it is only after that master has let it in, the master list it is configured with,
+    the masters that are silent to it, and how the last change of its configuration went.
     ``problems`` says in words what is wrong.  Exit status 0 only if that is nothing.
 
     CLI Example:
@@ -176,12 +176,14 @@ def keys(like="*", timeout=10):
         for master, found in states.items():
             entry = (found or {}).get(minion_id)
             cells[master] = "unknown" if found is None else entry["state"] if entry else "missing"
-            if entry and entry["fingerprint"]:
+            if entry and entry["fingerprint"] and entry["state"] != "denied":
                 prints.add(entry["fingerprint"])
+        # What one of them has denied says nothing of the id.
+        said = {"missing" if cell == "denied" else cell for cell in cells.values()}
         rows[minion_id] = {
             "masters": cells,
             "fingerprints": sorted(prints),
-            "differs": len(prints) > 1 or len(set(cells.values())) > 1,
+            "differs": len(prints) > 1 or len(said) > 1,
         }
     return {
         "outputter": "multimaster",
@@ -257,7 +259,9 @@ def resolve(minion_id, fingerprint, test=False, timeout=10):
     """
     states = _on_masters("multimaster.key_states", [minion_id], timeout)
     prints = {
-        found[minion_id]["fingerprint"] for found in states.values() if minion_id in (found or {})
+        found[minion_id]["fingerprint"]
+        for found in states.values()
+        if minion_id in (found or {}) and found[minion_id]["state"] != "denied"
     }
     if sum(found.startswith(fingerprint) for found in prints if found) != 1:
         shown = ", ".join(sorted(filter(None, prints))) or "none"
@@ -334,10 +338,13 @@ def _key_states(like, timeout):
     while reading:
         packed = _on_masters("multimaster.key_page", [like, after, PAGE], timeout, reading)
         pages = {name: _page(text) for name, text in packed.items()}
+        # Who has said less than it was asked for has said all, unless it says otherwise.
+        more = {name for name, page in pages.items() if page and page.pop("", None)}
         for name, page in pages.items():
             states[name] = None if page is None else {**(states[name] or {}), **page}
-        # Who has said less than it was asked for has said all.
-        reading = [name for name in reading if states[name] and len(pages[name]) == PAGE]
+        reading = [
+            name for name in reading if states[name] and (name in more or len(pages[name]) == PAGE)
+        ]
         after = min((max(pages[name]) for name in reading), default="")
         if reading and not __opts__.get("output"):
             # For people only: salt-run prints it where the result goes.
@@ -509,6 +516,8 @@ def _master_row(master, report):
         row[field] = told[field] if told else None
     for field in ("accepted", "pending", "denied", "rejected", "conflicts", "connections"):
         row[field] = told[field] if told else None
+    # Not told by an older version of the master's module.
+    row["aside"] = told.get("aside", {}) if told else {}
     row["formula"] = told["formula"] if told else None
     row["offset"] = report["offset"] if report else None
     row["remotes_down"] = len(report.get("remotes", ())) if report else None
@@ -538,6 +547,10 @@ def _problems(masters, minions, addresses, mode):
     for name, row in masters.items():
         if row["conflicts"]:
             problems.append(f"master {name} knows {row['conflicts']} ids with two keys")
+        problems += [
+            f"master {name} has set {item!r} aside: {reason}"
+            for item, reason in row.get("aside", {}).items()
+        ]
     lines = [
         (name, line)
         for name, row in minions.items()

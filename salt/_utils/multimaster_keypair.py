@@ -356,21 +356,6 @@ def is_pair(pem: str | None, pub: str | None) -> bool:
     return found is not None and pub is not None and found == fingerprint(pub)
 
 
-def quick_fingerprint(pub: str) -> str | None:
-    """
-    Return what :func:`fingerprint` returns for a key that Salt has stored, in a tenth of the time.
-
-    Takes the key's own encoding for granted and does not check it: not for what a peer sends.
-    """
-    lines = pub.split()
-    if lines[:3] != ["-----BEGIN", "PUBLIC", "KEY-----"]:
-        return fingerprint(pub)
-    try:
-        return hashlib.sha256(base64.b64decode("".join(lines[3:-3]), validate=True)).hexdigest()
-    except binascii.Error:
-        return None
-
-
 def sign_answer(answer: Mapping[str, Any], nonce: str, pem: str) -> str:
     """
     Sign an answer to another master with the shared private key; return base64.
@@ -390,7 +375,7 @@ def verify_answer(answer: Mapping[str, Any], nonce: str, signature: str, pub: st
     try:
         raw = base64.b64decode(signature, validate=True)
         key.verify(raw, _canonical(answer, nonce), _PSS, hashes.SHA256())
-    except (InvalidSignature, TypeError, ValueError) as err:
+    except (InvalidSignature, RecursionError, TypeError, ValueError) as err:
         raise KeypairError("the answer is not signed with the masters' key") from err
 
 

@@ -18,12 +18,14 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import reprlib
 import secrets
 import sqlite3
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 # From lenient to strict: which of two simultaneous decisions wins.
@@ -36,6 +38,11 @@ SCHEMA_VERSION = 1
 BUSY = 10
 # Of the decisions in one answer.
 MAX_BYTES = 16 << 20
+# Of the text of a key; see multimaster_pubkey.py.
+MAX_TEXT = 16 * 1024
+# What SQLite, JSON and the next turn can hold; in the year 285,428.
+LATEST = 1 << 53
+FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
 class LedgerError(ValueError):
@@ -66,7 +73,8 @@ class Decision:
     What has been decided on one key of one minion.
 
     ``origin`` is the minion id on the host of the master where it was decided; ``pub`` the public
-    key in PEM, empty if deleted.
+    key in PEM, empty if deleted, or if the text there was odd: then each master applies it to the
+    text that it has itself.
     """
 
     id: str
@@ -171,20 +179,25 @@ def plan(minion_id: str, decisions: Mapping[str, Decision], found: Key | None) -
         return Action("none", minion_id)
     (wanted,) = live
     verb = {"accepted": "accept", "rejected": "reject"}[wanted.verdict]
-    if found is None or found == Key("pending", wanted.fingerprint):
-        return Action(verb, minion_id, wanted)
-    if found.fingerprint == wanted.fingerprint:
+    if found and found.fingerprint == wanted.fingerprint:
         same = found.state == wanted.verdict
         return Action("none", minion_id) if same else Action(verb, minion_id, wanted)
-    if found.state in LIVE and found.fingerprint in decisions:
-        # Deleted elsewhere, and another key decided on since.
+    # A pending key is nobody's word, and gives way.
+    standing = found if found and found.state in LIVE else None
+    if standing and standing.fingerprint not in decisions:
+        return Action(
+            "conflict",
+            minion_id,
+            reason=f"{wanted.fingerprint[:16]} is {wanted.verdict}, and here "
+            f"{standing.fingerprint[:16]} is {standing.state}",
+        )
+    if wanted.pub:
+        # In place of a key that was deleted elsewhere, perhaps.
         return Action(verb, minion_id, wanted)
-    return Action(
-        "conflict",
-        minion_id,
-        reason=f"{wanted.fingerprint[:16]} is {wanted.verdict}, and here "
-        f"{found.fingerprint[:16]} is {found.state}",
-    )
+    # It waits for the minion to bring that key here; a key that was deleted elsewhere does not.
+    if standing:
+        return Action("delete", minion_id, decisions[standing.fingerprint])
+    return Action("none", minion_id)
 
 
 def seeding(found: Key | None, offered: Key) -> str | None:
@@ -247,12 +260,25 @@ def pack(decisions: Iterable[Decision]) -> str:
     return squeeze([to_wire(decision) for decision in decisions])
 
 
-def unpack(text: Any) -> list[Decision]:
-    """Read what :func:`pack` made; :class:`LedgerError` for anything else."""
+def unpack(text: Any, refused: list[str] | None = None) -> list[Decision]:
+    """
+    Read what :func:`pack` made; :class:`LedgerError` for anything else.
+
+    refused
+        If given, takes the reasons for which single decisions cannot be used; the others can.
+    """
     values = unsqueeze(text)
     if not isinstance(values, list):
         raise LedgerError("decisions: got no list")
-    return [from_wire(value) for value in values]
+    found = []
+    for value in values:
+        try:
+            found.append(from_wire(value))
+        except LedgerError as err:
+            if refused is None:
+                raise
+            refused.append(str(err))
+    return found
 
 
 def squeeze(value: Any) -> str:
@@ -268,7 +294,7 @@ def unsqueeze(text: Any) -> Any:
         if not opener.eof:
             raise LedgerError(f"packed: got more than {MAX_BYTES} bytes, or a part")
         return json.loads(plain)
-    except (TypeError, ValueError, zlib.error) as err:
+    except (TypeError, ValueError, RecursionError, zlib.error) as err:
         raise LedgerError(f"packed: {err}") from err
 
 
@@ -284,14 +310,37 @@ def to_wire(decision: Decision) -> list[Any]:
     ]
 
 
+def sendable(decision: Decision) -> Decision | None:
+    """Return a decision as peers take it, or None if a bad disk has made something else of it."""
+    if isinstance(decision.pub, str) and len(decision.pub) > MAX_TEXT:
+        # Of an older release.
+        decision = replace(decision, pub="")
+    try:
+        return from_wire(to_wire(decision))
+    except LedgerError:
+        return None
+
+
 def from_wire(value: Any) -> Decision:
     """Read what :func:`to_wire` made; :class:`LedgerError` for anything else."""
     kinds = (str, str, str, int, int, str, str)
     if not isinstance(value, (list, tuple)) or [type(part) for part in value] != list(kinds):
-        raise LedgerError(f"decision: got {str(value)[:100]!r}")
+        raise LedgerError(f"decision: got {reprlib.repr(value)}")
     minion_id, fingerprint, verdict, moment, turn, origin, pub = value
-    if verdict not in VERDICTS or moment < 0 or turn < 0 or bool(pub) != (verdict in LIVE):
-        raise LedgerError(f"decision on {minion_id!r}: got {verdict!r} at {moment}.{turn}")
+    what = f"decision on {reprlib.repr(minion_id)}"
+    if verdict not in VERDICTS or not (0 <= moment < LATEST and 0 <= turn < LATEST):
+        raise LedgerError(
+            f"{what}: got {reprlib.repr(verdict)} at {reprlib.repr(moment)}.{reprlib.repr(turn)}"
+        )
+    if not FINGERPRINT.fullmatch(fingerprint):
+        raise LedgerError(f"{what}: got fingerprint {reprlib.repr(fingerprint)}")
+    if len(pub) > MAX_TEXT or (pub and verdict not in LIVE):
+        raise LedgerError(f"{what}: got a text of {len(pub)} letters, {verdict}")
+    try:
+        "".join((minion_id, origin, pub)).encode()
+    except UnicodeEncodeError as err:
+        # Half of a letter, which no database takes.
+        raise LedgerError(f"{what}: {err.reason}") from err
     return Decision(minion_id, fingerprint, verdict, Stamp(moment, turn), origin, pub)
 
 
@@ -308,7 +357,8 @@ class Ledger:
         self.fresh = False
         try:
             self._open(read_only)
-        except sqlite3.DatabaseError as err:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as err:
+            # SQLite also quotes what is damaged.
             if read_only or isinstance(err, sqlite3.OperationalError):
                 # Absent, locked or out of space is not damaged.
                 raise LedgerError(f"{path}: {err}") from err
@@ -321,21 +371,62 @@ class Ledger:
         self._db = sqlite3.connect(
             f"file:{self.path}?mode={mode}", uri=True, isolation_level=None, timeout=BUSY
         )
+        # What a bad disk has made of a text is for whoever reads it to refuse.
+        self._db.text_factory = lambda text: text.decode(errors="replace")
         try:
             if not read_only:
                 os.chmod(self.path, 0o640)
                 # Survives the end of this process; what a power cut takes is in the key store.
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.execute("PRAGMA synchronous = NORMAL")
-                if self._db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+                if self._db.execute("PRAGMA integrity_check(1)").fetchone()[0] != "ok":
                     raise sqlite3.DatabaseError("damaged")
                 self._create()
-            version = self._get("schema")
+            version = self._version()
             if version != SCHEMA_VERSION:
                 raise LedgerError(f"{self.path}: got schema {version}; supported: {SCHEMA_VERSION}")
+            if not read_only:
+                self._check()
+                if _ASIDE not in self._statements():
+                    self._db.execute(_ASIDE)
         except BaseException:
             self._db.close()
             raise
+
+    def _version(self) -> Any:
+        """Return the version of the schema; that table is the same in all of them."""
+        if _SCHEMA[0] not in self._statements():
+            raise sqlite3.DatabaseError("damaged: it does not say what it is")
+        try:
+            return self._get("schema")
+        except ValueError as err:
+            raise sqlite3.DatabaseError(f"damaged: {err}") from err
+
+    def _statements(self) -> set[str]:
+        rows = self._db.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")
+        return {sql for (sql,) in rows}
+
+    def _check(self) -> None:
+        """Raise :class:`sqlite3.DatabaseError` unless this is what was written."""
+        if self._statements() - {_ASIDE} != set(_SCHEMA):
+            raise sqlite3.DatabaseError("damaged: its tables are others")
+        try:
+            rows = self._db.execute("SELECT name, value FROM meta")
+            known = {name: json.loads(value) for name, value in rows}
+            clock, told = Stamp(*known["clock"]), int(known["digest"], 16)
+            self._sum, last = 0, 0
+            for row in self._db.execute(_SELECT):
+                self._count(_decision(row), 1)
+                last = max(last, row[-1])
+            whole = (
+                all(type(part) is int and 0 <= part < LATEST for part in clock)
+                and isinstance(known["epoch"], str)
+                and last <= known["seq"] < LATEST
+            )
+        except (KeyError, TypeError, ValueError) as err:
+            raise sqlite3.DatabaseError(f"damaged: {err}") from err
+        if not whole or self._sum % (1 << DIGEST_BITS) != told:
+            raise sqlite3.DatabaseError("damaged: the decisions are not those that were recorded")
 
     def _set_aside(self) -> None:
         stamp = time.strftime("%Y%m%dT%H%M%S")
@@ -485,7 +576,9 @@ class Ledger:
     def place(self, peer: str) -> tuple[str, int]:
         """Return the epoch of a peer's ledger and the place up to which it was read."""
         row = self._db.execute("SELECT epoch, seq FROM peer WHERE id = ?", (peer,)).fetchone()
-        return (row[0], row[1]) if row else ("", 0)
+        # Whatever a bad disk has made of it: then all of it is read again.
+        sound = row and isinstance(row[0], str) and isinstance(row[1], int)
+        return (row[0], row[1]) if sound else ("", 0)
 
     def set_place(self, peer: str, epoch: str, place: int) -> None:
         """Remember how far a peer's ledger was read."""
@@ -504,6 +597,20 @@ class Ledger:
                 "DELETE FROM decision WHERE verdict = 'deleted' AND time < ?", (before,)
             )
         return len(rows)
+
+    def put_aside(self, items: Mapping[str, str]) -> None:
+        """Remember what the engine could not do, and why: item -> reason."""
+        with self.transaction():
+            self._db.execute("DELETE FROM aside")
+            self._db.executemany("INSERT INTO aside VALUES (?, ?)", items.items())
+
+    def aside(self) -> dict[str, str]:
+        """Return what the engine could not do so far: item -> reason."""
+        try:
+            return dict(self._db.execute("SELECT item, reason FROM aside ORDER BY item"))
+        except sqlite3.OperationalError:
+            # The engine that wrote this ledger is of an older release.
+            return {}
 
     def history(self, minion_id: str) -> list[dict[str, Any]]:
         """Return what was recorded about an id, oldest first."""
@@ -524,6 +631,9 @@ class Ledger:
         """Record a decision in place of the one that there was on the same key."""
         if mine:
             self._count(mine, -1)
+        if mine and decision.verdict in LIVE and not decision.pub:
+            # Of the same key, from a master where its text was not odd.
+            decision = replace(decision, pub=mine.pub)
         self._count(decision, 1)
         self._seq += 1
         self._db.execute(
@@ -596,6 +706,10 @@ _SCHEMA = (
     " origin TEXT NOT NULL, via TEXT NOT NULL)",
     "CREATE INDEX audit_id ON audit (id)",
 )
+
+
+# Not in every ledger of this schema.
+_ASIDE = "CREATE TABLE aside (item TEXT PRIMARY KEY, reason TEXT NOT NULL) WITHOUT ROWID"
 
 
 def _decision(row: tuple[Any, ...]) -> Decision:

@@ -31,8 +31,8 @@ multimaster-clean-guard:
 # Whoever waits to restart it would start it again.
 multimaster-clean-requests:
   multimaster.withdrawn:
-    - name: {{ master.service }}
-    - config_dir: {{ config_dir }}
+    - name: {{ master.service | json }}
+    - config_dir: {{ config_dir | json }}
     - require:
       - multimaster: multimaster-clean-guard
 
@@ -71,8 +71,8 @@ multimaster-clean-master-files:
 # Or a cut-over that still waits would put its drop-in back.
 multimaster-clean-minion-requests:
   multimaster.withdrawn:
-    - name: {{ minion.service }}
-    - config_dir: {{ config_dir }}
+    - name: {{ minion.service | json }}
+    - config_dir: {{ config_dir | json }}
     - require:
       - sls: multimaster.modules
       {%- if made_by_us %}

@@ -21,6 +21,7 @@
   'utils/multimaster_listener.py',
   'utils/multimaster_options.py',
   'utils/multimaster_peers.py',
+  'utils/multimaster_pubkey.py',
   'utils/multimaster_remotes.py',
   'utils/multimaster_restart.py',
   'utils/multimaster_roots.py',

@@ -5,9 +5,15 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import sqlite3
 import time
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from unit.odd_keys import NAMES as ODD
+from unit.odd_keys import odd
 
 # Salt's Key leaves the socket of its event bus, and that socket's loop, to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -138,6 +144,13 @@ class Master:
         pem = pem or self.shared.pem
         signature = multimaster_keypair.sign_answer(answer, nonce, pem)
         return {"answer": answer, "signature": signature}
+
+    def again(self):
+        """Let everything be due that was set aside, and a look at all keys."""
+        self.engine.aside = {
+            item: aside._replace(due=0.0) for item, aside in self.engine.aside.items()
+        }
+        self.engine.look_due = 0.0
 
     def put(self, name, state, pub):
         """What an administrator, or a minion that asks, leaves in the key store."""
@@ -317,7 +330,8 @@ def test_events_that_name_no_minion_or_no_change_do_nothing(master, minion_keys)
 
 def test_what_is_no_key_is_passed_over(master, minion_keys):
     master.turn()
-    (master.host.pki / "minions/rubbish").write_bytes(b"\xff\xfe\x00")
+    (master.host.pki / "minions/empty").write_bytes(b"\n")
+    os.mkfifo(master.host.pki / "minions/fifo")
     (master.host.pki / "minions/directory").mkdir()
     (master.host.pki / "minions/with\\backslash").write_text(minion_keys["web1"].pub)
     (master.host.pki / "minions/.hidden").write_text(minion_keys["web1"].pub)
@@ -368,19 +382,22 @@ def test_a_key_gives_way_to_its_successor(master, decide, minion_keys, other):
     assert master.rotated()
 
 
-@pytest.mark.parametrize("here", ["accepted", "pending"])
 def test_another_key_under_the_same_id_is_left_and_named_once(
-    master, decide, minion_keys, other, here, caplog
+    master, decide, minion_keys, other, caplog
 ):
-    master.put("web1", here, other.pub)
+    master.put("web1", "accepted", other.pub)
     master.turn()
     decide(master, "saltm1", "accepted")
     for _ in range(2):
         master.pull("saltm1")
         master.pull("saltm3")
-    assert (master.host.pki / STORES[here] / "web1").read_text() == other.pub
+    assert (master.host.pki / "minions/web1").read_text() == other.pub
     assert caplog.text.count("Conflict over the key of web1") == 1
-    assert master.book.conflicts() == (["web1"] if here == "accepted" else [])
+    assert master.book.conflicts() == ["web1"]
+
+
+class Killed(BaseException):
+    """The end of the engine."""
 
 
 @pytest.mark.parametrize("ended", [True, False], ids=["engine ended", "disk full"])
@@ -394,18 +411,21 @@ def test_a_change_that_was_cut_off_is_completed_and_is_no_decision(
     def cut_off(actions):
         # As Salt does: first the old state goes.
         master.put("web1", None, "")
-        raise OSError("no space left")
+        raise Killed if ended else OSError("no space left")
 
     master.engine.store.reject = cut_off
-    with pytest.raises(OSError, match="no space"):
-        master.pull("saltm1")
     if ended:
+        with pytest.raises(Killed):
+            master.pull("saltm1")
         master.book.close()
         master.start()
     else:
+        master.pull("saltm1")
+        assert "no space left" in master.book.aside()["web1"]
         del master.engine.store.reject
-        master.engine.look_due = 0.0
+        master.again()
     master.turn()
+    assert master.book.aside() == {}
     assert master.has("web1") == "rejected"
     assert master.verdicts("web1") == ["rejected"]
 
@@ -482,13 +502,17 @@ def test_a_master_that_is_killed_anywhere_completes_the_work_and_decides_nothing
     assert master.rotated() == shut_out or (before, verdict) == ("rejected", "deleted")
 
 
+def killed(*args):
+    raise Killed
+
+
 def test_what_was_applied_and_not_noted_is_no_decision(master, decide, minion_keys):
     master.put("web1", "accepted", minion_keys["web1"].pub)
     master.turn()
     decide(master, "saltm1", "deleted")
     digest = master.books["saltm1"].digest
-    master.book.note = None  # The end comes between the two.
-    with pytest.raises(TypeError):
+    master.book.note = killed  # The end comes between the two.
+    with pytest.raises(Killed):
         master.pull("saltm1")
     assert master.has("web1") is None
     master.book.close()
@@ -570,6 +594,17 @@ def test_a_ledger_that_cannot_be_opened_is_tried_again_with_a_pause(
     assert master.settings["_patiently"](opener) == "open"
     assert pauses == [master.settings["PAUSE"]] * 3
     assert obstacle in caplog.text
+
+
+def test_a_ledger_that_was_damaged_meanwhile_is_opened_anew(master, monkeypatch):
+    def damaged():
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    pauses = []
+    monkeypatch.setattr(master.settings["time"], "sleep", pauses.append)
+    with pytest.raises(sqlite3.DatabaseError):
+        master.settings["_patiently"](damaged)
+    assert pauses == [master.settings["PAUSE"]]
 
 
 def test_an_answer_that_nobody_asked_for_is_not_read(master, decide):
@@ -658,11 +693,15 @@ def test_of_two_peers_that_have_a_lot_to_say_one_is_heard_first(master, decide):
     assert master.asked[-1][0] == ["saltm3"]
 
 
+def locked(*args):
+    raise sqlite3.OperationalError("database is locked")
+
+
 def test_a_piece_that_could_not_be_taken_in_is_asked_for_again(master, decide):
     for number in range(4):
         decide(master, "saltm1", "accepted", name=f"web{number}")
-    learn, master.book.learn = master.book.learn, None
-    with pytest.raises(TypeError):
+    learn, master.book.learn = master.book.learn, locked
+    with pytest.raises(sqlite3.OperationalError):
         master.pull("saltm1", limit=2)
     master.book.learn = learn
     # What was asked for ahead of time comes all the same.
@@ -778,7 +817,7 @@ def test_somebody_may_ask_to_look_at_everything_again(master, minion_keys):
     master.turn()
     path = master.host.pki / "minions/web1"
     master.put("web1", "accepted", minion_keys["web1"].pub)
-    master.engine.snapshot = master.engine.store.snapshot()
+    master.engine.snapshot = master.loader.run(master.engine.store.snapshot)
     # Unchanged as far as its name and its time go.
     master.bus.put("multimaster/wake", origin="")
     master.turn()
@@ -1074,10 +1113,10 @@ def test_a_master_that_is_killed_while_it_deletes_a_seed_decides_nothing(
     def cut_off(actions):
         if point == "after":
             master.loader.run(delete, actions)
-        raise OSError("killed")
+        raise Killed
 
     master.engine.store.delete = cut_off
-    with pytest.raises(OSError, match="killed"):
+    with pytest.raises(Killed):
         master.pull("saltm1")
     assert path.exists()
     seeded.restart()
@@ -1090,3 +1129,501 @@ def test_a_ledger_is_complete_after_the_first_look_and_not_before(master):
     assert not master.book.complete
     master.turn()
     assert master.book.complete
+
+
+# Whatever anybody says: one bad item stops nothing else
+
+
+def odd_fingerprint(text):
+    import multimaster_pubkey
+
+    return multimaster_pubkey.of(text).fingerprint
+
+
+def goes_on(master, decide, name="web9"):
+    """Look at all keys and hear a peer, as if there were nothing else; and tell it to the end."""
+    decide(master, "saltm1", "accepted", name=name)
+    master.engine.look_due = 0.0
+    master.pull("saltm1")
+    assert master.has(name) == "accepted"
+    assert master.book.place("saltm1") == (master.books["saltm1"].epoch, master.books["saltm1"].end)
+
+
+@pytest.mark.parametrize("text", ODD)
+@pytest.mark.parametrize("state", STORES)
+def test_a_key_that_is_odd_is_an_entry_all_the_same(master, decide, minion_keys, text, state):
+    """Decisions on it are told, and its text is not."""
+    raw = odd(minion_keys["web1"].pub)[text]
+    master.turn()
+    (master.host.pki / STORES[state] / "web1").write_bytes(raw)
+    master.engine.look_due = 0.0
+    master.turn()
+    found = [(d.verdict, d.fingerprint, d.pub) for d in master.book.of("web1").values()]
+    assert found == ([] if state == "pending" else [(state, odd_fingerprint(raw), "")])
+    master.put("web1", None, "")
+    (master.host.pki / "minions_rejected/web1").write_bytes(raw)
+    master.engine.look_due = 0.0
+    master.turn()
+    found = [(d.verdict, d.fingerprint, d.pub) for d in master.book.of("web1").values()]
+    assert found == [("rejected", odd_fingerprint(raw), "")]
+    goes_on(master, decide)
+    assert master.book.aside() == {}
+
+
+@pytest.mark.parametrize("text", ODD)
+@pytest.mark.parametrize("here", ["accepted", "pending", "rejected"])
+@pytest.mark.parametrize(
+    ("verdict", "after"), [("accepted", "accepted"), ("rejected", "rejected"), ("deleted", None)]
+)
+def test_a_decision_on_an_odd_key_holds_for_the_text_that_is_here(
+    master, minion_keys, text, here, verdict, after
+):
+    raw = odd(minion_keys["web1"].pub)[text]
+    (master.host.pki / STORES[here] / "web1").write_bytes(raw)
+    master.turn()
+    master.books["saltm1"].decide("web1", odd_fingerprint(raw), verdict, "saltm1", "", "here")
+    master.pull("saltm1")
+    kept = "pending" if (here, verdict) == ("pending", "deleted") else after
+    assert master.has("web1") == kept
+    if kept:
+        assert (master.host.pki / STORES[kept] / "web1").read_bytes() == raw
+    assert master.rotated() or (here, verdict) != ("accepted", "rejected")
+    assert master.book.digest == master.books["saltm1"].digest
+
+
+def test_a_decision_without_a_text_waits_until_the_minion_brings_it(master, minion_keys):
+    raw = odd(minion_keys["web1"].pub)["after END"]
+    master.turn()
+    master.books["saltm1"].decide("web1", odd_fingerprint(raw), "rejected", "saltm1", "", "here")
+    master.pull("saltm1")
+    assert master.has("web1") is None
+    (master.host.pki / "minions_pre/web1").write_bytes(raw)
+    master.engine.look_due = 0.0
+    master.turn()
+    assert master.has("web1") == "rejected"
+
+
+def test_a_key_with_a_text_is_written_with_it_though_a_stranger_was_first(
+    master, decide, minion_keys
+):
+    pub = minion_keys["web1"].pub
+    (master.host.pki / "minions_pre/web1").write_text(f"{pub}\nmore")
+    master.turn()
+    decide(master, "saltm1", "accepted")
+    master.pull("saltm1")
+    assert master.has("web1") == "accepted"
+    assert (master.host.pki / "minions/web1").read_text() == pub
+
+
+def test_a_text_of_an_older_release_is_not_written_unless_it_is_the_keys_own(
+    master, decide, minion_keys
+):
+    pub = minion_keys["web1"].pub
+    decide(master, "saltm1", "accepted", pub=f"{pub}\nmore")
+    decide(master, "saltm1", "accepted", name="web2", pub=f"\n{pub}\n")
+    master.pull("saltm1")
+    assert (master.has("web1"), master.verdicts("web1")) == (None, ["accepted"])
+    assert (master.host.pki / "minions/web2").read_text() == pub
+
+
+@pytest.mark.parametrize("verdict", ["accepted", "rejected"])
+def test_a_pending_key_is_nobodys_word(master, decide, other, minion_keys, verdict):
+    master.put("web1", "pending", other.pub)
+    master.turn()
+    decide(master, "saltm1", verdict)
+    master.pull("saltm1")
+    assert master.has("web1") == verdict
+    assert (master.host.pki / STORES[verdict] / "web1").read_text() == minion_keys["web1"].pub
+    assert not master.rotated()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "\udcff", "x" * 100_000, "../../web1"])
+def test_an_event_about_what_is_no_id_takes_no_answer_along(master, decide, name):
+    decide(master, "saltm1", "accepted")
+    master.bus.put("multimaster/wake", origin="saltm1")
+    master.turn()
+    for act in ("accept", "full"):
+        master.bus.put("salt/auth", id=name, act=act)
+        master.bus.put("salt/key", id=name, act="delete")
+    reply_to_the_last(master, "saltm1")
+    assert master.has("web1") == "accepted"
+
+
+@pytest.mark.parametrize("size", [252, 255])
+@pytest.mark.parametrize("verdict", ["accepted", "rejected"])
+def test_a_decision_on_the_longest_id_holds(master, decide, size, verdict):
+    decide(master, "saltm1", verdict, name="x" * size)
+    master.pull("saltm1")
+    assert master.has("x" * size) == verdict
+    goes_on(master, decide)
+    assert not list(master.host.pki.glob("minions*/*new*"))
+
+
+def test_what_was_left_of_a_write_that_was_cut_off_is_in_nobodys_way(master, decide, tmp_path):
+    scratch = master.host.pki / "minions" / master.settings["SCRATCH"]
+    scratch.symlink_to(tmp_path / "elsewhere")
+    goes_on(master, decide)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("verdict", ["accepted", "rejected"])
+def test_a_key_that_cannot_be_written_is_set_aside_and_tried_again(master, decide, verdict, caplog):
+    master.turn()
+    obstacle = master.host.pki / STORES[verdict] / "web1"
+    obstacle.mkdir()
+    decide(master, "saltm1", verdict)
+    decide(master, "saltm1", verdict, name="web2")
+    decide(master, "saltm1", "accepted", name="web3")
+    master.pull("saltm1")
+    assert (master.has("web2"), master.has("web3")) == (verdict, "accepted")
+    assert list(master.book.aside()) == ["web1"]
+    assert "directory" in master.book.aside()["web1"]
+    goes_on(master, decide)
+    # Not at every look, and said once.
+    tries = master.engine.aside["web1"].tries
+    master.engine.look_due = 0.0
+    master.turn()
+    assert master.engine.aside["web1"].tries == tries
+    assert caplog.text.count("Set 'web1' aside") == 1
+    obstacle.rmdir()
+    master.again()
+    master.turn()
+    assert master.has("web1") == verdict
+    assert master.book.aside() == {}
+
+
+def test_what_fails_again_and_again_is_tried_less_and_less(master, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(master.settings["time"], "monotonic", lambda: now[0])
+    pauses = []
+    for _ in range(2000):
+        master.engine._set_aside("web1", "no space")
+        pauses.append(master.engine.aside["web1"].due - now[0])
+    assert pauses[:4] == [5, 10, 20, 40]
+    assert pauses[-1] == master.settings["LONGEST"]
+
+
+def test_a_key_that_salt_does_not_delete_is_set_aside_and_the_others_are_deleted(
+    master, decide, minion_keys, monkeypatch
+):
+    import salt.exceptions
+    import salt.key
+
+    for name in ("web1", "web2", "web3"):
+        master.put(name, "accepted", minion_keys["web1"].pub)
+    master.turn()
+    for name in ("web1", "web2", "web3"):
+        decide(master, "saltm1", "deleted", name=name)
+
+    class Keys:
+        def delete_key(self, match_dict):
+            for name in match_dict["minions"]:
+                if name == "web2":
+                    raise salt.exceptions.SaltCacheError("read-only file system")
+                if name != "web1":
+                    master.put(name, None, "")
+
+    monkeypatch.setattr(salt.key, "get_key", lambda opts: Keys())
+    master.pull("saltm1")
+    assert [master.has(f"web{number}") for number in (1, 2, 3)] == ["accepted", "accepted", None]
+    assert set(master.book.aside()) == {"web1", "web2"}
+    assert "read-only" in master.book.aside()["web2"]
+    monkeypatch.undo()
+    master.again()
+    master.turn()
+    assert (master.has("web1"), master.has("web2"), master.book.aside()) == (None, None, {})
+
+
+def test_a_key_that_cannot_be_read_is_not_gone(master, decide, minion_keys, monkeypatch):
+    for name in ("web1", "web2"):
+        master.put(name, "accepted", minion_keys["web1"].pub)
+    master.turn()
+    opened = os.open
+
+    def bad_disk(path, *args, **kwargs):
+        if str(path).endswith("/web1"):
+            raise OSError(5, "Input/output error")
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", bad_disk)
+    os.utime(master.host.pki / "minions/web1", (1, 1))
+    master.bus.put("salt/key", id="web1", act="accepted")
+    goes_on(master, decide)
+    assert master.verdicts("web1") == ["accepted"]
+    assert "Input/output error" in master.book.aside()["web1"]
+    monkeypatch.undo()
+    master.again()
+    master.turn()
+    assert (master.verdicts("web1"), master.book.aside()) == (["accepted"], {})
+
+
+def test_a_directory_of_keys_that_cannot_be_read_is_not_empty(master, decide, minion_keys):
+    master.put("web1", "accepted", minion_keys["web1"].pub)
+    master.turn()
+    (master.host.pki / "minions").rename(master.host.pki / "kept")
+    (master.host.pki / "minions").write_text("what a bad disk makes of it")
+    decide(master, "saltm1", "rejected", name="web2")
+    master.engine.look_due = 0.0
+    master.pull("saltm1")
+    assert master.verdicts("web1") == ["accepted"]
+    assert master.has("web2") == "rejected"
+    assert any("Not a directory" in reason for reason in master.book.aside().values())
+    (master.host.pki / "minions").unlink()
+    (master.host.pki / "kept").rename(master.host.pki / "minions")
+    goes_on(master, decide)
+    assert (master.verdicts("web1"), master.book.aside()) == (["accepted"], {})
+
+
+@pytest.mark.parametrize("when", ["at the start", "later"])
+def test_a_file_that_salt_has_not_finished_is_nobodys_key(master, decide, minion_keys, when):
+    leftover = master.host.pki / "minions/tmpab1_x9zq"
+    if when == "later":
+        master.turn()
+    leftover.write_text(minion_keys["web1"].pub)
+    for _ in range(2):
+        master.engine.look_due = master.engine.scan_due = 0.0
+        master.turn()
+    assert master.verdicts(leftover.name) == []
+    assert list(master.book.aside()) == [leftover.name]
+    goes_on(master, decide)
+    # A minion of that name is known by the event.
+    master.bus.put("salt/key", id=leftover.name, act="accepted")
+    master.turn()
+    assert master.verdicts(leftover.name) == ["accepted"]
+    leftover.unlink()
+    master.again()
+    master.turn()
+    assert (master.verdicts(leftover.name), master.book.aside()) == (["deleted"], {})
+
+
+def test_of_the_decisions_in_an_answer_one_that_is_none_stops_nothing(master, decide, caplog):
+    import multimaster_ledger
+
+    decide(master, "saltm1", "accepted")
+    (good,), _ = master.books["saltm1"].since(0, 9)
+    wire = multimaster_ledger.to_wire(good)
+    bad = [None, [], wire[:-1], [*wire[:3], 1 << 80, *wire[4:]], ["\ud800", *wire[1:]]]
+    master.pull("saltm1", decisions=multimaster_ledger.squeeze([*bad, wire]))
+    assert master.has("web1") == "accepted"
+    assert caplog.text.count("what is no decision") == len(bad)
+    assert master.book.place("saltm1")[1] == 1
+
+
+def test_an_answer_that_comes_twice_is_taken_once(master, decide):
+    decide(master, "saltm1", "accepted")
+    master.bus.put("multimaster/wake", origin="saltm1")
+    master.turn()
+    question = master.asked[-1][2]
+    for _ in range(2):
+        master.reply("saltm1", master.answer("saltm1", *question))
+    master.turn()
+    assert master.has("web1") == "accepted"
+    assert master.book.aside() == {}
+
+
+def test_what_was_decided_here_just_now_is_later_than_what_an_answer_brings(
+    master, decide, minion_keys
+):
+    master.put("web1", "accepted", minion_keys["web1"].pub)
+    master.turn()
+    decide(master, "saltm1", "deleted")
+    master.bus.put("multimaster/wake", origin="saltm1")
+    master.turn()
+    master.put("web1", "rejected", minion_keys["web1"].pub)
+    master.bus.put("salt/key", id="web1", act="rejected")
+    reply_to_the_last(master, "saltm1")
+    assert (master.has("web1"), master.verdicts("web1")) == ("rejected", ["rejected"])
+
+
+def test_a_seed_that_cannot_be_deleted_does_not_become_a_decision(
+    master, seeded, decide, monkeypatch
+):
+    path = seeded("web1", "web2")
+    decide(master, "saltm1", "accepted", name="web1")
+
+    def read_only(actions):
+        raise OSError("read-only file system")
+
+    monkeypatch.setattr(master.engine.store, "delete", read_only)
+    master.pull("saltm1")
+    master.bus.put("salt/auth", id="web2", act="accept")
+    master.turn()
+    assert (master.has("web2"), master.verdicts("web2"), path.exists()) == ("accepted", [], True)
+    assert "web2" in master.book.aside()
+    monkeypatch.undo()
+    master.pull("saltm1")
+    assert (master.has("web2"), master.verdicts("web2"), path.exists()) == (None, [], False)
+
+
+# Denied keys are a second list
+
+
+def deny(master, name, pub):
+    (master.host.pki / "minions_denied" / name).write_text(pub)
+
+
+def denied(master):
+    return {path.name for path in (master.host.pki / "minions_denied").iterdir()}
+
+
+@pytest.mark.parametrize("state", STORES)
+def test_a_denied_key_is_no_state(master, minion_keys, other, state):
+    master.put("web1", state, minion_keys["web1"].pub)
+    deny(master, "web1", other.pub)
+    deny(master, "web2", other.pub)
+    master.turn()
+    assert master.verdicts("web1") == ([] if state == "pending" else [state])
+    assert master.verdicts("web2") == []
+    # Somebody tries to get in under a name that has a key: that is worth knowing.
+    assert denied(master) == {"web1", "web2"}
+
+
+def test_a_reinstalled_minion_leaves_no_denied_key_on_a_master_where_it_was_not_decided_on(
+    master, decide, minion_keys, other
+):
+    master.put("web1", "accepted", minion_keys["web1"].pub)
+    master.put("web2", "accepted", minion_keys["web1"].pub)
+    master.turn()
+    deny(master, "web1", other.pub)
+    deny(master, "web2", other.pub)
+    decide(master, "saltm1", "deleted")
+    decide(master, "saltm1", "accepted", pub=other.pub)
+    master.pull("saltm1")
+    assert (master.host.pki / "minions/web1").read_text() == other.pub
+    assert denied(master) == {"web2"}
+    # What is denied beside an accepted key stays, until that is deleted.
+    decide(master, "saltm1", "deleted", name="web2")
+    master.pull("saltm1")
+    assert (master.has("web2"), denied(master)) == (None, set())
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["event", "no event"])
+def test_a_denied_key_that_is_accepted_here_is_cleared(master, other, told):
+    deny(master, "web1", other.pub)
+    master.put("web1", "pending", other.pub)
+    master.turn()
+    assert denied(master) == {"web1"}
+    master.put("web1", "accepted", other.pub)
+    if told:
+        master.bus.put("salt/key", id="web1", act="accepted")
+    else:
+        master.engine.look_due = 0.0
+    master.turn()
+    assert (denied(master), master.verdicts("web1")) == (set(), ["accepted"])
+
+
+def test_a_leftover_of_an_earlier_release_is_cleared_at_the_start(master, minion_keys):
+    master.put("web1", "accepted", minion_keys["web1"].pub)
+    master.turn()
+    master.book.close()
+    deny(master, "web1", minion_keys["web1"].pub)
+    master.start()
+    master.turn()
+    assert denied(master) == set()
+    assert master.has("web1") == "accepted"
+
+
+# Anything at all, in every place that somebody else writes to
+
+# One engine for all examples: what one of them has left behind is there for the next one.
+ANYTHING = settings(
+    deadline=None,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters())
+nested = st.recursive(
+    plain, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10
+)
+ids = st.text(st.characters(), max_size=300) | st.sampled_from(["web1", "x" * 255, "tmpabcdefgh"])
+
+
+def deep(levels):
+    found = None
+    for _ in range(levels):
+        found = [found]
+    return found
+
+
+class Counter:
+    """Names that were not used yet."""
+
+    def __init__(self):
+        self.numbers = itertools.count()
+
+    def __call__(self):
+        return f"good{next(self.numbers)}"
+
+
+@pytest.fixture
+def fresh_name():
+    return Counter()
+
+
+@ANYTHING
+@given(
+    st.binary(max_size=300)
+    | st.text().map(lambda text: f"-----BEGIN PUBLIC KEY-----{text}".encode()),
+    st.sampled_from([*STORES.values(), "minions_denied"]),
+    st.binary(min_size=1, max_size=255),
+)
+def test_any_file_among_the_keys_stops_nothing(master, decide, fresh_name, text, where, name):
+    path = os.path.join(os.fsencode(master.host.pki), os.fsencode(where), name)
+    if b"/" not in name and b"\0" not in name and name not in (b".", b".."):
+        with open(path, "wb") as handle:
+            handle.write(text)
+    good = fresh_name()
+    master.engine.scan_due = 0.0
+    goes_on(master, decide, good)
+
+
+@ANYTHING
+@given(
+    st.sampled_from(["salt/key", "salt/auth", "multimaster/wake", "minion_start", "salt/job"])
+    | st.sampled_from(["salt/job/jid1/ret/saltm1", "salt/minion/saltm1/start"])
+    | st.text(st.characters()),
+    nested
+    | st.fixed_dictionaries(
+        {}, optional={"id": ids | nested, "act": nested, "origin": nested, "return": nested}
+    ),
+)
+def test_any_event_stops_nothing(master, decide, fresh_name, tag, data):
+    master.bus.events.append({"tag": tag, "data": data})
+    if isinstance(data, dict) and isinstance(data.get("id"), str):
+        for act in ("accept", "delete"):
+            master.bus.events.append({"tag": "salt/key", "data": {**data, "act": act}})
+            master.bus.events.append({"tag": "salt/auth", "data": {**data, "act": act}})
+    goes_on(master, decide, fresh_name())
+    assert "events/" not in master.book.aside()
+
+
+@ANYTHING
+@given(nested | st.integers(900, 100_000).map(deep))
+def test_any_reply_of_whoever_is_not_a_master_stops_nothing(master, decide, fresh_name, value):
+    master.bus.put("multimaster/wake", origin="saltm1")
+    master.turn()
+    for reply in (value, {"answer": value, "signature": value}, {"answer": value, "signature": ""}):
+        if master.engine.peers["saltm1"].open:
+            master.reply("saltm1", reply)
+        master.turn()
+    goes_on(master, decide, fresh_name())
+
+
+@ANYTHING
+@given(st.lists(nested | st.lists(plain, min_size=7, max_size=7)), nested)
+def test_any_answer_of_a_master_stops_nothing(master, decide, fresh_name, decisions, value):
+    import multimaster_ledger
+
+    for lie in (
+        {"decisions": value},
+        {"decisions": multimaster_ledger.squeeze(decisions)},
+        {"epoch": value},
+        {"place": value},
+        {"end": value},
+        {"digest": value},
+    ):
+        master.pull("saltm1", **lie)
+    # The place that it told may be beyond its ledger; and a question from there is still open.
+    master.book.set_place("saltm1", "", 0)
+    master.pull("saltm1")
+    goes_on(master, decide, fresh_name())

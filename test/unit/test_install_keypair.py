@@ -184,6 +184,16 @@ class TestTruthTable:
         assert "2 accepted minions (web1, web2)" in done["reason"]
         unchanged(host, before)
 
+    def test_a_denied_key_takes_nothing_from_what_accepted_minions_protect(self, host, other, stem):
+        have(host, *other, stem)
+        host.accept({"web1": other.pub})
+        # A sign-in with a wrong key under that id, which anybody can try.
+        host.accept({"web1": GARBAGE}, "minions_denied")
+        before = host.files()
+        done = install(host)
+        assert (done["action"], "1 accepted minions (web1)" in done["reason"]) == ("refuse", True)
+        unchanged(host, before)
+
     @pytest.mark.parametrize("where", ["minions_pre", "minions_rejected", "minions_denied"])
     def test_only_accepted_minions_protect_a_different_pair(self, host, shared, other, stem, where):
         have(host, *other, stem)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import random
 import sqlite3
 import stat
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -164,7 +166,9 @@ def test_a_key_that_vanished_while_it_was_to_be_changed_is_nobodys_decision():
         # Two keys, one minion id.
         ({A: "accepted", B: "accepted"}, None, "conflict"),
         ({A: "accepted", B: "rejected"}, Key("accepted", A), "conflict"),
-        ({A: "accepted"}, Key("pending", B), "conflict"),
+        # One of them is pending, which is nobody's word.
+        ({A: "accepted"}, Key("pending", B), "accept"),
+        ({A: "rejected"}, Key("pending", B), "reject"),
         ({A: "accepted"}, Key("accepted", B), "conflict"),
     ],
 )
@@ -175,6 +179,27 @@ def test_plans_what_makes_the_key_store_say_what_the_ledger_says(verdicts, found
     if verb in ("accept", "reject"):
         assert action.decision is not None
         assert action.decision.pub == f"PEM of {action.decision.fingerprint}"
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "found", "verb"),
+    [
+        # It waits for the minion to bring its key here.
+        ({A: "accepted"}, None, "none"),
+        ({A: "rejected"}, Key("pending", B), "none"),
+        ({A: "accepted"}, Key("pending", A), "accept"),
+        ({A: "rejected"}, Key("accepted", A), "reject"),
+        ({A: "rejected"}, Key("rejected", A), "none"),
+        ({A: "deleted", B: "accepted"}, Key("accepted", A), "delete"),
+        ({A: "accepted"}, Key("accepted", B), "conflict"),
+    ],
+)
+def test_a_decision_without_a_text_is_applied_to_what_is_here(verdicts, found, verb):
+    known = {
+        print_: replace(decision(verdict, (1, 0), print_), pub="")
+        for print_, verdict in verdicts.items()
+    }
+    assert ledger.plan("web1", known, found).verb == verb
 
 
 @given(st.lists(decisions.filter(lambda one: one.id == "web1")), st.sampled_from([None, *PRINTS]))
@@ -230,7 +255,11 @@ def test_more_than_an_answer_can_hold_is_refused():
         ["web1", A, "accepted", True, 0, "saltm1", "PEM"],
         ["web1", A, "accepted", -1, 0, "saltm1", "PEM"],
         ["web1", A, "accepted", 1, -1, "saltm1", "PEM"],
-        ["web1", A, "accepted", 1, 0, "saltm1", ""],
+        ["web1", A, "accepted", 1, 0, "saltm1", "x" * (ledger.MAX_TEXT + 1)],
+        ["web1", A, "accepted", ledger.LATEST, 0, "saltm1", "PEM"],
+        ["web1", A, "accepted", 1, ledger.LATEST, "saltm1", "PEM"],
+        ["web1", "aa", "accepted", 1, 0, "saltm1", "PEM"],
+        ["web\udcff", A, "accepted", 1, 0, "saltm1", "PEM"],
         ["web1", A, "deleted", 1, 0, "saltm1", "PEM"],
         [1, A, "accepted", 1, 0, "saltm1", "PEM"],
     ],
@@ -390,6 +419,82 @@ def test_a_damaged_ledger_is_set_aside_and_a_fresh_one_made(tmp_path, damage):
         assert content(book) == []
     aside = list(tmp_path.glob("ledger.db.damaged-*"))
     assert len(aside) == (damage != "emptied")
+
+
+FUZZ = settings(deadline=None, max_examples=25)
+
+
+class LaterRelease(Exception):
+    """A ledger says that it is one."""
+
+
+def usable(path: str) -> bool:
+    """Open a ledger and use all of it; tell whether what was in it is still there."""
+    try:
+        opened = Ledger(path)
+    except ledger.LedgerError as err:
+        raise (LaterRelease if "got schema" in str(err) else AssertionError) from err
+    with opened as book:
+        kept = {"web1", "web2"} <= set(book.ids())
+        assert kept != book.fresh
+        book.decide("web3", A, "accepted", "saltm1", "PEM", "here")
+        assert book.learn([decision("rejected", (5, 0), minion_id="web4")], "saltm2") == ["web4"]
+        book.note({"web3": Key("accepted", A)})
+        book.set_place("saltm2", "epoch", 5)
+        book.put_aside({"web5": "no space"})
+        assert book.place("saltm2") == ("epoch", 5)
+        assert {one.id for one in content(book)} >= {"web3", "web4"}
+        assert (book.history("web3")[-1]["verdict"], book.conflicts()) == ("accepted", [])
+        book.purge(1)
+    with Ledger(path, read_only=True) as book:
+        assert book.aside() == {"web5": "no space"}
+    return kept
+
+
+@FUZZ
+@given(st.binary(max_size=2000) | st.binary(max_size=500).map(lambda b: b"SQLite format 3\0" + b))
+def test_any_file_is_a_ledger_or_set_aside(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("any") / "ledger.db"
+    path.write_bytes(content)
+    assert not usable(str(path))
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A ledger with two decisions."""
+    path = tmp_path_factory.mktemp("ledger") / "ledger.db"
+    with Ledger(str(path)) as book:
+        book.look_at("store")
+        for name in ("web1", "web2"):
+            book.decide(name, A, "accepted", "saltm1", "PEM", "here")
+            book.note({name: Key("accepted", A)})
+        book.set_place("saltm2", "epoch", 5)
+        book.completed()
+    return path
+
+
+@FUZZ
+@given(st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=4))
+def test_a_bad_disk_gives_a_ledger_that_can_be_used_or_a_fresh_one(
+    tmp_path_factory, recorded, changes
+):
+    path = tmp_path_factory.mktemp("bad") / "ledger.db"
+    broken = bytearray(recorded.read_bytes())
+    # Most of it is nothing.
+    written = [place for place, byte in enumerate(broken) if byte]
+    for number, byte in changes:
+        broken[written[number % len(written)]] = byte
+    path.write_bytes(broken)
+    # What is a later release's, nobody can tell.
+    with contextlib.suppress(LaterRelease):
+        usable(str(path))
+
+
+def test_what_a_ledger_says_is_not_believed_after_a_change_of_the_file(recorded, tmp_path):
+    path = tmp_path / "ledger.db"
+    path.write_bytes(recorded.read_bytes().replace(b"accepted", b"rejected"))
+    with Ledger(str(path)) as book:
+        assert (book.fresh, list(book.ids())) == (True, [])
 
 
 def test_a_reader_does_not_write_and_is_told_what_is_not_there(tmp_path):

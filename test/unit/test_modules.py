@@ -19,6 +19,8 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from unit.odd_keys import NAMES, odd
+
 ID = "saltm2"
 REQUESTS = "var/cache/salt/minion/multimaster/restarts/salt-minion"
 
@@ -123,6 +125,29 @@ class TestLedger:
         limit = salt.config.DEFAULT_MASTER_OPTS["max_event_size"]
         assert len(salt.payload.dumps(reply)) < limit
 
+    def test_is_told_whatever_the_texts_of_keys_are_in_answers_that_the_bus_takes(self, host, book):
+        import salt.config
+
+        import multimaster_ledger
+
+        # As long as a text can be, and as hard to compress; one as an older release kept it, and
+        # one that a bad disk has changed.
+        for number in range(60):
+            self.decide(book, f"web{number}", secrets.token_urlsafe(12_000))
+        self.decide(book, "huge", secrets.token_urlsafe(900_000))
+        self.decide(book, "bad", "PEM")
+        book._db.execute("UPDATE decision SET verdict = 'excepted' WHERE id = 'bad'")
+        self.decide(book, "last", "PEM")
+        found, place, end = {}, 0, 1
+        while place < end:
+            reply = host.call("ledger_pull", "saltm3", "nonce", book.epoch, place)["answer"]
+            assert reply["place"] > place
+            place, end = reply["place"], reply["end"]
+            assert len(reply["decisions"]) < salt.config.DEFAULT_MASTER_OPTS["max_event_size"] / 2
+            found |= {one.id: one.pub for one in multimaster_ledger.unpack(reply["decisions"])}
+        assert set(found) == {*(f"web{number}" for number in range(60)), "huge", "last"}
+        assert found["huge"] == ""
+
     def test_is_not_told_by_a_host_without_a_pair(self, host):
         refused(host, "no master's key pair on saltm2", "ledger_pull", "saltm3", "nonce")
 
@@ -139,6 +164,12 @@ class TestLedger:
         (entry,) = host.call("key_history", "web1")
         assert (entry["verdict"], entry["origin"], entry["via"]) == ("accepted", ID, "here")
         assert host.call("key_history", "web2") == []
+
+    def test_is_where_the_status_finds_what_the_engine_has_set_aside(self, host, book):
+        book.put_aside({f"web{number}": "no space" for number in range(30)})
+        aside = host.call("key_digest")["aside"]
+        assert aside["web0"] == "no space"
+        assert (len(aside), aside["..."]) == (21, "10 more")
 
     def test_is_in_the_report(self, host, book):
         self.decide(book, "web1")
@@ -176,6 +207,79 @@ class TestKeyDecide:
         assert page("web*", "db1", 1) == ["web1"]
         whole = multimaster_ledger.unsqueeze(host.call("key_page", "*", "", 9))
         assert whole == host.call("key_states")
+
+    def test_a_page_of_the_longest_ids_is_cut_and_says_so(self, host, fingerprint, minion_keys):
+        import multimaster_ledger
+
+        # Whoever knocks chooses an id; so many that the text is longer than half of what is let by.
+        names = {secrets.token_hex(127) for _ in range(4000)}
+        host.accept(dict.fromkeys(names, minion_keys["web1"].pub), "minions_pre")
+        found, after, more = [], "", True
+        while more:
+            text = host.call("key_page", "*", after, 8000)
+            assert len(text) <= 1 << 19
+            page = multimaster_ledger.unsqueeze(text)
+            more = page.pop("", None)
+            found += page
+            after = max(page)
+        assert sorted(found) == sorted({*names, "web1"})
+
+    @pytest.mark.parametrize("state", ["minions", "minions_pre", "minions_rejected"])
+    def test_a_denied_key_under_an_id_changes_nothing_of_its_own(
+        self, host, fingerprint, other, minion_keys, state
+    ):
+        (host.pki / "minions_pre/web1").unlink()
+        host.accept({"web1": minion_keys["web1"].pub}, state)
+        before = host.call("key_states")
+        assert before["web1"]["fingerprint"] == fingerprint
+        counts = host.call("key_digest")["counts"]
+        host.accept({"web1": other.pub}, "minions_denied")
+        assert host.call("key_states") == before
+        assert host.call("key_digest")["counts"] == {**counts, "denied": 1}
+        verdict = "accept" if state == "minions_rejected" else "reject"
+        assert host.call("key_decide", verdict, "web1", fingerprint, test=True)["changed"] is True
+
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    def test_a_decision_by_the_real_fingerprint_holds_though_there_is_a_denied_key(
+        self, host, fingerprint, other
+    ):
+        host.accept({"web1": other.pub}, "minions_denied")
+        for verb, state in (("accept", "accepted"), ("reject", "rejected"), ("accept", "accepted")):
+            assert host.call("key_decide", verb, "web1", fingerprint)["changed"] is True
+            assert host.call("key_states")["web1"] == {"state": state, "fingerprint": fingerprint}
+        # What `resolve` has every master do: the key that stays is not the intruder's.
+        assert host.call("key_decide", "only", "web1", fingerprint)["changed"] is False
+        assert host.accepted() == {"web1"}
+
+    def test_a_denied_key_is_deleted_alone(self, host, fingerprint, other):
+        import multimaster_keypair
+
+        host.accept({"web1": other.pub, "web2": other.pub}, "minions_denied")
+        assert host.call("key_states", "web2")["web2"]["state"] == "denied"
+        wrong = multimaster_keypair.fingerprint(other.pub)
+        refused(
+            host, f"has {fingerprint}, and denied {wrong}", "key_decide", "accept", "web1", wrong
+        )
+        for name in ("web1", "web2"):
+            done = host.call("key_decide", "delete", name, wrong[:16])
+            assert (done["changed"], done["was"]) == (True, "minions_denied")
+        assert host.call("key_states") == {"web1": {"state": "pending", "fingerprint": fingerprint}}
+        assert not list((host.pki / "minions_denied").iterdir())
+
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    @pytest.mark.parametrize("name", NAMES)
+    def test_whatever_is_in_a_file_can_be_named_and_deleted(self, host, fingerprint, other, name):
+        (host.pki / "minions_pre/web2").write_bytes(odd(other.pub)[name])
+        found = host.call("key_states")
+        assert found["web1"]["fingerprint"] == fingerprint
+        assert host.call("key_decide", "delete", "web2", found["web2"]["fingerprint"])["changed"]
+        assert set(host.call("key_states")) == {"web1"}
+
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    def test_what_salt_cannot_do_is_not_said_to_be_done(self, host, fingerprint, other):
+        (host.pki / "minions_pre/web2").write_bytes(odd(other.pub)["another letter"])
+        found = host.call("key_states")["web2"]["fingerprint"]
+        refused(host, "Salt cannot accept this key", "key_decide", "accept", "web2", found)
 
     @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
     def test_does_what_is_asked_once(self, host, fingerprint):

@@ -35,6 +35,7 @@ def master(address, **changed):
         "offset": 0.0,
         "reported": True,
         "remotes_down": 0,
+        "aside": {},
     }
     return row | changed
 
@@ -133,6 +134,7 @@ def test_a_healthy_topology_has_no_problem(problems, mode):
             "the masters' decisions on keys differ; see salt-run multimaster.keys",
         ),
         ({"digest": None}, "the masters' decisions on keys differ; see salt-run multimaster.keys"),
+        ({"aside": {"web1": "no space"}}, "master saltm2 has set 'web1' aside: no space"),
         ({"conflicts": 2}, "master saltm2 knows 2 ids with two keys"),
     ],
     ids=repr,
@@ -682,6 +684,9 @@ def states(**found):
         (states(web1=("accepted", "a")), states(web1=("rejected", "a")), True),
         (states(web1=("accepted", "a")), states(web1=("accepted", "b")), True),
         (states(web1=("accepted", "a")), {}, True),
+        # What one of them has denied says nothing of the id.
+        (states(web1=("denied", "a")), {}, False),
+        (states(web1=("accepted", "a")), states(web1=("denied", "b")), True),
     ],
 )
 def test_keys_shows_where_masters_differ(on_masters, loaders, here, there, differs):
