@@ -297,7 +297,8 @@ class _Source(_Engine):
 
     def woken(self, what, data):
         if what == "publish":
-            self.forced = self.forced or data.get("force") is True
+            # Not by the event, which any minion can send.
+            self.forced = self.store.demanded() or self.forced
             self.look_due = 0.0
 
     def _emptied(self, name, seen):

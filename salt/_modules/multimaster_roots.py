@@ -81,10 +81,14 @@ def wake(origin="", force=False):
         salt saltm1 multimaster_roots.wake
     """
     opts = _master_opts()
+    if force:
+        try:
+            __utils__["multimaster_roots.store"](_directory(opts)).demand()
+        except OSError as err:
+            raise CommandExecutionError(f"the roots of {__opts__['id']}: {err}") from err
     tag = "wake" if origin else "publish"
     with salt.utils.event.get_event("master", opts=opts, listen=False) as bus:
-        data = {"origin": origin, "force": bool(force)}
-        return bus.fire_event(data, f"multimaster/roots/{tag}")
+        return bus.fire_event({"origin": origin}, f"multimaster/roots/{tag}")
 
 
 def status():

@@ -412,6 +412,7 @@ class Store:
         self.kept = os.path.join(directory, "kept")
         self.status_file = os.path.join(directory, "status.json")
         self._link = os.path.join(directory, "current")
+        self._demand = os.path.join(directory, "demand")
         # Snapshots do not change, and to read one takes longer than all that is asked of it.
         self._read: dict[str, tuple[Manifest, dict[str, list[int]]]] = {}
         # Edits in trees that were kept.
@@ -430,6 +431,19 @@ class Store:
             # Made and never switched to.
             if name is None or other > name:
                 self.remove(other)
+
+    def demand(self) -> None:
+        """Let an emptied directory be published, once: said by who can write here."""
+        with open(self._demand, "a"):
+            pass
+
+    def demanded(self) -> bool:
+        """Tell whether that has been said since this was asked last."""
+        try:
+            os.unlink(self._demand)
+        except FileNotFoundError:
+            return False
+        return True
 
     def current(self) -> str | None:
         """Return the name of the newest snapshot, or None."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -282,7 +284,13 @@ def test_a_directory_that_has_become_empty_is_published_on_demand_only(equal):
     equal.publish()
     assert equal.served(SOURCE) == before
     assert "has become empty" in equal.told(SOURCE)["problem"]
+    # Which any minion can send: whoever may demand it leaves a note on the host.
     equal.buses[SOURCE].put("multimaster/roots/publish", origin="", force=True)
+    equal.turn(SOURCE, look=False)
+    equal.publish()
+    assert equal.served(SOURCE) == before
+    equal.engines[SOURCE].store.demand()
+    equal.buses[SOURCE].put("multimaster/roots/publish", origin="")
     equal.turn(SOURCE, look=False)
     equal.publish()
     equal.follow()
@@ -737,3 +745,16 @@ def test_a_wake_that_could_not_be_given_is_given_again(equal):
     assert equal.jobs == [(SOURCE, "wake", [SOURCE])] * 2
     equal.publish()
     assert len(equal.jobs) == 2
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_demand_is_a_note_on_the_host_and_its_event_only_wakes(host, monkeypatch, force):
+    told = []
+    bus = SimpleNamespace(fire_event=lambda data, tag: told.append((tag, data)) or True)
+    found = lambda *args, **kwargs: contextlib.nullcontext(bus)  # noqa: E731
+    monkeypatch.setattr("salt.utils.event.get_event", found)
+    roots = host.root / "var/cache/salt/master/multimaster/roots"
+    roots.mkdir(parents=True)
+    assert host.modules["multimaster_roots.wake"]("", force) is True
+    assert told == [("multimaster/roots/publish", {"origin": ""})]
+    assert [path.name for path in roots.iterdir()] == ["demand"] * force
