@@ -9,11 +9,13 @@ masters' shared key for a fresh nonce, and is checked against its hash.
 See docs/roots-replicate.md.
 """
 
+import contextlib
 import logging
 import os
 import re
 import secrets
 import time
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import salt.cache
@@ -36,10 +38,25 @@ WANTED = 1000
 # How many times as long as a look took it is until the next one; and at most, in seconds.
 SHARE = 20
 LONGEST = 30.0
-# Seconds of restless directories after which somebody should know.
-RESTLESS = 60.0
+# Looks in a row that find something changed, after which the rest is taken without it.
+RESTLESS = 60
+# Seconds between two looks that events ask for, twice as long whenever there was nothing new, up to
+# LONGEST: anybody can send them.
+SHORTEST = 0.2
+# Seconds until what could not be read is tried again.
+AGAIN = 30.0
+# Minions that are asked at a time whether a state run is under way on them; questions without an
+# answer after which one counts as gone; and answers that are waited for.
+ASKED = 100
+UNANSWERED = 8
+QUESTIONS = 64
+# Seconds until a minion is asked again, twice as long each time, up to RARELY.
+ASK_PAUSE = 5.0
+RARELY = 600.0
 
-RETURN = re.compile(r"salt/job/\d+/ret/")
+RETURN = re.compile(r"salt/job/[^/]+/ret/(.+)", re.DOTALL)
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+DIGEST = re.compile(r"[0-9a-f]{64}")
 # What Salt says of a minion that it lets in.
 SIGNED_IN = ("accept", "full")
 
@@ -60,12 +77,25 @@ def start():
             try:
                 engine = engine or kind(store, bus, declared)
                 engine.turn()
-            except (OSError, ValueError, salt.exceptions.SaltException) as err:
-                # An engine that ends is started again at once, and would fail again.
+            except Exception as err:
+                # Any: an engine that ends is started again at once, and would fail again.
                 log.exception("Cannot replicate the roots; trying again")
-                if engine:
-                    engine.trouble(str(err))
+                with contextlib.suppress(OSError):
+                    if engine:
+                        engine.trouble(str(err))
                 time.sleep(UNREADY)
+
+
+@dataclass
+class _Run:
+    """What is known of a state run that holds a tree: since when, and how its minion was asked."""
+
+    made: float
+    # Whether somebody says that it has returned; anybody can.
+    claimed: bool = False
+    asked: float = float("-inf")
+    pause: float = ASK_PAUSE
+    unanswered: int = 0
 
 
 class _Engine:
@@ -80,13 +110,17 @@ class _Engine:
         # The returns do not go into the job cache.
         self.courier = __utils__["multimaster_peers.courier"](__opts__, listen=False, nocache=True)
         self.look_due = 0.0
+        # Minion -> _Run, of those whose state run holds a tree; job -> (nonce, minion -> the time
+        # that its pin was made).
+        self.runs, self.questions = {}, {}
         # Whether somebody has edited what is served.
         self.damaged = False
         # Trees with edits in them that cannot be copied.
         self.held = set()
         self.told = store.read_status()
         self.told.update(role=self.role, source=declared["source"])
-        self.told.setdefault("skipped", {})
+        if not isinstance(self.told.get("skipped"), dict):
+            self.told["skipped"] = {}
         if not store.current():
             self.told.update(snapshot=None, digest=None, digests={}, since=None)
             self.trouble("there is no snapshot yet")
@@ -103,24 +137,46 @@ class _Engine:
                 self.look_due = now + min(max(LOOK, SHARE * spent), LONGEST)
         self._sent()
         self.attend()
-        while event := self.bus.get_event(
-            wait=max(0.001, self.due() - time.monotonic()), full=True
-        ):
-            self.heard(event["tag"], event["data"])
+        while event := self._event(max(0.001, self.due() - time.monotonic())):
+            self._hear(event["tag"], event["data"])
             self._sent()
             if self.due() <= time.monotonic():
                 break
+
+    def _event(self, wait):
+        try:
+            return self.bus.get_event(wait=wait, full=True)
+        except (UnicodeDecodeError, TypeError, salt.exceptions.SaltDeserializationError) as err:
+            # Its tag may be any bytes that a minion likes.
+            log.debug("An event that is none: %s", err)
+            return {"tag": "", "data": {}}
+
+    def _hear(self, tag, data):
+        """Take note of an event; what is in it, anybody may have made up, stops nothing else."""
+        try:
+            self.heard(tag, data)
+        except OSError:
+            # Not the event's fault.
+            raise
+        except Exception as err:
+            log.error("Cannot make use of the event %r: %s: %s", tag[:200], type(err).__name__, err)
 
     def look(self):
         """Look whether what is served is what was written, and remove what nobody needs."""
         now = time.time()
         for name in self.store.outdated(self.pins.in_use(now), now):
-            # Somebody may have been at work in there when it ceased to be the newest.
-            self._keep(name)
-            if name not in self.held:
-                self.store.remove(name)
+            with contextlib.suppress(FileNotFoundError):
+                # Somebody may have been at work in there when it ceased to be the newest.
+                if self.store.is_sound(name):
+                    self._keep(name)
+                if name not in self.held:
+                    self.store.remove(name)
         name = self.store.current()
+        if name and not self.store.is_sound(name):
+            log.error("Not readable any more, and not served: %s", self.store.discard_unsound())
+            name = self.store.current()
         self.damaged = bool(name and self._keep(name))
+        self._ask_runs()
         kept = sorted(os.listdir(self.store.kept))
         if kept != self.told.get("kept"):
             self.told["kept"] = kept
@@ -148,12 +204,86 @@ class _Engine:
         """Take note of an event; anybody may have made it up."""
         if not isinstance(data, dict):
             return
-        function = data.get("fun")
-        if RETURN.match(tag) and isinstance(function, str) and function.startswith("state."):
-            minion_id = tag.split("/", 4)[-1]
-            self.pins.release(minion_id)
+        back = RETURN.fullmatch(tag)
+        if back and tag.split("/", 3)[2] in self.questions:
+            self._learn_run(back[1], *self.questions[tag.split("/", 3)[2]], data.get("return"))
+        elif back and __utils__["multimaster_roots.runs_states"](data.get("fun")):
+            self._claimed(back[1])
         elif tag.startswith("multimaster/roots/"):
             self.woken(tag.rpartition("/")[2], data)
+
+    def _claimed(self, minion_id):
+        """A state run has returned, or somebody says so: ask its minion, if that matters."""
+        pin = self.pins.get(minion_id)
+        if pin and pin.run:
+            self._run(minion_id, pin).claimed = True
+
+    def _run(self, minion_id, pin):
+        run = self.runs.get(minion_id)
+        if run is None or run.made != pin.made:
+            run = self.runs[minion_id] = _Run(pin.made)
+        return run
+
+    def _ask_runs(self):
+        """Ask minions whether a state run is under way that holds another tree than the newest."""
+        now, current, pins = time.monotonic(), self.store.current(), self.pins.all(time.time())
+        held = {name: pin for name, pin in pins.items() if pin.run}
+        self.runs = {name: self._run(name, pin) for name, pin in held.items()}
+        due = {}
+        for name, pin in held.items():
+            run = self.runs[name]
+            quiet = __utils__["multimaster_roots.is_quiet"](pin, time.time())
+            doubtful = run.claimed or quiet
+            if pin.tree == current or not doubtful or now < run.asked + run.pause:
+                continue
+            if quiet and run.unanswered >= UNANSWERED:
+                # It neither answers nor fetches anything.
+                self.pins.forget(name)
+            elif len(due) < ASKED:
+                due[name] = pin.made
+                if run.asked > float("-inf"):
+                    run.pause = min(run.pause * 2, RARELY)
+                run.asked, run.unanswered = now, run.unanswered + 1
+        if due:
+            nonce = secrets.token_hex(16)
+            self.questions[self.give(list(due), "runs", [nonce])] = (nonce, due)
+            for old in list(self.questions)[:-QUESTIONS]:
+                del self.questions[old]
+
+    def _learn_run(self, minion_id, nonce, made, reply):
+        """Take in what a minion says of its state runs, if it is the minion that says so."""
+        if minion_id not in made or not isinstance(reply, dict):
+            return
+        answer = reply.get("answer")
+        pub = self._minion_key(minion_id)
+        if pub is None or not isinstance(answer, dict) or answer.get("id") != minion_id:
+            return
+        try:
+            __utils__["multimaster_keypair.verify_answer"](
+                answer, nonce, reply.get("signature"), pub
+            )
+        except ValueError as err:
+            log.error("Refused what is said to be of %s: %s", minion_id, err)
+            return
+        run = self.runs.get(minion_id)
+        if run and run.made == made[minion_id]:
+            run.unanswered = 0
+        if answer.get("runs") == []:
+            # Otherwise it is asked again: a job is over some time after its return.
+            self.pins.release(minion_id, made[minion_id])
+
+    def _minion_key(self, minion_id):
+        """Return the public key of a minion that this master has accepted; None if it has not."""
+        driver = __opts__.get("keys.cache_driver")
+        if driver:
+            found = salt.cache.Cache(__opts__, driver=driver).fetch("keys", minion_id) or {}
+            return found.get("pub") if found.get("state") == "accepted" else None
+        try:
+            path = os.path.join(__opts__["pki_dir"], "minions", minion_id)
+            with open(path, encoding="ascii") as handle:
+                return handle.read()
+        except FileNotFoundError:
+            return None
 
     def attend(self):
         """Go on with what is under way."""
@@ -182,6 +312,7 @@ class _Engine:
         )
         self.fine()
         log.info("The roots are now %s: %d entries", name, len(manifest.entries))
+        self._ask_runs()
 
     def fine(self):
         """Nothing is wrong, as of now."""
@@ -225,36 +356,61 @@ class _Source(_Engine):
 
     def __init__(self, store, bus, declared):
         super().__init__(store, bus, declared)
-        # The last look at the live directories, and when it was.
+        # When the last look ended; how long after it events may bring the next one forward; and
+        # whether one has.
+        self.looked, self.pause, self.called = float("-inf"), SHORTEST, False
+        # What is to be taken if it stays as it is, and since when it has been so.
         self.seen, self.seen_at = None, 0.0
-        # Since when they have not been the same twice.
-        self.restless = None
+        # What the last look found, and path -> number of looks in a row that found it changed.
+        self.last, self.counts = None, {}
         # What they were when the snapshot was taken; not known after a start.
         self.published = None
+        # What could not be read then, with the reasons for the status, and when to try again.
+        self.unread, self.reasons, self.again = set(), {}, 0.0
         self.forced = self.unsaid = False
 
     def look(self):
-        super().look()
-        roots = {kind: self.declared.get(kind) or {} for kind in ("file_roots", "pillar_roots")}
+        called, self.called = self.called, False
         try:
-            seen = __utils__["multimaster_roots.scan"](roots)
+            news = self._look()
+        finally:
+            self.looked = time.monotonic()
+        self.pause = min(self.pause * 2, LONGEST) if called and not news else SHORTEST
+
+    def _look(self):
+        """Look at the live directories, and take them if they have settled; tell if they differ."""
+        super().look()
+        if self.store.demanded():
+            self.forced = True
+        roots = {kind: self.declared.get(kind) or {} for kind in ("file_roots", "pillar_roots")}
+        guarded = [__opts__[name] for name in ("pki_dir", "cluster_pki_dir") if __opts__.get(name)]
+        follow = __opts__["fileserver_followsymlinks"]
+        try:
+            seen = __utils__["multimaster_roots.scan"](roots, guarded, follow)
+            restless = self._restless(seen)
             name = self.store.current()
-            if not self.damaged and self.published == seen.entries:
-                self.seen, self.restless, self.forced = None, None, False
+            if not self.damaged and self._is_published(seen, restless):
+                self.seen, self.forced = None, False
+                self._noted(seen.skipped | self.reasons)
                 self.fine()
-                return
+                return False
             if not self.forced and (emptied := self._emptied(name, seen)):
+                self.seen = None
                 self.trouble(
                     f"{emptied} has become empty; nothing is published until it is not, or until "
                     "salt-run multimaster.roots_publish force=True"
                 )
-                return
-            if self.seen is None or seen.entries != self.seen.entries:
-                self._unsettled(seen)
-                return
-            if time.monotonic() - self.seen_at < SETTLED:
+                return False
+            now, before, self.seen = time.monotonic(), self.seen, seen
+            if before is None or not self._same(seen, before, restless):
+                # Somebody is at work in the live directories: look again in a moment.
+                self.seen_at, self.look_due = now, now + SETTLED
+                return before is None
+            if now - self.seen_at < SETTLED:
                 self.look_due = self.seen_at + SETTLED
-                return
+                return False
+            told = set(seen.skipped)
+            seen.kept |= restless
             made = self.store.capture(seen)
             # What that took says nothing about a look.
             self.look_due = time.monotonic() + LOOK
@@ -265,27 +421,45 @@ class _Source(_Engine):
             else:
                 # A directory is not there.
                 self.trouble(str(err))
-            return
-        self.seen, self.restless, self.forced, self.published = None, None, False, seen.entries
-        self._noted(seen)
+            return False
+        self.seen, self.forced = None, False
+        self.published = __utils__["multimaster_roots.without"](seen.entries, seen.kept)
+        self.unread, self.again = seen.kept - restless, time.monotonic() + AGAIN
+        self.reasons = {path: why for path, why in seen.skipped.items() if path not in told}
+        self._noted(seen.skipped)
         if made:
             self.switched(made)
             self.unsaid = True
         else:
             self.fine()
+        return True
 
-    def _unsettled(self, seen):
-        """Somebody is at work in the live directories: look again in a moment."""
-        now = time.monotonic()
-        if self.seen is None or self.restless is None:
-            self.restless = self.restless or now
-        elif now - self.restless > RESTLESS:
-            changed = {
-                path for path, _ in set(seen.entries.items()) ^ set(self.seen.entries.items())
-            }
-            self.trouble(f"changing all the time, and so not taken: {sorted(changed)[:3]}")
-        self.seen, self.seen_at = seen, now
-        self.look_due = now + SETTLED
+    def _is_published(self, seen, restless):
+        """Tell whether all that can be taken was taken."""
+        if self.published is None:
+            return False
+        aside = restless | seen.kept
+        if time.monotonic() < self.again:
+            aside |= self.unread
+        without = __utils__["multimaster_roots.without"]
+        return without(seen.entries, aside) == without(self.published, aside)
+
+    def _same(self, seen, before, restless):
+        without = __utils__["multimaster_roots.without"]
+        same = without(seen.entries, restless) == without(before.entries, restless)
+        return same and seen.kept == before.kept
+
+    def _restless(self, seen):
+        """Return the paths that are never the same twice; they stay what they were in the tree."""
+        last, self.last = self.last, seen.entries
+        changed = set()
+        if last is not None and last != seen.entries:
+            changed = {path for path, _ in set(seen.entries.items()) ^ set(last.items())}
+        self.counts = __utils__["multimaster_roots.restless"](self.counts, changed)
+        found = __utils__["multimaster_roots.never_still"](self.counts, RESTLESS)
+        for path in found:
+            seen.skipped[path] = "changing all the time"
+        return found
 
     def attend(self):
         if self.unsaid:
@@ -296,10 +470,13 @@ class _Source(_Engine):
         self.unsaid = self.unsaid or bool(job.error)
 
     def woken(self, what, data):
-        if what == "publish":
+        if what != "publish":
+            return
+        if self.store.demanded():
             # Not by the event, which any minion can send.
-            self.forced = self.store.demanded() or self.forced
-            self.look_due = 0.0
+            self.forced, self.look_due = True, 0.0
+        elif self.seen is None:
+            self.look_due, self.called = min(self.look_due, self.looked + self.pause), True
 
     def _emptied(self, name, seen):
         """Return a directory that has nothing in it any more, or None."""
@@ -316,11 +493,11 @@ class _Source(_Engine):
                     return self.declared[kind][environment][int(number)]
         return None
 
-    def _noted(self, seen):
-        for path, reason in seen.skipped.items():
+    def _noted(self, skipped):
+        for path, reason in skipped.items():
             if path not in self.told["skipped"]:
                 log.warning("%s is not replicated: %s", path, reason)
-        self.told["skipped"] = dict(seen.skipped)
+        self.told["skipped"] = dict(skipped)
 
     def _wake(self):
         others = [m["id"] for m in __opts__["multimaster"]["masters"] if m["id"] != __opts__["id"]]
@@ -352,6 +529,8 @@ class _Follower(_Engine):
 
     def look(self):
         super().look()
+        # Not of this master's directories; and not left for when it becomes the source.
+        self.store.demanded()
         if self.damaged and not self.wanted:
             # Perhaps everything is here, under another name.
             self._want(self.store.manifest(self.store.current()))
@@ -438,7 +617,7 @@ class _Follower(_Engine):
         source = self.peer.name
         if not isinstance(reply, str) or " " in reply:
             # An error of Salt's, which says so; it may not be the source's own.
-            self.error = f"{source} cannot answer: {str(reply)[:200]}"
+            self.error = f"{source} cannot answer: {CONTROL.sub(' ', str(reply)[:200])}"
             return
         try:
             head, pieces = __utils__["multimaster_seal.unpack"](
@@ -457,7 +636,11 @@ class _Follower(_Engine):
                 # What it had before a later look is not new.
                 self._looked(question.about, head)
             self._take(question.about, last, head, pieces)
-        except (KeyError, TypeError, ValueError) as err:
+        except OSError:
+            # This master's disk; of the answer nothing is wrong.
+            raise
+        except Exception as err:
+            # Any: a disk may have made anything of it.
             self._forget()
             self._pause()
             self.trouble(f"the answer of {source}: {err}")
@@ -465,6 +648,8 @@ class _Follower(_Engine):
     def _looked(self, asked, head):
         """Take note of what the source has."""
         digest = head["digest"]
+        if digest is not None and not DIGEST.fullmatch(digest):
+            raise ValueError(f"no digest: {digest!r}")
         name = self.store.current()
         own = self.store.manifest(name) if name else None
         self._forget()
@@ -484,6 +669,8 @@ class _Follower(_Engine):
                 raise ValueError("the change does not lead to the manifest that it is of")
             self._want(manifest)
         else:
+            if type(head["size"]) is not int or head["size"] < 1:
+                raise ValueError(f"no size of a manifest: {head['size']!r}")
             self.wanted, self.lacking = digest, {digest: head["size"]}
 
     def _take(self, asked, last, head, pieces):

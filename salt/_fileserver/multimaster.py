@@ -93,19 +93,25 @@ def file_hash(load, fnd):
 def serve_file(load, fnd):
     """Return a part of a file in the tree of whoever asks; nothing if somebody has edited it."""
     ret = {"data": "", "dest": ""}
-    if not fnd.get("path") or "saltenv" not in fnd or "loc" not in load:
+    loc = load.get("loc")
+    if (
+        not fnd.get("path")
+        or "saltenv" not in fnd
+        or type(loc) is not int
+        or not 0 <= loc < 1 << 63
+    ):
         return ret
     name, path = _locate(load, fnd, "more")
     if path is None:
         return ret
     with _opened(_store(), name, path) as handle:
         if handle is None:
-            if load["loc"]:
+            if loc:
                 # To the minion, nothing more would be the end of the file.
                 raise FileserverConfigError(f"{fnd['rel']} was edited while it was served")
             return ret
         ret["dest"] = fnd["rel"]
-        handle.seek(load["loc"])
+        handle.seek(loc)
         data = handle.read(__opts__["file_buffer_size"])
     if data and load.get("gzip"):
         data = salt.utils.gzip_util.compress(data, load["gzip"])
@@ -219,7 +225,11 @@ def _pinned(load, kind, saltenv):
         pin = None
     pin = __utils__["multimaster_roots.pinned"](pin, kind, saltenv, current, now)
     if known:
-        pins.put(minion_id, pin)
+        try:
+            pins.put(minion_id, pin)
+        except OSError as err:
+            # A full disk, say: nothing can be switched then either.
+            log.error("Cannot note which tree %s is served from: %s", minion_id, err)
     else:
         PINS[os.getpid()] = pin
     return pin.tree

@@ -59,7 +59,7 @@ def pull(asker, nonce, question):
         return __utils__["multimaster_seal.seal"](
             message, pem, nonce, "answer", __opts__["id"], asker
         )
-    except ValueError as err:
+    except (KeyError, TypeError, ValueError) as err:
         raise CommandExecutionError(f"the question of {asker}: {err}") from err
     except OSError as err:
         raise CommandExecutionError(f"the roots of {__opts__['id']}: {err}") from err
@@ -89,6 +89,34 @@ def wake(origin="", force=False):
     tag = "wake" if origin else "publish"
     with salt.utils.event.get_event("master", opts=opts, listen=False) as bus:
         return bus.fire_event({"origin": origin}, f"multimaster/roots/{tag}")
+
+
+def runs(nonce):
+    """
+    Tell a master which state runs are under way on this minion: they are served from one snapshot.
+
+    nonce
+        A value that the asker has just made up.
+
+    Returns ``answer`` (``id``, and ``runs``, the ids of their jobs) and ``signature``, made with
+    this minion's key: anybody may answer in the name of another one.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 multimaster_roots.runs 0123456789abcdef
+    """
+    running = __salt__["saltutil.running"]()
+    under_way = [
+        str(each.get("jid"))
+        for each in running
+        if __utils__["multimaster_roots.runs_states"](each.get("fun"))
+    ]
+    answer = {"id": __opts__["id"], "runs": sorted(under_way)}
+    with open(os.path.join(__opts__["pki_dir"], "minion.pem"), encoding="ascii") as handle:
+        signature = __utils__["multimaster_keypair.sign_answer"](answer, str(nonce), handle.read())
+    return {"answer": answer, "signature": signature}
 
 
 def status():

@@ -32,8 +32,8 @@ EMPTY = hashlib.sha256(b"").hexdigest()
 
 # Seconds that a tree stays after it was current; the present one and the one before stay longer.
 KEPT = 600
-# Seconds without a request after which a minion has no state run any more; and after which one
-# that is in none begins anew, or in any case.
+# Seconds without a request after which a minion is asked whether its state run goes on, and those
+# of who was in none are forgotten; and after which who is in none begins anew, or in any case.
 RUN_IDLE = 3600
 IDLE = 10
 LONGEST = 60
@@ -55,6 +55,14 @@ _REMEMBERED = 4
 _MANY = 32
 _HASH = re.compile(r"[0-9a-f]{64}")
 _ENVIRONMENT = re.compile(r"(?!\.)[\w.-]+")
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
+_SNAPSHOT = re.compile(r"[0-9]{8,}-[0-9a-f]{16}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# Bytes of a path below the roots, and directories above a file in it: what every system can hold.
+_LONGEST_PATH = 2048
+_DEEPEST = 128
+# Of a directory that is not there, or is none any more.
+_GONE = (errno.ENOENT, errno.ENOTDIR)
 
 
 class RootsError(ValueError):
@@ -63,6 +71,10 @@ class RootsError(ValueError):
 
 class Unsettled(RootsError):
     """Somebody is changing the tree while it is read."""
+
+
+class Unreadable(RootsError):
+    """A file that cannot be taken as it is; all others can."""
 
 
 class File(NamedTuple):
@@ -131,7 +143,7 @@ def parse(text: str) -> Manifest:
         if told["version"] != 1:
             raise RootsError(f"manifest version: got {told['version']!r}; supported: 1")
         entries = {str(path): _entry(value) for path, value in told["entries"].items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as err:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as err:
         raise RootsError(f"no manifest: {err}") from err
     return _checked(Manifest(entries))
 
@@ -151,7 +163,8 @@ def delta(old: Manifest, new: Manifest) -> dict[str, Any]:
 def apply(change: Mapping[str, Any], old: Manifest) -> Manifest:
     """Return the manifest that :func:`delta` was given as new; :class:`RootsError` if none."""
     try:
-        entries = {path: e for path, e in old.entries.items() if path not in set(change["gone"])}
+        gone = set(change["gone"])
+        entries = {path: entry for path, entry in old.entries.items() if path not in gone}
         entries.update({str(path): _entry(value) for path, value in change["set"].items()})
     except (AttributeError, KeyError, TypeError, ValueError) as err:
         raise RootsError(f"no change of a manifest: {err}") from err
@@ -162,7 +175,13 @@ def _entry(value: Any) -> File | None:
     if value is None:
         return None
     sha256, size, mode = value
-    if not (_HASH.fullmatch(sha256) and isinstance(size, int) and size >= 0 and 0 <= mode <= 0o777):
+    # Nor is a truth value a number.
+    if not (
+        _HASH.fullmatch(sha256)
+        and type(size) is type(mode) is int
+        and 0 <= size < 1 << 63
+        and 0 <= mode <= 0o777
+    ):
         raise RootsError(f"no entry of a manifest: {value!r}")
     return File(sha256, size, mode)
 
@@ -175,9 +194,10 @@ def _checked(manifest: Manifest) -> Manifest:
             parts[0] not in KINDS
             or len(parts) < 3
             or not _ENVIRONMENT.fullmatch(parts[1])
-            or not parts[2].isdecimal()
+            or not _NUMBER.fullmatch(parts[2])
             or any(part in ("", ".", "..") for part in parts)
             or "\0" in path
+            or not _is_path(path)
         ):
             raise RootsError(f"no path below the roots: {path!r}")
         parent = path.rpartition("/")[0]
@@ -186,6 +206,14 @@ def _checked(manifest: Manifest) -> Manifest:
         if len(parts) == 3 and entry is not None:
             raise RootsError(f"{path!r} is no directory")
     return manifest
+
+
+def _is_path(path: str) -> bool:
+    """Tell whether every system can have such a path."""
+    try:
+        return len(path.encode()) <= _LONGEST_PATH and path.count("/") <= _DEEPEST
+    except UnicodeEncodeError:
+        return False
 
 
 # Pins: which tree a minion gets
@@ -197,9 +225,10 @@ class Pin:
     The tree that one minion is served from.
 
     run
-        A state run has begun; it keeps its tree until the next one begins, or it has returned.
+        A state run has begun; it keeps its tree until the next one begins, or the minion has said
+        that none is under way.
     returned
-        A state run has returned, so that what comes next may begin anew.
+        That was said, so that what comes next may begin anew.
     marks
         The beginnings that were seen: ``top:ENV`` for the top file, ``list:ENV`` for a listing.
     other
@@ -249,19 +278,33 @@ def pinned(pin: Pin | None, kind: str, environment: str, current: str, now: floa
 
 
 def released(pin: Pin) -> Pin:
-    """Return the pin after a state run has returned: what it was for is over in a moment."""
+    """Return the pin after a state run is over: what it was for is over in a moment."""
     return replace(pin, run=False, returned=True)
 
 
 def holds(pin: Pin, now: float) -> bool:
     """Tell whether the tree of a pin may still be asked for."""
-    return abs(now - pin.used) < RUN_IDLE
+    return pin.run or not is_quiet(pin, now)
+
+
+def runs_states(function: Any) -> bool:
+    """Tell whether a job is a state run by its function, or functions."""
+    several = function if isinstance(function, list) else [function]
+    return any(isinstance(one, str) and one.startswith("state.") for one in several)
+
+
+def is_quiet(pin: Pin, now: float) -> bool:
+    """Tell whether nothing was asked for under a pin for long."""
+    return abs(now - pin.used) >= RUN_IDLE
 
 
 def _is_over(pin: Pin, kind: str, now: float) -> bool:
     idle = abs(now - pin.used)
-    if pin.run or kind == "more":
-        return idle > RUN_IDLE
+    if pin.run:
+        # However long it takes: whether it goes on is known by its minion only.
+        return False
+    if kind == "more":
+        return is_quiet(pin, now)
     if _highstate(pin):
         return idle > OPENING
     return idle > IDLE or abs(now - pin.made) > LONGEST
@@ -294,76 +337,218 @@ class Seen(NamedTuple):
     mode: int
 
 
-@dataclass(frozen=True)
+class _Guard:
+    """Directories of which nothing may be taken, and what is in them under any name."""
+
+    def __init__(self, directories: Iterable[str]) -> None:
+        self.paths = [os.path.realpath(directory) for directory in directories]
+        # A mount has no path that would tell.
+        self.directories = {
+            place
+            for path in self.paths
+            for directory, _, _ in os.walk(path)
+            for place in _places([directory])
+        }
+
+    @cached_property
+    def files(self) -> set[tuple[int, int]]:
+        """The files, which may have second names elsewhere."""
+        return {
+            place
+            for path in self.paths
+            for directory, _, names in os.walk(path)
+            for place in _places(os.path.join(directory, name) for name in names)
+        }
+
+    def has(self, path: str, status: os.stat_result, linked: bool) -> bool:
+        """Tell whether something is, or leads to, what is guarded."""
+        place = (status.st_dev, status.st_ino)
+        if stat.S_ISDIR(status.st_mode):
+            known = place in self.directories
+        else:
+            known = status.st_nlink > 1 and place in self.files
+        if known or not linked:
+            return known
+        real = os.path.realpath(path)
+        return any(_is_within(real, directory) for directory in self.paths)
+
+
+def _places(paths: Iterable[str]) -> Iterator[tuple[int, int]]:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            status = os.lstat(path)
+            yield status.st_dev, status.st_ino
+
+
+def _is_within(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(f"{directory.rstrip('/')}/")
+
+
+@dataclass
 class Scan:
-    """A look at the live directories: path -> what is there, None for a directory; what is not."""
+    """
+    A look at the live directories.
+
+    entries
+        Path -> what is there, None for a directory.
+    skipped
+        What cannot be served, and why; by where it is.
+    kept
+        Paths that cannot be read, which says nothing of what is there: they stay, with all that is
+        below them, what they were.
+    guard
+        Tells what must not be taken, though it was another thing when it was looked at.
+    """
 
     entries: Mapping[str, Seen | None]
-    skipped: Mapping[str, str]
+    skipped: dict[str, str]
+    kept: set[str] = field(default_factory=set)
+    guard: _Guard | None = None
 
 
-def scan(roots: Mapping[str, Mapping[str, list[str]]]) -> Scan:
+def scan(
+    roots: Mapping[str, Mapping[str, list[str]]],
+    guarded: Iterable[str] = (),
+    follow: bool = True,
+) -> Scan:
     """
     Look at live directories: kind -> environment -> directories, as Salt's options have them.
 
-    Links are followed; what cannot be served is skipped and named.  Raises :class:`RootsError` if a
-    directory is not there: an absent mount must not count as a deletion.
+    guarded
+        Directories of which nothing is taken, by whatever path or link it is reached.
+    follow
+        ``fileserver_followsymlinks``: whether links may lead out of the root that they are in.
+
+    Links become what they lead to; what cannot be served is skipped and named.  Raises
+    :class:`RootsError` if a directory is not there: an absent mount must not count as a deletion.
     """
+    guard = _Guard(guarded)
     entries: dict[str, Seen | None] = {}
     skipped: dict[str, str] = {}
+    kept: set[str] = set()
     for kind in KINDS:
         for environment, directories in roots.get(kind, {}).items():
             for number, directory in enumerate(directories):
                 prefix = f"{kind}/{environment}/{number}"
                 try:
-                    status = os.stat(directory)
-                    entries[prefix] = None
-                    _walk(directory, prefix, {(status.st_dev, status.st_ino)}, entries, skipped)
+                    walk = _Walk(directory, guard, follow, entries, skipped, kept)
+                    walk.root(prefix)
                 except OSError as err:
                     raise RootsError(f"{directory}: {err.strerror}") from err
-    return Scan(entries, skipped)
+    return Scan(entries, skipped, kept, guard)
 
 
-def _walk(
-    directory: str,
-    prefix: str,
-    above: set[tuple[int, int]],
-    entries: dict[str, Seen | None],
-    skipped: dict[str, str],
-) -> None:
-    with os.scandir(directory) as listing:
-        for item in listing:
-            path = f"{prefix}/{item.name}"
-            try:
-                item.name.encode()
-                status = item.stat()
-            except UnicodeEncodeError:
-                skipped[ascii(item.path)] = "its name is not UTF-8"
-                continue
-            except OSError as err:
-                skipped[item.path] = err.strerror or str(err)
-                continue
-            if item.name in LEFT_OUT:
-                continue
-            if stat.S_ISDIR(status.st_mode):
-                place = (status.st_dev, status.st_ino)
-                if place in above:
-                    skipped[item.path] = "a link to a directory that it is in"
-                    continue
-                entries[path] = None
-                try:
-                    _walk(item.path, path, above | {place}, entries, skipped)
-                except OSError as err:
-                    if err.errno != errno.EACCES:
-                        raise
-                    del entries[path]
-                    skipped[item.path] = "Permission denied"
-            elif not stat.S_ISREG(status.st_mode):
-                skipped[item.path] = "neither a file nor a directory"
-            elif not os.access(item.path, os.R_OK):
-                skipped[item.path] = "Permission denied"
-            else:
-                entries[path] = Seen(item.path, _mark(status), status.st_mode & 0o777)
+def without(entries: Mapping[str, Any], aside: Iterable[str]) -> Mapping[str, Any]:
+    """Return the entries that are neither one of some paths nor below one."""
+    aside = set(aside)
+    if not aside:
+        return entries
+    return {path: entry for path, entry in entries.items() if aside.isdisjoint(_upwards(path))}
+
+
+def restless(counts: Mapping[str, int], changed: Iterable[str]) -> dict[str, int]:
+    """
+    Return path -> number of looks in a row that found it, or what is below it, changed.
+
+    counts
+        What this returned after the look before.
+    changed
+        What the present one has found.
+    """
+    paths = {above for path in changed for above in _upwards(path)}
+    return {path: counts.get(path, 0) + 1 for path in paths}
+
+
+def never_still(counts: Mapping[str, int], looks: int) -> set[str]:
+    """Return the paths that were changed in so many looks; of those in each other the innermost."""
+    found = {path for path, count in counts.items() if count >= looks}
+    return found - {above for path in found for above in list(_upwards(path))[1:]}
+
+
+def _upwards(path: str) -> Iterator[str]:
+    """Yield a path, and the directories that it is in, up to that of an environment."""
+    while path.count("/") >= 2:
+        yield path
+        path = path.rpartition("/")[0]
+
+
+class _Walk:
+    """A look at one live directory, which adds to what the looks at the others have found."""
+
+    def __init__(
+        self,
+        directory: str,
+        guard: _Guard,
+        follow: bool,
+        entries: dict[str, Seen | None],
+        skipped: dict[str, str],
+        kept: set[str],
+    ) -> None:
+        self.directory, self.guard, self.follow = directory, guard, follow
+        self.entries, self.skipped, self.kept = entries, skipped, kept
+        self.real = os.path.realpath(directory)
+
+    def root(self, prefix: str) -> None:
+        status = os.stat(self.directory)
+        self.entries[prefix] = None
+        if self.guard.has(self.directory, status, linked=True):
+            self._skip(self.directory, "it is where keys are")
+            return
+        self._below(self.directory, prefix, {(status.st_dev, status.st_ino)})
+
+    def _below(self, directory: str, prefix: str, above: set[tuple[int, int]]) -> None:
+        with os.scandir(directory) as listing:
+            items = list(listing)
+        for item in items:
+            if item.name not in LEFT_OUT:
+                self._item(item, f"{prefix}/{item.name}", above)
+
+    def _item(self, item: "os.DirEntry[str]", path: str, above: set[tuple[int, int]]) -> None:
+        """Note one item; whatever is wrong with it, the others are noted as well."""
+        try:
+            item.name.encode()
+        except UnicodeEncodeError:
+            self._skip(item.path, "its name is not UTF-8")
+            return
+        if _CONTROL.search(item.name):
+            self._skip(item.path, "its name has control characters")
+            return
+        if not _is_path(path):
+            self._skip(item.path, "its path is too long")
+            return
+        try:
+            self._taken(item, path, above)
+        except OSError as err:
+            self._skip(item.path, err.strerror or str(err))
+            self.entries.pop(path, None)
+            if err.errno not in (*_GONE, errno.EACCES, errno.EPERM, errno.ELOOP):
+                # A disk that fails, say: what was there is not gone.
+                self.kept.add(path)
+
+    def _taken(self, item: "os.DirEntry[str]", path: str, above: set[tuple[int, int]]) -> None:
+        status, linked = item.stat(), item.is_symlink()
+        if self.guard.has(item.path, status, linked):
+            self._skip(item.path, "it is where keys are")
+            return
+        if linked and not self.follow and not _is_within(os.path.realpath(item.path), self.real):
+            self._skip(item.path, "a link out of its root; fileserver_followsymlinks is off")
+            return
+        if stat.S_ISDIR(status.st_mode):
+            place = (status.st_dev, status.st_ino)
+            if place in above:
+                self._skip(item.path, "a link to a directory that it is in")
+                return
+            self.entries[path] = None
+            self._below(item.path, path, above | {place})
+        elif not stat.S_ISREG(status.st_mode):
+            self._skip(item.path, "neither a file nor a directory")
+        elif not os.access(item.path, os.R_OK):
+            self._skip(item.path, "Permission denied")
+        else:
+            self.entries[path] = Seen(item.path, _mark(status), status.st_mode & 0o777)
+
+    def _skip(self, path: str, reason: str) -> None:
+        self.skipped[path if path.isprintable() else ascii(path)] = reason
 
 
 def _mark(status: os.stat_result) -> tuple[int, ...]:
@@ -431,6 +616,46 @@ class Store:
             # Made and never switched to.
             if name is None or other > name:
                 self.remove(other)
+        self.discard_unsound()
+
+    def discard_unsound(self) -> list[str]:
+        """
+        Remove snapshots that do not say any more what is in them; return their names.
+
+        If one was the newest, the one before is.
+        """
+        names = self.names()
+        lost = [name for name in names if not self.is_sound(name)]
+        left = [name for name in names if name not in lost]
+        if left and self.current() not in (None, *left):
+            self._point(left[-1])
+        elif not left:
+            _remove(self._link)
+        for name in lost:
+            self.remove(name)
+        return lost
+
+    def is_sound(self, name: str) -> bool:
+        """Tell whether a snapshot's manifest can be read."""
+        try:
+            self.manifest(name)
+        except (OSError, RootsError):
+            return False
+        return True
+
+    def demand(self) -> None:
+        """Let an emptied directory be published, once: said by who can write here."""
+        # Written by root, where the master's user may have put a link.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        os.close(os.open(self._demand, flags, 0o600))
+
+    def demanded(self) -> bool:
+        """Tell whether that has been said since this was asked last."""
+        try:
+            os.unlink(self._demand)
+        except FileNotFoundError:
+            return False
+        return True
 
     def demand(self) -> None:
         """Let an emptied directory be published, once: said by who can write here."""
@@ -448,14 +673,18 @@ class Store:
     def current(self) -> str | None:
         """Return the name of the newest snapshot, or None."""
         try:
-            return os.path.basename(os.readlink(self._link))
-        except FileNotFoundError:
-            return None
+            name = os.path.basename(os.readlink(self._link))
+        except OSError as err:
+            if err.errno in (*_GONE, errno.EINVAL):
+                # Also what is no link.
+                return None
+            raise
+        return name if _SNAPSHOT.fullmatch(name) else None
 
     def names(self) -> list[str]:
         """Return the names of all snapshots, in their order."""
         try:
-            return sorted(os.listdir(self.trees))
+            return sorted(filter(_SNAPSHOT.fullmatch, os.listdir(self.trees)))
         except FileNotFoundError:
             return []
 
@@ -473,12 +702,18 @@ class Store:
 
     def live(self, name: str) -> dict[str, list[int]]:
         """Return path -> what the live file looked like that it was taken from; of the source."""
-        return dict(self._meta(name, "live"))
+        return self._marks(name, "live")
 
     def find(self, digest: str) -> str | None:
         """Return the name of the newest snapshot with that digest, or None."""
+        if not _HASH.fullmatch(digest):
+            raise RootsError(f"no digest: {digest!r}")
         for name in reversed(self.names()):
-            if name.endswith(digest[:16]) and self.manifest(name).digest == digest:
+            if (
+                name.endswith(digest[:16])
+                and self.is_sound(name)
+                and self.manifest(name).digest == digest
+            ):
                 return name
         return None
 
@@ -517,31 +752,40 @@ class Store:
         """
         Copy what was put into a tree, and what was made of its files; return where to.
 
-        None if all of it was copied before: one file may be in several trees.
+        None if all of it was copied before: one file may be in several trees.  Raises
+        :class:`RootsError` if something cannot be copied, after all that can.
         """
         target = os.path.join(self.kept, stamp)
+        failed = []
         for path in (*damage.changed, *damage.extra):
-            source, copy = self.tree(name, path), os.path.join(target, path)
-            with contextlib.suppress(FileNotFoundError):
-                status = os.lstat(source)
-                edit = (path, *_look(status))
-                if edit in self._aside:
-                    continue
-                os.makedirs(os.path.dirname(copy), mode=0o700, exist_ok=True)
-                if stat.S_ISLNK(status.st_mode):
-                    os.symlink(os.readlink(source), copy)
-                elif stat.S_ISDIR(status.st_mode):
-                    os.makedirs(copy, mode=0o700, exist_ok=True)
-                elif stat.S_ISREG(status.st_mode):
-                    _copy_or_move(source, copy)
-                self._aside.add(edit)
+            try:
+                self._keep_one(path, self.tree(name, path), os.path.join(target, path))
+            except OSError as err:
+                failed.append(f"{self.tree(name, path)!a}: {err.strerror}")
         gone = [path for path in damage.missing if (name, path) not in self._aside]
         if gone:
             os.makedirs(target, mode=0o700, exist_ok=True)
             with open(os.path.join(target, "deleted"), "a", encoding="utf-8") as handle:
                 handle.writelines(f"{path}\n" for path in gone)
             self._aside.update((name, path) for path in gone)
+        if failed:
+            raise RootsError(f"cannot keep aside {'; '.join(failed[:5])}")
         return target if os.path.isdir(target) else None
+
+    def _keep_one(self, path: str, source: str, copy: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            status = os.lstat(source)
+            edit = (path, *_look(status))
+            if edit in self._aside:
+                return
+            os.makedirs(os.path.dirname(copy), mode=0o700, exist_ok=True)
+            if stat.S_ISLNK(status.st_mode):
+                os.symlink(os.readlink(source), copy)
+            elif stat.S_ISDIR(status.st_mode):
+                os.makedirs(copy, mode=0o700, exist_ok=True)
+            elif stat.S_ISREG(status.st_mode):
+                _copy_or_move(source, copy)
+            self._aside.add(edit)
 
     def have(self, wanted: Mapping[str, int]) -> dict[str, tuple[str, str]]:
         """Return SHA-256 -> snapshot and path of a file with that content, which is intact."""
@@ -549,6 +793,8 @@ class Store:
         for name in self.names()[: -_LOOKED_THROUGH - 1 : -1]:
             if len(found) == len(wanted):
                 break
+            if not self.is_sound(name):
+                continue
             entries, index = self.manifest(name).entries, self.index(name)
             for path, entry in entries.items():
                 if (
@@ -567,10 +813,12 @@ class Store:
 
     def received(self) -> dict[str, int]:
         """Return SHA-256 -> bytes of what has come so far; what is complete was verified."""
-        return {
-            name.removesuffix(".part"): os.stat(os.path.join(self.objects, name)).st_size
-            for name in os.listdir(self.objects)
-        }
+        found = {}
+        for name in os.listdir(self.objects):
+            status = os.lstat(os.path.join(self.objects, name))
+            if _HASH.fullmatch(name.removesuffix(".part")) and stat.S_ISREG(status.st_mode):
+                found[name.removesuffix(".part")] = status.st_size
+        return found
 
     def receive(self, sha256: str, size: int, offset: int, data: bytes) -> bool:
         """
@@ -578,12 +826,12 @@ class Store:
 
         Raises :class:`RootsError` if it is not what follows, or not what the hash says in the end.
         """
+        if not _HASH.fullmatch(sha256):
+            raise RootsError(f"no hash: {sha256!r}")
         whole = os.path.join(self.objects, sha256)
         if os.path.exists(whole):
             return True
         part = f"{whole}.part"
-        if not _HASH.fullmatch(sha256):
-            raise RootsError(f"no hash: {sha256!r}")
         with open(part, "ab") as handle:
             os.chmod(part, 0o600)
             if handle.tell() != offset or offset + len(data) > size:
@@ -603,14 +851,16 @@ class Store:
         Make a snapshot of live directories as a scan has seen them; return its name.
 
         None if the current one is the same, and intact.  Raises :class:`Unsettled` if they were
-        changed meanwhile.
+        changed meanwhile.  A file that cannot be read stays what it was, if it was there; it is
+        added to ``skipped`` and ``kept`` of the scan.
         """
         old = self.current()
         before = self.intact(old) if old else {}
         live = self.live(old) if old else {}
         entries: dict[str, File | None] = {}
+        kept = looked.kept
         with self._draft() as draft:
-            for path, seen in sorted(looked.entries.items()):
+            for path, seen in sorted(without(looked.entries, kept).items()):
                 if seen is None:
                     draft.directory(path)
                     entries[path] = None
@@ -619,11 +869,32 @@ class Store:
                 if known and live.get(path) == list(seen.mark) and known.mode == seen.mode:
                     draft.link(path, self.tree(str(old), path), known.mode)
                     entries[path] = known
-                else:
-                    sha256 = draft.take(path, seen)
+                    continue
+                try:
+                    sha256 = draft.take(path, seen, looked.guard)
                     entries[path] = File(sha256, seen.mark[2], seen.mode)
+                except Unreadable as err:
+                    looked.skipped[seen.source] = str(err)
+                    kept.add(path)
+            for path, entry in sorted(self.manifest(old).entries.items()) if old and kept else ():
+                parent = path.rpartition("/")[0]
+                if kept.isdisjoint(_upwards(path)):
+                    continue
+                if path.count("/") > 2 and entries.get(parent, "") is not None:
+                    # Without the directory that it was in.
+                    continue
+                if entry is None:
+                    draft.directory(path)
+                    entries[path] = None
+                elif path in before:
+                    draft.link(path, self.tree(str(old), path), entry.mode)
+                    entries[path] = entry
             manifest = Manifest(entries)
-            marks = {path: list(seen.mark) for path, seen in looked.entries.items() if seen}
+            marks = {
+                path: list(seen.mark)
+                for path, seen in without(looked.entries, kept).items()
+                if seen
+            }
             if old and self.manifest(old).digest == manifest.digest and not self.damage(old):
                 self._write_meta(os.path.join(self.trees, old), "live", marks)
                 return None
@@ -654,11 +925,24 @@ class Store:
     def missing(self, manifest: Manifest) -> dict[str, int]:
         """Return SHA-256 -> size of each content of a manifest that is not here yet."""
         known, there = self.have(manifest.contents), self.received()
-        return {
+        lacking = {
             sha256: size
             for sha256, size in manifest.contents.items()
-            if sha256 not in known and there.get(sha256) != size
+            if sha256 not in known and not self._is_whole(sha256, size)
         }
+        for sha256, size in lacking.items():
+            if there.get(sha256, -1) >= size:
+                # It is not what it should be, and nothing follows it.
+                for name in (sha256, f"{sha256}.part"):
+                    _remove(os.path.join(self.objects, name))
+        return lacking
+
+    def _is_whole(self, sha256: str, size: int) -> bool:
+        try:
+            status = os.lstat(os.path.join(self.objects, sha256))
+        except FileNotFoundError:
+            return False
+        return stat.S_ISREG(status.st_mode) and status.st_size == size
 
     def switch(self, name: str) -> None:
         """Make a snapshot the current one; from then on all are that ask for the newest."""
@@ -666,11 +950,18 @@ class Store:
         if old:
             # When it ceased to be the current one.
             os.utime(os.path.join(self.trees, old))
+        self._point(name)
+        for leftover in os.listdir(self.objects):
+            _remove(os.path.join(self.objects, leftover))
+
+    def _point(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self._link}.new")
         os.symlink(os.path.join("trees", name), f"{self._link}.new")
+        if os.path.isdir(self._link) and not os.path.islink(self._link):
+            _remove(self._link)
         os.replace(f"{self._link}.new", self._link)
         _sync_directory(self.directory)
-        for leftover in os.listdir(self.objects):
-            os.unlink(os.path.join(self.objects, leftover))
 
     def outdated(self, in_use: set[str], now: float) -> list[str]:
         """Return the snapshots that nobody needs: not pinned, not young, not the last two."""
@@ -687,8 +978,9 @@ class Store:
         """Remove a snapshot."""
         # What is half removed is no snapshot any more.
         gone = os.path.join(self.incoming, f"gone-{name}")
+        _remove(gone)
         os.rename(os.path.join(self.trees, name), gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        _remove(gone)
 
     def write_status(self, status: Mapping[str, Any]) -> None:
         """Write down how things are, for whoever asks."""
@@ -699,12 +991,9 @@ class Store:
         os.replace(scratch, self.status_file)
 
     def read_status(self) -> dict[str, Any]:
-        """Return what :meth:`write_status` was given; nothing if it was not called yet."""
-        try:
-            with open(self.status_file, encoding="utf-8") as handle:
-                return dict(json.load(handle))
-        except FileNotFoundError:
-            return {}
+        """Return what :meth:`write_status` was given; nothing if that is not there, or damaged."""
+        found = _read_json(self.status_file)
+        return found if isinstance(found, dict) else {}
 
     def _intact(self, name: str, path: str, index: Mapping[str, list[int]]) -> bool:
         try:
@@ -725,19 +1014,22 @@ class Store:
         found = self._read.get(name)
         if found is None:
             path = os.path.join(self.trees, name, "manifest")
-            with open(path, encoding="ascii") as handle:
-                found = parse(handle.read()), dict(self._meta(name, "index"))
+            with open(path, "rb") as handle:
+                # What is no text is no manifest either.
+                text = handle.read().decode("ascii", errors="replace")
+            manifest = parse(text)
+            if not name.endswith(manifest.digest[:16]):
+                raise RootsError(f"the manifest of {name} is another one's")
+            found = manifest, self._marks(name, "index")
             # A new one each time: a worker of the master has several threads.
             recent = list(self._read.items())[1 - _REMEMBERED :]
             self._read = {**dict(recent), name: found}
         return found
 
-    def _meta(self, name: str, what: str) -> Any:
-        try:
-            with open(os.path.join(self.trees, name, what), encoding="ascii") as handle:
-                return json.load(handle)
-        except FileNotFoundError:
-            return {}
+    def _marks(self, name: str, what: str) -> dict[str, list[int]]:
+        """Return what is remembered of files; of what is not, nothing is taken for unchanged."""
+        found = _read_json(os.path.join(self.trees, name, what))
+        return found if isinstance(found, dict) else {}
 
     def _write_meta(self, directory: str, what: str, content: Any) -> None:
         path = os.path.join(directory, what)
@@ -775,21 +1067,38 @@ class _Draft:
         with open(source, "rb") as handle, self._new(path, mode) as copy:
             shutil.copyfileobj(handle, copy, _CHUNK)
 
-    def take(self, path: str, seen: Seen) -> str:
+    def take(self, path: str, seen: Seen, guard: _Guard | None = None) -> str:
         """Copy a live file; return the hash of what was copied."""
-        digest = hashlib.sha256()
+        digest, size = hashlib.sha256(), seen.mark[2]
         try:
             # A named pipe would have the reader wait.
             number = os.open(seen.source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as err:
-            raise Unsettled(f"{seen.source}: {err.strerror}") from err
-        with open(number, "rb") as handle, self._new(path, seen.mode) as copy:
-            before = _mark(os.fstat(number))
-            while chunk := handle.read(_CHUNK):
-                digest.update(chunk)
-                copy.write(chunk)
-            if not before == _mark(os.fstat(number)) == seen.mark:
-                raise Unsettled(f"{seen.source} is being changed")
+            if err.errno in _GONE:
+                raise Unsettled(f"{seen.source}: {err.strerror}") from err
+            raise Unreadable(err.strerror or str(err)) from err
+        try:
+            with open(number, "rb") as handle, self._new(path, seen.mode) as copy:
+                status = os.fstat(number)
+                if guard and (status.st_dev, status.st_ino) in guard.files:
+                    # Somebody may have put a link in its way just in time.
+                    raise Unreadable("it is where keys are")
+                if _mark(status) != seen.mark:
+                    raise Unsettled(f"{seen.source} is being changed")
+                # Not beyond what it says: some files never end.
+                while chunk := _read(handle, min(_CHUNK, size - copy.tell() + 1)):
+                    digest.update(chunk)
+                    copy.write(chunk)
+                    if copy.tell() > size:
+                        break
+                if _mark(os.fstat(number)) != seen.mark:
+                    raise Unsettled(f"{seen.source} is being changed")
+                if copy.tell() != size:
+                    raise Unreadable("it does not have the size that it says")
+        except Unreadable:
+            os.unlink(self._at(path))
+            self.fresh.remove(path)
+            raise
         return digest.hexdigest()
 
     def put(self, path: str, mode: int) -> None:
@@ -850,55 +1159,75 @@ class Pins:
 
     def get(self, minion_id: str) -> Pin | None:
         """Return the pin of a minion, or None."""
-        return self._read(self._path(minion_id))
+        told = self._read(self._path(minion_id))
+        return told[1] if told else None
 
     def put(self, minion_id: str, pin: Pin) -> None:
         """Remember the pin of a minion."""
         path = self._path(minion_id)
-        if (old := self._read(path)) and replace(old, used=pin.used) == pin:
+        if (old := self.get(minion_id)) and replace(old, used=pin.used) == pin:
             with contextlib.suppress(FileNotFoundError):
                 os.utime(path, (pin.used, pin.used))
                 return
         os.makedirs(self.directory, mode=0o700, exist_ok=True)
         scratch = f"{path}.{os.getpid()}-{threading.get_ident()}"
+        told = {name: value for name, value in vars(pin).items() if name != "used"}
         with open(scratch, "w", encoding="ascii") as handle:
-            json.dump({name: value for name, value in vars(pin).items() if name != "used"}, handle)
+            json.dump({"minion": minion_id, **told}, handle)
         os.utime(scratch, (pin.used, pin.used))
         os.replace(scratch, path)
 
-    def release(self, minion_id: str) -> None:
-        """A state run of a minion has returned."""
-        if (pin := self.get(minion_id)) and pin.run:
+    def release(self, minion_id: str, made: float) -> None:
+        """No state run of a minion is under way that has the pin which was made then."""
+        if (pin := self.get(minion_id)) and pin.run and pin.made == made:
             self.put(minion_id, released(pin))
 
-    def in_use(self, now: float) -> set[str]:
-        """Return the names of the trees that are pinned; forget the pins that are not used."""
-        found = set()
-        with contextlib.suppress(FileNotFoundError):
+    def forget(self, minion_id: str) -> None:
+        """A minion is not there any more."""
+        with contextlib.suppress(OSError):
+            os.unlink(self._path(minion_id))
+
+    def all(self, now: float) -> dict[str, Pin]:
+        """Return the pins by minion; forget those that are not used any more."""
+        found = {}
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for name in os.listdir(self.directory):
                 path = os.path.join(self.directory, name)
-                pin = self._read(path)
-                if pin and holds(pin, now):
-                    found.add(pin.tree)
-                elif pin or "." in name:
-                    with contextlib.suppress(FileNotFoundError):
-                        if abs(now - os.stat(path).st_mtime) > RUN_IDLE:
-                            os.unlink(path)
+                # The others are half written.
+                told = None if "." in name else self._read(path)
+                if told and holds(told[1], now):
+                    found[told[0]] = told[1]
+                    continue
+                with contextlib.suppress(OSError):
+                    if abs(now - os.stat(path).st_mtime) > RUN_IDLE:
+                        os.unlink(path)
         return found
+
+    def in_use(self, now: float) -> set[str]:
+        """Return the names of the trees that are pinned."""
+        return {pin.tree for pin in self.all(now).values()}
 
     def _path(self, minion_id: str) -> str:
         # Whatever an id has in it.
         name = hashlib.sha256(minion_id.encode(errors="surrogateescape")).hexdigest()[:32]
         return os.path.join(self.directory, name)
 
-    def _read(self, path: str) -> Pin | None:
+    def _read(self, path: str) -> tuple[str, Pin] | None:
+        """Return the minion's id and the pin in a file; None if there is none, or a damaged one."""
+        told = _read_json(path)
         try:
-            with open(path, encoding="ascii") as handle:
-                told = json.load(handle)
-                told["marks"] = tuple(told["marks"])
-                return Pin(**told, used=os.fstat(handle.fileno()).st_mtime)
-        except (FileNotFoundError, KeyError, TypeError, ValueError):
+            used = os.stat(path).st_mtime
+            marks, minion_id = tuple(told.pop("marks")), told.pop("minion")
+            pin = Pin(**told, used=used, marks=marks)
+        except (AttributeError, KeyError, OSError, TypeError):
             return None
+        right = (
+            all(isinstance(text, str) for text in (minion_id, pin.tree, *marks))
+            and all(type(flag) is bool for flag in (pin.run, pin.returned, pin.other))
+            and isinstance(pin.made, (int, float))
+            and _SNAPSHOT.fullmatch(pin.tree)
+        )
+        return (minion_id, pin) if right else None
 
 
 def store(directory: str) -> Store:
@@ -936,7 +1265,8 @@ def contents(
         elif sha256 in paths:
             handle = store.open_file(name, paths[sha256], index.get(paths[sha256]))
         if handle is not None:
-            with handle:
+            # What the disk does not give is left out, too.
+            with handle, contextlib.suppress(OSError):
                 handle.seek(offset)
                 while data := handle.read(PIECE):
                     yield sha256, offset, data
@@ -951,13 +1281,19 @@ def _look(status: os.stat_result) -> list[int]:
 def _everything(directory: str, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
     """Yield path and status of all that is below a directory; links are not followed."""
     try:
-        listing = list(os.scandir(directory))
-    except (FileNotFoundError, PermissionError):
+        with os.scandir(directory) as found:
+            listing = list(found)
+    except OSError:
+        # What is not yielded is missing there.
         return
     for item in listing:
         path = f"{prefix}/{item.name}" if prefix else item.name
-        yield path, item.stat(follow_symlinks=False)
-        if item.is_dir(follow_symlinks=False):
+        try:
+            status = item.stat(follow_symlinks=False)
+        except OSError:
+            continue
+        yield path, status
+        if stat.S_ISDIR(status.st_mode) and _is_path(path):
             yield from _everything(item.path, path)
 
 
@@ -966,10 +1302,33 @@ def _copy_or_move(source: str, target: str) -> None:
         shutil.copyfile(source, target)
     except PermissionError:
         # It belongs to somebody else, and its directory does not.
-        try:
-            os.rename(source, target)
-        except OSError as err:
-            raise RootsError(f"cannot keep {source} aside: {err.strerror}") from err
+        os.rename(source, target)
+
+
+def _read(handle: BinaryIO, size: int) -> bytes:
+    """Return what comes next of a live file."""
+    try:
+        # Nothing yet, from what would have the reader wait, is nothing.
+        return handle.read(size) or b""
+    except OSError as err:
+        raise Unreadable(err.strerror or str(err)) from err
+
+
+def _read_json(path: str) -> Any:
+    """Return what is in a file; None if it cannot be read, whatever a disk has made of it."""
+    try:
+        with open(path, "rb") as handle:
+            return json.loads(handle.read())
+    except (OSError, RecursionError, ValueError):
+        return None
+
+
+def _remove(path: str) -> None:
+    """Remove whatever there is of a name; what cannot be removed stays."""
+    try:
+        os.unlink(path)
+    except OSError:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _hashed(handle: BinaryIO) -> str:

@@ -103,7 +103,7 @@ def unpack(message: bytes) -> tuple[dict[str, Any], list[Piece]]:
         for sha256, offset, length in told:
             pieces.append(Piece(str(sha256), int(offset), body[place : place + int(length)]))
             place += int(length)
-    except (KeyError, TypeError, ValueError, zlib.error) as err:
+    except (KeyError, OverflowError, RecursionError, TypeError, ValueError, zlib.error) as err:
         raise SealError("it holds no message") from err
     if place != len(body):
         raise SealError("its pieces are not all there")

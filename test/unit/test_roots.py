@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
 import stat
 from pathlib import Path
@@ -60,6 +62,7 @@ def test_a_manifest_is_read_as_it_was_written(manifest):
         "file_roots/base/0//x",
         "other/base/0/x",
         "file_roots/base/x/y",
+        "file_roots/base/٣",
         "file_roots/../0/x",
         "file_roots/base/0/a\0b",
         "file_roots/base",
@@ -82,6 +85,65 @@ def test_what_is_no_manifest_is_refused(text):
         roots.parse(text)
 
 
+@pytest.mark.parametrize("path", ["a/" * 2000 + "a", "a" * 5000, "\ud800"])
+def test_no_path_is_taken_that_a_system_cannot_have(path):
+    with pytest.raises(RootsError):
+        roots.parse(Manifest({BASE: None, f"{BASE}/{path}": None}).text)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+paths = st.text() | st.sampled_from(
+    [BASE, f"{BASE}/x", f"{BASE}/../x", "/etc/passwd", f"{BASE}/x/y"]
+)
+listed = st.dictionaries(
+    paths,
+    anything | st.lists(anything | st.sampled_from([HASHES[0], 1, 0o644, True, 1.5]), max_size=4),
+)
+
+
+def is_sane(manifest):
+    """Tell whether nothing in a manifest leads anywhere else, or is another thing than it says."""
+    for path, entry in manifest.entries.items():
+        assert os.path.normpath(f"/roots/{path}") == f"/roots/{path}"
+        assert path.startswith(("file_roots/", "pillar_roots/"))
+        path.encode()
+        if entry:
+            assert type(entry.size) is type(entry.mode) is int
+            assert len(entry.sha256) == 64
+            assert entry.mode | 0o400 <= 0o777
+    return roots.parse(manifest.text) == manifest
+
+
+@given(
+    st.text()
+    | anything.map(json.dumps)
+    | st.builds(lambda v, e: json.dumps({"version": v, "entries": e}), st.just(1), listed)
+    | st.integers(900, 100_000).map(lambda depth: "[" * depth)
+)
+def test_any_text_is_a_manifest_or_refused(text):
+    try:
+        manifest = roots.parse(text)
+    except RootsError:
+        return
+    assert is_sane(manifest)
+
+
+@given(
+    anything | st.fixed_dictionaries({"gone": anything | st.lists(paths), "set": listed}),
+    manifests(),
+)
+def test_anything_is_a_change_or_refused(change, old):
+    try:
+        manifest = roots.apply(change, old)
+    except RootsError:
+        return
+    assert is_sane(manifest)
+
+
 @pytest.mark.parametrize("entry", [["x", 1, 0], [HASHES[0], -1, 0], [HASHES[0], 1, 0o4755], 5, [1]])
 def test_what_is_no_entry_is_refused(entry):
     with pytest.raises(RootsError):
@@ -90,7 +152,7 @@ def test_what_is_no_entry_is_refused(entry):
 
 # Pins
 
-NEW, OLD = "00000002-b", "00000001-a"
+NEW, OLD = f"00000002-{'b' * 16}", f"00000001-{'a' * 16}"
 # What a minion asks for in a state run, with the seconds before each request.
 HIGHSTATE = [("top", 1), ("more", 0.1), ("list", 0.1), *[("list", 1.2), ("other", 0.1)] * 6]
 HIGHSTATE += [("sls", 0.1), ("more", 0.1), ("sls", 0.1), ("other", 900), ("more", 0.1)]
@@ -188,12 +250,14 @@ def test_a_listing_within_a_template_changes_nothing():
     assert minion.ask("list", 2) == NEW
 
 
-def test_a_run_that_never_returned_is_over_in_the_end():
+def test_a_run_keeps_its_tree_however_long_it_asks_for_nothing():
     minion = Minion()
     for kind, after in SLS:
         minion.ask(kind, after)
     minion.current = NEW
-    assert roots.holds(minion.pin, minion.now + 3000)
+    assert roots.holds(minion.pin, minion.now + 1_000_000)
+    assert minion.ask("other", 1_000_000) == OLD
+    minion.pin = roots.released(minion.pin)
     assert not roots.holds(minion.pin, minion.now + 3700)
     assert minion.ask("other", 3700) == NEW
 
@@ -206,10 +270,41 @@ def test_pins_are_shared_by_all_who_look(tmp_path):
         pins.put(name, pin)
         assert others.get(name) == pin
     assert others.in_use(1002.0) == {OLD, NEW}
-    others.release("web1")
+    others.release("web1", 999.0)
+    assert pins.get("web1").run
+    for name in ("web1", "../../web2", "web\n3"):
+        others.release(name, 1000.0)
     assert pins.get("web1").returned
     assert sorted(os.listdir(tmp_path)) == ["pins"]
     assert others.in_use(1000.0 + 2 * roots.RUN_IDLE) == set()
+
+
+@given(
+    st.binary(max_size=100)
+    | anything.map(lambda told: json.dumps(told).encode())
+    | st.fixed_dictionaries(
+        {
+            name: anything | st.sampled_from([NEW, "../../x", "web1", [], True, 1.5])
+            for name in ("minion", "tree", "made", "run", "returned", "marks", "other")
+        }
+    ).map(lambda told: json.dumps(told).encode())
+    | st.integers(900, 100_000).map(lambda depth: b"[" * depth)
+)
+def test_any_file_among_the_pins_stops_nothing(tmp_path_factory, content):
+    directory = tmp_path_factory.mktemp("pins")
+    pins = roots.Pins(str(directory))
+    good = Pin(NEW, 1000.0, 1001.0)
+    pins.put("web2", good)
+    path = Path(pins.directory, os.path.basename(pins._path("web1")))
+    path.write_bytes(content)
+    Path(pins.directory, "directory").mkdir()
+    assert NEW in pins.in_use(1002.0)
+    found = pins.get("web1")
+    assert found is None or "/" not in found.tree
+    pinned = roots.pinned(found, "other", "base", NEW, 1002.0)
+    pins.put("web1", pinned)
+    assert pins.get("web1").tree == pinned.tree
+    assert pins.get("web2") == good
 
 
 # Live directories
@@ -344,6 +439,197 @@ def test_links_are_followed_and_what_cannot_be_served_is_named(live, tmp_path, s
     copy = store.tree(store.current(), f"{BASE}/link")
     assert not os.path.islink(copy)
     assert Path(copy).read_text() == "base: {'*': [web]}"
+
+
+def reasons(seen):
+    """What was skipped: base name -> reason."""
+    return {os.path.basename(path.strip("'")): why for path, why in seen.skipped.items()}
+
+
+@pytest.mark.parametrize("name", ["line\nfeed", "escape\x1b[2J", "\x7f", "csi\x9b"])
+def test_a_name_with_control_characters_is_skipped_and_named(live, name):
+    (live / "salt" / name).write_text("x")
+    (live / "salt/web" / name).mkdir()
+    (live / "salt/web" / name / "below").write_text("x")
+    seen = looked(live)
+    assert not any(name in path for path in seen.entries)
+    assert f"{BASE}/web/init.sls" in seen.entries
+    assert len(seen.skipped) == 2
+    for path, why in seen.skipped.items():
+        assert path.isprintable()
+        assert "control characters" in why
+
+
+@pytest.fixture
+def deep(live, monkeypatch):
+    """A directory deeper than a program can follow, which pytest could not remove either."""
+    monkeypatch.chdir(live / "salt")
+    for _ in range(1500):
+        os.mkdir("d")
+        os.chdir("d")
+    yield live
+    for _ in range(1500):
+        os.chdir("..")
+        os.rmdir("d")
+
+
+def test_a_directory_that_is_too_deep_is_skipped_and_the_rest_is_taken(deep, store):
+    seen = looked(deep)
+    assert set(seen.skipped.values()) == {"its path is too long"}
+    store.switch(store.capture(seen))
+    assert f"{BASE}/web/init.sls" in content(store)
+    assert not store.damage(store.current())
+
+
+def scan(live, **settings):
+    return roots.scan({"file_roots": {"base": [str(live / "salt")]}}, **settings)
+
+
+def test_links_out_of_a_root_are_followed_only_as_salt_would(live, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("outside")
+    (live / "salt/directory").symlink_to(outside)
+    (live / "salt/file").symlink_to(outside / "file")
+    (live / "salt/twice").symlink_to("file")
+    (live / "salt/up").symlink_to("../pillar/top.sls")
+    (live / "salt/inner").symlink_to("web")
+    (live / "salt/link").symlink_to(live / "salt/top.sls")
+    assert f"{BASE}/directory/file" in scan(live, follow=True).entries
+    seen = scan(live, follow=False)
+    for name in ("directory", "directory/file", "file", "twice", "up"):
+        assert f"{BASE}/{name}" not in seen.entries
+    assert {f"{BASE}/inner/init.sls", f"{BASE}/link", f"{BASE}/web/init.sls"} <= set(seen.entries)
+    assert set(reasons(seen)) == {"directory", "file", "twice", "up"}
+    assert set(seen.skipped.values()) == {
+        "a link out of its root; fileserver_followsymlinks is off"
+    }
+
+
+@pytest.fixture
+def pki(tmp_path):
+    """A directory with keys."""
+    made = tmp_path / "etc/pki"
+    (made / "minions").mkdir(parents=True)
+    (made / "master.pem").write_text("secret")
+    (made / "minions/web1").write_text("public")
+    return made
+
+
+def test_nothing_where_keys_are_is_taken_by_whatever_way(live, pki, tmp_path):
+    (live / "salt/file").symlink_to(pki / "master.pem")
+    (live / "salt/directory").symlink_to(pki)
+    (live / "salt/deeper").symlink_to(pki / "minions")
+    (live / "salt/above").symlink_to(pki.parent)
+    (tmp_path / "alias").symlink_to(pki)
+    (live / "salt/alias").symlink_to(tmp_path / "alias/minions/web1")
+    os.link(pki / "master.pem", live / "salt/second")
+    os.link(live / "salt/top.sls", live / "salt/harmless")
+    seen = scan(live, guarded=[str(tmp_path / "alias")])
+    taken = {path for path, entry in seen.entries.items() if entry}
+    assert not [path for path in taken if "master" in path or "web1" in path]
+    assert reasons(seen) == dict.fromkeys(
+        ["file", "directory", "deeper", "alias", "second", "pki"], "it is where keys are"
+    )
+    assert {f"{BASE}/harmless", f"{BASE}/top.sls", f"{BASE}/web/init.sls"} <= taken
+
+
+def test_no_key_is_taken_where_another_file_was_looked_at(live, pki, store):
+    seen = scan(live, guarded=[str(pki)])
+    key = pki / "master.pem"
+    # As with a directory above it that is swapped for a link at the right moments.
+    seen.entries[f"{BASE}/swapped"] = roots.Seen(str(key), roots._mark(key.stat()), 0o644)
+    store.switch(store.capture(seen))
+    assert f"{BASE}/swapped" not in content(store)
+    assert f"{BASE}/web/init.sls" in content(store)
+    assert seen.skipped == {str(key): "it is where keys are"}
+
+
+def test_a_root_where_keys_are_is_not_taken(live, pki):
+    declared = {"file_roots": {"base": [str(live / "salt"), str(pki / "minions")]}}
+    seen = roots.scan(declared, [str(pki)])
+    assert not any(path.startswith("file_roots/base/1/") for path in seen.entries)
+    assert f"{BASE}/top.sls" in seen.entries
+    assert list(seen.skipped.values()) == ["it is where keys are"]
+
+
+def failing(monkeypatch, function, name, error):
+    """Have a function of the system fail for one path, as a bad disk does."""
+    real = getattr(os, function)
+
+    def called(path, *args, **kwargs):
+        if str(path).endswith(name) and "/live/" in str(path):
+            raise OSError(error, os.strerror(error))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, function, called)
+
+
+@pytest.mark.parametrize(("function", "name"), [("open", "page"), ("scandir", "files")])
+def test_what_cannot_be_read_stays_what_it_was_and_the_rest_is_taken(
+    live, store, first, monkeypatch, function, name
+):
+    (live / "salt/web/files/page").write_text("two")
+    (live / "salt/web/init.sls").write_text("two")
+    failing(monkeypatch, function, name, errno.EIO)
+    seen = looked(live)
+    made = store.capture(seen)
+    assert reasons(seen) == {name: "Input/output error"}
+    store.switch(made)
+    found = content(store)
+    assert found[f"{BASE}/web/init.sls"][1] == "two"
+    assert found[f"{BASE}/web/files/page"][1] == "x" * 1000
+    assert not store.damage(made)
+    monkeypatch.undo()
+    store.switch(store.capture(looked(live)))
+    assert content(store) == live_content(live)
+
+
+def test_what_cannot_be_read_and_never_was_is_left_out(live, store, monkeypatch):
+    failing(monkeypatch, "open", "page", errno.EIO)
+    store.switch(store.capture(looked(live)))
+    assert f"{BASE}/web/files/page" not in content(store)
+    assert f"{BASE}/web/files/run" in content(store)
+    assert not store.damage(store.current())
+
+
+def test_a_file_that_vanishes_or_becomes_a_pipe_is_looked_at_again(live, store, first):
+    (live / "salt/web/init.sls").write_text("two")
+    seen = looked(live)
+    (live / "salt/web/init.sls").unlink()
+    with pytest.raises(Unsettled):
+        store.capture(seen)
+    os.mkfifo(live / "salt/web/init.sls")
+    with pytest.raises(Unsettled):
+        store.capture(seen)
+
+
+def test_a_file_that_is_longer_than_it_says_is_left_out(live, store):
+    # Of size 0, with content; others of that kind never end.
+    (live / "salt/endless").symlink_to("/proc/version")
+    seen = looked(live)
+    store.switch(store.capture(seen))
+    assert reasons(seen) == {"endless": "it does not have the size that it says"}
+    assert f"{BASE}/endless" not in content(store)
+    assert f"{BASE}/web/init.sls" in content(store)
+    assert not store.damage(store.current())
+
+
+def test_of_what_is_changed_in_each_look_the_innermost_is_never_still():
+    counts = {}
+    for number in range(3):
+        changed = [
+            f"{BASE}/log/a",
+            f"{BASE}/new/{number}",
+            *([f"{BASE}/once"] if not number else []),
+        ]
+        counts = roots.restless(counts, changed)
+    assert roots.never_still(counts, 3) == {f"{BASE}/log/a", f"{BASE}/new"}
+    assert roots.never_still(counts, 4) == set()
+    assert roots.restless(counts, []) == {}
+    entries = dict.fromkeys([BASE, f"{BASE}/log", f"{BASE}/log/a", f"{BASE}/new", f"{BASE}/new/1"])
+    left = roots.without(entries, {f"{BASE}/log/a", f"{BASE}/new"})
+    assert set(left) == {BASE, f"{BASE}/log"}
 
 
 def test_an_absent_directory_is_no_deletion(live):
@@ -566,3 +852,130 @@ def test_whoever_is_killed_has_the_old_tree_or_the_new_one(
         after.switch(name)
     assert content(after) == new
     assert not after.damage(after.current())
+
+
+# What a disk may have made of a store
+
+
+def test_a_snapshot_that_is_not_readable_is_removed_and_the_one_before_served(store, live, first):
+    (live / "salt/web/init.sls").write_text("two")
+    second = store.capture(looked(live))
+    store.switch(second)
+    Path(store.trees, second, "manifest").write_bytes(b"\xff\0")
+    for junk in ("lost+found", "x", "-1"):
+        Path(store.trees, junk).mkdir()
+    again = roots.Store(store.directory)
+    again.prepare()
+    assert again.current() == first
+    assert again.names() == [first]
+    third = again.capture(looked(live))
+    again.switch(third)
+    assert content(again) == live_content(live)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"[[[", b"\xff", b'{"version": 1, "entries": {}}'])
+def test_without_any_snapshot_that_is_readable_there_is_none(store, live, first, damage):
+    Path(store.trees, first, "manifest").write_bytes(damage)
+    again = roots.Store(store.directory)
+    again.prepare()
+    assert again.current() is None
+    again.switch(again.capture(looked(live)))
+    assert content(again) == live_content(live)
+
+
+@pytest.mark.parametrize("what", ["index", "live"])
+@pytest.mark.parametrize("damage", [b"", b"[]", b"5", b"\xff", b"[" * 100_000])
+def test_marks_that_are_damaged_are_of_nothing(store, live, first, what, damage):
+    Path(store.trees, first, what).write_bytes(damage)
+    again = roots.Store(store.directory)
+    again.prepare()
+    made = again.capture(looked(live))
+    again.switch(made or again.current())
+    assert content(again) == live_content(live)
+    assert not again.damage(again.current())
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b"5", b"\xff", b"[" * 100_000])
+def test_a_damaged_status_is_none(store, damage):
+    Path(store.status_file).write_bytes(damage)
+    assert store.read_status() == {}
+
+
+@pytest.mark.parametrize("what", ["file", "directory", "elsewhere", "dangling"])
+def test_what_is_in_place_of_the_link_to_the_newest_does_not_stay(store, live, first, what):
+    link = Path(store.directory, "current")
+    link.unlink()
+    if what == "file":
+        link.write_text("x")
+    elif what == "directory":
+        (link / "x").mkdir(parents=True)
+    else:
+        link.symlink_to({"elsewhere": "/etc", "dangling": "trees/00000009-0123456789abcdef"}[what])
+    again = roots.Store(store.directory)
+    again.prepare()
+    assert again.current() in (None, first)
+    again.switch(again.capture(looked(live)) or first)
+    assert content(again) == live_content(live)
+
+
+def test_a_part_that_is_too_long_is_fetched_anew(store, first, follower):
+    manifest = store.manifest(first)
+    sha256 = manifest.entries[f"{BASE}/web/files/page"].sha256
+    Path(follower.objects, f"{sha256}.part").write_bytes(b"y" * 2000)
+    other = manifest.entries[f"{BASE}/web/init.sls"].sha256
+    Path(follower.objects, other).write_bytes(b"longer than it should be")
+    Path(follower.objects, "lost+found").mkdir()
+    fetch(follower, store)
+    assert content(follower) == content(store)
+
+
+def test_one_edit_that_cannot_be_kept_keeps_no_other_from_it(store, first, monkeypatch):
+    for name in ("page", "run"):
+        Path(store.tree(first, f"{BASE}/web/files/{name}")).unlink()
+        Path(store.tree(first, f"{BASE}/web/files/{name}")).write_text("edited")
+    real = shutil.copyfile
+
+    def copy(source, target):
+        if source.endswith("page"):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", copy)
+    with pytest.raises(RootsError, match="page"):
+        store.keep_aside(first, store.damage(first), "stamp")
+    assert Path(store.kept, "stamp", f"{BASE}/web/files/run").read_text() == "edited"
+
+
+def test_a_content_that_the_disk_does_not_give_keeps_no_other_from_being_told(store, first):
+    class Bad:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exc):
+            pass
+
+        def seek(self, offset):
+            pass
+
+        def read(self, size):
+            raise OSError(errno.EIO, "Input/output error")
+
+    entries = store.manifest(first).entries
+    bad, good = (entries[f"{BASE}/web/{name}"].sha256 for name in ("files/page", "init.sls"))
+    real = store.open_file
+    store.open_file = lambda name, path, looks: (
+        Bad() if path.endswith("page") else real(name, path, looks)
+    )
+    told = list(roots.contents(store, first, [(bad, 0), (good, 0)]))
+    assert told == [(good, 0, b"one")]
+
+
+def test_a_note_of_root_is_not_written_through_a_link(store, tmp_path):
+    Path(store.directory, "demand").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic links"):
+        store.demand()
+    assert not (tmp_path / "elsewhere").exists()
+    assert store.demanded()
+    store.demand()
+    assert store.demanded()
+    assert not store.demanded()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import hashlib
+import itertools
 import os
 import shutil
 import signal
@@ -13,6 +15,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import multimaster_seal as seal
 
@@ -268,14 +272,142 @@ def test_a_restless_directory_is_not_taken(masters):
     assert masters.served(SOURCE)["file_roots/base/0/top.sls"] == "half"
 
 
-def test_a_directory_that_is_restless_for_long_is_a_problem(masters):
-    masters.turn(SOURCE)
-    masters.engines[SOURCE].restless -= 100
-    (masters.live / "salt/top.sls").write_text("half")
-    masters.turn(SOURCE)
-    assert "file_roots/base/0/top.sls" in masters.told(SOURCE)["problem"]
-    masters.publish()
-    assert masters.told(SOURCE)["problem"] is None
+def test_what_is_never_still_stays_what_it_was_and_the_rest_is_published(equal):
+    engine, log = equal.engines[SOURCE], equal.live / "salt/web/files/page"
+    (equal.live / "salt/web/init.sls").write_text("two")
+    for number in range(equal.settings["RESTLESS"]):
+        assert equal.served(SOURCE)["file_roots/base/0/web/init.sls"] == "one"
+        log.write_text(f"line {number}")
+        equal.turn(SOURCE)
+    for number in range(4):
+        log.write_text(f"more {number}")
+        equal.turn(SOURCE)
+    found = equal.served(SOURCE)
+    assert found["file_roots/base/0/web/init.sls"] == "two"
+    assert found["file_roots/base/0/web/files/page"] == "page"
+    assert equal.told(SOURCE)["problem"] is None
+    path = "file_roots/base/0/web/files/page"
+    assert equal.told(SOURCE)["skipped"] == {path: "changing all the time"}
+    # And that is no news, again and again.
+    assert engine.store.current() == engine.store.names()[-1]
+    names = engine.store.names()
+    log.write_text("the last line")
+    equal.turn(SOURCE)
+    assert engine.store.names() == names
+    # When it is still, it is as all others are.
+    for _ in range(3):
+        equal.turn(SOURCE)
+    assert equal.served(SOURCE)[path] == "the last line"
+    assert equal.told(SOURCE)["skipped"] == {}
+
+
+def looks(masters, monkeypatch):
+    """Have the looks at the live directories counted."""
+    engine, made = masters.engines[SOURCE], []
+    real = engine.look
+    monkeypatch.setattr(engine, "look", lambda: made.append(1) or real())
+    return made
+
+
+def test_events_that_anybody_can_send_cost_no_look_each(equal, monkeypatch):
+    engine, made = equal.engines[SOURCE], looks(equal, monkeypatch)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    engine.look_due = now + 5
+    for _ in range(300):
+        now += 0.1
+        equal.buses[SOURCE].put("multimaster/roots/publish", origin="", force=True)
+        equal.turn(SOURCE, look=False)
+    # In half a minute; without any event it is six.
+    assert len(made) < 16
+    assert engine.due() - now <= equal.settings["LONGEST"]
+    # Root on this host does not wait.
+    before = len(made)
+    engine.store.demand()
+    for _ in range(2):
+        equal.buses[SOURCE].put("multimaster/roots/publish", origin="")
+        equal.turn(SOURCE, look=False)
+    assert len(made) == before + 1
+
+
+def test_an_event_after_a_time_without_any_brings_a_look_at_once(equal, monkeypatch):
+    made = looks(equal, monkeypatch)
+    for _ in range(5):
+        equal.turn(SOURCE)
+        before = len(made)
+        equal.engines[SOURCE].looked -= 1
+        equal.buses[SOURCE].put("multimaster/roots/publish", origin="")
+        for _ in range(2):
+            equal.turn(SOURCE, look=False)
+        assert len(made) == before + 1
+
+
+def test_nothing_where_keys_are_is_published(equal):
+    pki = Path(equal.opts[SOURCE]["pki_dir"])
+    (equal.live / "salt/key").symlink_to(pki / f"{SOURCE}.pem")
+    (equal.live / "salt/keys").symlink_to(pki)
+    (equal.live / "salt/web/init.sls").write_text("two")
+    equal.publish()
+    found = equal.served(SOURCE)
+    assert found["file_roots/base/0/web/init.sls"] == "two"
+    assert not [path for path, text in found.items() if "key" in path or "PRIVATE" in text]
+    assert set(equal.told(SOURCE)["skipped"].values()) == {"it is where keys are"}
+
+
+def test_links_out_of_a_root_are_not_followed_where_salt_does_not(equal, monkeypatch, tmp_path):
+    (tmp_path / "outside").write_text("outside")
+    (equal.live / "salt/out").symlink_to(tmp_path / "outside")
+    equal.publish()
+    assert equal.served(SOURCE)["file_roots/base/0/out"] == "outside"
+    monkeypatch.setitem(equal.opts[SOURCE], "fileserver_followsymlinks", False)
+    equal.publish()
+    assert "file_roots/base/0/out" not in equal.served(SOURCE)
+    assert "followsymlinks" in equal.told(SOURCE)["skipped"][str(equal.live / "salt/out")]
+
+
+def test_what_cannot_be_read_is_tried_again_and_named_meanwhile(equal, monkeypatch):
+    path, real = equal.live / "salt/web/files/page", os.open
+
+    def failing(name, *args, **kwargs):
+        if str(name) == str(path):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", failing)
+    path.write_text("two")
+    (equal.live / "salt/web/init.sls").write_text("two")
+    for _ in range(4):
+        equal.publish()
+        found = equal.served(SOURCE)
+        assert found["file_roots/base/0/web/init.sls"] == "two"
+        assert found["file_roots/base/0/web/files/page"] == "page"
+        assert equal.told(SOURCE)["skipped"] == {str(path): "Input/output error"}
+        assert equal.told(SOURCE)["problem"] is None
+    monkeypatch.setattr(os, "open", real)
+    equal.engines[SOURCE].again = 0.0
+    equal.publish()
+    assert equal.served(SOURCE)["file_roots/base/0/web/files/page"] == "two"
+    assert equal.told(SOURCE)["skipped"] == {}
+
+
+@pytest.mark.parametrize("who", [SOURCE, FOLLOWER])
+@pytest.mark.parametrize("what", ["manifest", "status", "link"])
+def test_what_a_disk_has_damaged_is_put_right(equal, who, what):
+    expected, store = equal.served(FOLLOWER), equal.engines[who].store
+    if what == "manifest":
+        Path(store.trees, store.current(), "manifest").write_bytes(b"\xff")
+    elif what == "status":
+        Path(store.status_file).write_bytes(b'{"skipped": [')
+    else:
+        Path(store.directory, "current").unlink()
+        Path(store.directory, "current").write_text("x")
+    equal.start(who)
+    for _ in range(2):
+        equal.publish()
+        equal.engines[FOLLOWER].peer.due = 0.0
+        equal.follow()
+    assert equal.served(SOURCE) == equal.served(FOLLOWER) == expected
+    assert equal.told(who)["problem"] is None
 
 
 def test_a_directory_that_has_become_empty_is_published_on_demand_only(equal):
@@ -296,6 +428,13 @@ def test_a_directory_that_has_become_empty_is_published_on_demand_only(equal):
     equal.follow()
     assert equal.told(SOURCE)["problem"] is None
     assert "pillar_roots/base/0/top.sls" not in equal.served(FOLLOWER)
+
+
+def test_a_demand_at_a_follower_is_not_left_for_when_it_becomes_the_source(equal):
+    store = equal.engines[FOLLOWER].store
+    store.demand()
+    equal.turn(FOLLOWER)
+    assert not store.demanded()
 
 
 def test_an_absent_directory_is_a_problem_and_no_deletion(equal):
@@ -524,19 +663,169 @@ def test_an_edit_on_the_source_is_kept_and_put_right_from_the_live_directory(equ
     assert len(equal.told(SOURCE)["kept"]) == 1
 
 
-def test_a_pin_is_released_when_a_state_run_returns(equal):
+class Runs:
+    """Two minions whose state runs hold the tree before the newest, and what they are asked."""
+
+    def __init__(self, masters, keys):
+        import multimaster_roots
+
+        self.masters, self.keys = masters, keys
+        self.engine, self.bus = masters.engines[SOURCE], masters.buses[SOURCE]
+        self.pins = multimaster_roots.Pins(self.engine.store.directory)
+        pki = Path(masters.opts[SOURCE]["pki_dir"], "minions")
+        pki.mkdir(exist_ok=True)
+        for name in ("web1", "web2"):
+            (pki / name).write_text(keys[name].pub)
+            tree = self.engine.store.current()
+            self.pins.put(name, multimaster_roots.Pin(tree, 1000.0, time.time(), run=True))
+        change(masters)
+        masters.jobs.clear()
+
+    def returned(self, minion_id, function="state.apply"):
+        """A minion's job has returned, or somebody says so."""
+        self.bus.put(f"salt/job/20240101000000000000/ret/{minion_id}", fun=function)
+        for _ in range(2):
+            self.masters.turn(SOURCE)
+
+    def asked(self):
+        return [job[2][0] for job in self.masters.jobs if job[1] == "runs"]
+
+    def answer(self, minion_id, runs=(), key=None, nonce=None, **changed):
+        import multimaster_keypair
+
+        answer = {"id": minion_id, "runs": list(runs)} | changed
+        nonce = nonce or self.asked()[-1]
+        pem = (key or self.keys[minion_id]).pem
+        signature = multimaster_keypair.sign_answer(answer, nonce, pem)
+        self.reply(minion_id, {"answer": answer, "signature": signature})
+
+    def reply(self, minion_id, reply):
+        jid = next(reversed(self.engine.questions))
+        self.bus.put(f"salt/job/{jid}/ret/{minion_id}", **{"return": reply})
+        self.masters.turn(SOURCE)
+
+    def due(self, minion_id):
+        """Let a minion be due to be asked again."""
+        self.engine.runs[minion_id].asked = 0.0
+
+    def goes_on(self, minion_id):
+        return self.pins.get(minion_id).run
+
+
+@pytest.fixture
+def runs(equal, minion_keys):
+    keys = {"web1": minion_keys["web1"], "web2": minion_keys["saltm1"]}
+    return Runs(equal, keys)
+
+
+def test_a_pin_is_released_when_its_minion_says_that_no_run_is_under_way(runs):
+    runs.returned("web2", "test.ping")
+    assert runs.asked() == []
+    runs.returned("web1")
+    assert runs.goes_on("web1")
+    assert len(runs.asked()) == 1
+    runs.answer("web1")
+    assert not runs.goes_on("web1")
+    assert runs.pins.get("web1").returned
+    assert runs.goes_on("web2")
+
+
+def test_nobody_else_releases_the_pin_of_a_minion(runs, other):
+    runs.returned("web1")
+    runs.answer("web1", key=runs.keys["web2"])
+    runs.answer("web1", key=other)
+    runs.answer("web1", nonce="0" * 32)
+    runs.answer("web1", key=runs.keys["web2"], id="web2")
+    runs.answer("web2", key=runs.keys["web2"])
+    for reply in (None, True, [], {}, {"answer": {"id": "web1", "runs": []}}, {"answer": 5}):
+        runs.reply("web1", reply)
+    assert runs.goes_on("web1")
+    assert runs.goes_on("web2")
+    # Its own answer still counts.
+    runs.answer("web1")
+    assert not runs.goes_on("web1")
+
+
+def test_a_run_that_is_under_way_goes_on_and_false_returns_cost_little(runs):
+    for _ in range(50):
+        runs.returned("web1")
+        if len(runs.asked()) == 1:
+            runs.answer("web1", ["20240101000000000000"])
+    assert len(runs.asked()) == 1
+    assert runs.goes_on("web1")
+    pauses = []
+    for _ in range(4):
+        runs.due("web1")
+        runs.returned("web1")
+        runs.answer("web1", ["20240101000000000000"])
+        pauses.append(runs.engine.runs["web1"].pause)
+    assert pauses == [10, 20, 40, 80]
+    runs.due("web1")
+    runs.returned("web1")
+    runs.answer("web1")
+    assert not runs.goes_on("web1")
+
+
+def test_who_answers_nothing_and_fetches_files_is_in_its_run(runs):
+    runs.returned("web1")
+    for _ in range(2 * runs.masters.settings["UNANSWERED"]):
+        runs.due("web1")
+        runs.masters.turn(SOURCE)
+    assert len(runs.asked()) == 1 + 2 * runs.masters.settings["UNANSWERED"]
+    assert runs.goes_on("web1")
+
+
+def test_an_answer_is_of_the_run_that_was_asked_about(runs):
     import multimaster_roots
 
-    pins = multimaster_roots.Pins(equal.engines[SOURCE].store.directory)
-    pin = multimaster_roots.Pin("x", time.time(), time.time(), run=True)
+    runs.returned("web1")
+    old = runs.pins.get("web1")
+    runs.pins.put("web1", multimaster_roots.Pin(old.tree, 2000.0, time.time(), run=True))
+    runs.answer("web1")
+    assert runs.goes_on("web1")
+
+
+def test_a_run_that_holds_the_newest_tree_is_nobody_asked_about(runs):
+    import multimaster_roots
+
+    pin = multimaster_roots.Pin(runs.engine.store.current(), 1000.0, time.time(), run=True)
+    runs.pins.put("web1", pin)
+    runs.returned("web1")
+    assert runs.asked() == []
+    # But when there is a newer one.
+    change(runs.masters, text="three")
+    assert len(runs.asked()) == 1
+
+
+def test_who_has_asked_for_nothing_for_long_is_asked_and_without_any_answer_gone(runs):
+    import multimaster_roots
+
+    tree = runs.pins.get("web1").tree
     for name in ("web1", "web2"):
-        pins.put(name, pin)
-    bus = equal.buses[SOURCE]
-    bus.put("salt/job/20240101000000000000/ret/web1", fun="state.apply")
-    bus.put("salt/job/20240101000000000000/ret/web2", fun="test.ping")
-    equal.turn(SOURCE)
-    assert pins.get("web1").returned
-    assert pins.get("web2").run
+        runs.pins.put(name, multimaster_roots.Pin(tree, 1000.0, time.time() - 5000, run=True))
+    for number in range(runs.masters.settings["UNANSWERED"]):
+        runs.masters.turn(SOURCE)
+        assert len(runs.asked()) == number + 1
+        runs.answer("web2", ["20240101000000000000"])
+        assert runs.goes_on("web1")
+        for name in ("web1", "web2"):
+            runs.due(name)
+    runs.masters.turn(SOURCE)
+    assert runs.pins.get("web1") is None
+    assert runs.goes_on("web2")
+
+
+def test_a_minion_says_what_state_runs_are_under_way_and_signs_it(host, minion_keys, monkeypatch):
+    import multimaster_keypair
+
+    key = minion_keys["web1"]
+    host.write("etc/salt/pki/minion/minion.pem", key.pem)
+    found = [{"jid": 5, "fun": "state.apply"}, {"jid": 6, "fun": "test.sleep"}, {"jid": 7}]
+    found += [{"jid": 8, "fun": ["test.ping", "state.sls"]}]
+    monkeypatch.setattr("salt.utils.minion.running", lambda opts: found)
+    told = host.modules["multimaster_roots.runs"]("nonce")
+    assert told["answer"] == {"id": "saltm2", "runs": ["5", "8"]}
+    multimaster_keypair.verify_answer(told["answer"], "nonce", told["signature"], key.pub)
 
 
 def test_events_that_somebody_made_up_do_nothing_bad(equal):
@@ -552,6 +841,174 @@ def test_events_that_somebody_made_up_do_nothing_bad(equal):
     equal.follow()
     assert equal.served(FOLLOWER) == before
     assert equal.jobs == []
+
+
+def test_an_event_whose_name_is_no_text_stops_nothing(equal, caplog):
+    for bus in equal.buses.values():
+        events = iter([UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")] * 3)
+
+        def get_event(wait, full, real=bus.get_event, events=events):
+            if error := next(events, None):
+                raise error
+            return real(wait, full)
+
+        bus.get_event = get_event
+    change(equal)
+    equal.follow()
+    assert equal.served(FOLLOWER) == equal.served(SOURCE)
+    assert equal.told(FOLLOWER)["problem"] is None
+    assert "Traceback" not in caplog.text
+
+
+def test_what_goes_wrong_with_one_event_stops_no_other(equal, monkeypatch, caplog):
+    def bad(*_):
+        raise KeyError("made up")
+
+    for name, engine in equal.engines.items():
+        monkeypatch.setattr(engine.pins, "get", bad)
+        equal.buses[name].put("salt/job/1/ret/web1", fun="state.apply")
+    change(equal)
+    equal.follow()
+    assert equal.served(FOLLOWER) == equal.served(SOURCE)
+    assert "'made up'" in caplog.text
+
+
+plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+anything = st.recursive(
+    plain,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+FUZZ = settings(max_examples=60, suppress_health_check=list(HealthCheck))
+
+
+NUMBERS = itertools.count()
+
+
+def serves_on(masters):
+    """Tell whether a change gets from the source to the follower."""
+    text = f"change {next(NUMBERS)}"
+    (masters.live / "salt/web/init.sls").write_text(text)
+    masters.publish()
+    masters.engines[FOLLOWER].peer.due = 0.0
+    masters.follow()
+    found = masters.served(FOLLOWER)
+    return found == masters.served(SOURCE) and found["file_roots/base/0/web/init.sls"] == text
+
+
+@FUZZ
+@given(
+    st.text()
+    | st.sampled_from(
+        [
+            "multimaster/roots/wake",
+            "multimaster/roots/publish",
+            "multimaster/roots",
+            "salt/job/1/ret/web1",
+            "salt/job/1/ret",
+            "salt/job//ret/",
+            "salt/auth",
+            "minion_start",
+            f"salt/minion/{SOURCE}/start",
+        ]
+    ),
+    anything
+    | st.fixed_dictionaries(
+        {},
+        optional={
+            "fun": anything | st.just("state.apply"),
+            "id": anything | st.just(SOURCE),
+            "origin": anything | st.just(SOURCE),
+            "act": anything,
+            "force": anything,
+            "return": anything,
+        },
+    ),
+)
+def test_any_event_stops_nothing(equal, tag, data):
+    for name, bus in equal.buses.items():
+        bus.events.append({"tag": tag, "data": data})
+        question = next(iter(equal.engines[name].questions), "2")
+        bus.events.append({"tag": f"salt/job/{question}/ret/web1", "data": data})
+    assert serves_on(equal)
+    for name in (SOURCE, FOLLOWER):
+        assert equal.told(name)["problem"] is None
+
+
+@FUZZ
+@given(anything | st.text(st.characters(codec="ascii"), max_size=80) | st.just("A" * 500))
+def test_any_reply_of_whoever_is_not_the_source_stops_nothing(equal, reply):
+    equal.carry = lambda real: reply
+    change(equal, text="asked")
+    equal.engines[FOLLOWER].peer.due = 0.0
+    equal.follow(turns=3)
+    equal.carry = lambda real: real
+    equal.engines[FOLLOWER].peer.until = 0.0
+    equal.turn(FOLLOWER)
+    equal.engines[FOLLOWER].peer.until = 0.0
+    assert serves_on(equal)
+    assert equal.told(FOLLOWER)["problem"] is None
+
+
+hashes = st.sampled_from(["0" * 64, "x", hashlib.sha256(b"abc").hexdigest()])
+heads = st.dictionaries(st.text(), anything, max_size=2) | st.fixed_dictionaries(
+    {"digest": anything | hashes},
+    optional={
+        "gone": anything,
+        "size": anything | st.integers(0, 9),
+        "delta": anything
+        | st.fixed_dictionaries(
+            {
+                "gone": anything,
+                "set": anything
+                | st.dictionaries(
+                    st.sampled_from(["file_roots/base/0/x", "file_roots/base/0/../x", "/x"]),
+                    st.none() | st.tuples(hashes, st.integers(), st.integers(0, 0o777)),
+                ),
+            }
+        ),
+    },
+)
+
+
+@FUZZ
+@given(heads, st.lists(st.tuples(hashes, st.integers(0, 4), st.binary(max_size=5)), max_size=3))
+def test_any_answer_that_is_sealed_stops_nothing(equal, shared, head, pieces):
+    equal.carry = lambda reply: reply_of(equal, shared, head, pieces)
+    change(equal, text="asked")
+    equal.engines[FOLLOWER].peer.due = 0.0
+    equal.follow(turns=4)
+    equal.carry = lambda reply: reply
+    equal.engines[FOLLOWER].peer.until = 0.0
+    equal.turn(FOLLOWER)
+    equal.engines[FOLLOWER].peer.until = 0.0
+    assert serves_on(equal)
+    assert equal.told(FOLLOWER)["problem"] is None
+
+
+@FUZZ
+@given(
+    st.dictionaries(st.text(), anything, max_size=3)
+    | st.fixed_dictionaries(
+        {"what": st.sampled_from(["look", "pieces", "x"])},
+        optional={
+            "have": anything | hashes,
+            "digest": anything | hashes,
+            "wanted": anything | st.lists(st.tuples(hashes, st.integers() | anything), max_size=3),
+        },
+    )
+)
+def test_any_question_is_answered_or_refused(equal, shared, question):
+    import salt.exceptions
+
+    pull = equal.host.modules["multimaster_roots.pull"]
+    store = equal.engines[SOURCE].store
+    digest = store.manifest(store.current()).digest
+    for asked in (question, {**question, "digest": digest}):
+        packed = seal.pack(asked, ())
+        sealed = seal.seal(packed, shared.pem, "nonce", "question", FOLLOWER, SOURCE)
+        with contextlib.suppress(salt.exceptions.CommandExecutionError):
+            assert isinstance(pull(FOLLOWER, "nonce", sealed), str)
 
 
 # Where an engine may be killed: an object, a function of it, and whether that is done by then.

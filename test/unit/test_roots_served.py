@@ -220,6 +220,34 @@ def test_an_id_leads_nowhere_else(server, store):
     assert not os.path.exists(os.path.join(store.directory, "pins"))
 
 
+@pytest.mark.parametrize("loc", [-1, "0", None, [], 1.5, True, 2**70])
+def test_a_request_for_no_place_in_a_file_gets_nothing(server, loc):
+    web1 = Minion(server, "web1")
+    web1.hash("web/init.sls")
+    assert web1.ask("serve_file", path="web/init.sls", loc=loc) == {"data": "", "dest": ""}
+    assert web1.read("web/init.sls") == "version: 1"
+
+
+@pytest.mark.parametrize("damage", [b"5", b"\xff", b'{"tree": "../../etc"}', None])
+def test_a_pin_that_is_damaged_or_cannot_be_noted_stops_no_file(server, store, damage):
+    pins = Path(store.directory, "pins")
+    if damage is None:
+        pins.write_text("where the pins should be")
+    else:
+        Minion(server, "web1").list()
+        for path in pins.iterdir():
+            path.write_bytes(damage)
+    assert Minion(server, "web1").read("web/init.sls") == "version: 1"
+
+
+def test_what_is_no_snapshot_beside_them_stops_no_request(server, store):
+    for name in ("lost+found", "x", "00000000"):
+        Path(store.trees, name).mkdir()
+    web1 = Minion(server, "web1")
+    assert not web1.hash("absent")
+    assert web1.read("web/init.sls") == "version: 1"
+
+
 def test_what_somebody_has_edited_is_not_served(server, store, live, caplog):
     from salt.exceptions import FileserverConfigError
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import json
 import secrets
+import zlib
 
 import pytest
 from hypothesis import given
@@ -98,3 +101,26 @@ def test_a_file_is_put_together_from_its_pieces(content):
         assert pieces[0].offset == len(got)
         got += b"".join(piece.data for piece in pieces)
     assert got == content
+
+
+@given(
+    st.binary(max_size=200)
+    | st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    ).map(json.dumps)
+    | st.tuples(st.floats() | st.integers() | st.text(), st.floats() | st.integers()).map(
+        lambda piece: json.dumps({"head": {}, "pieces": [["a" * 64, *piece]]})
+    )
+    | st.integers(900, 100_000).map(lambda depth: "[" * depth)
+)
+def test_any_bytes_are_a_message_or_refused(front):
+    packed = zlib.compress(front.encode() if isinstance(front, str) else front)
+    for message in (
+        len(packed).to_bytes(4, "big") + packed + zlib.compress(b"x"),
+        packed,
+    ):
+        with contextlib.suppress(seal.SealError):
+            head, pieces = seal.unpack(message)
+            assert isinstance(head, dict)
+            assert all(isinstance(piece.data, bytes) for piece in pieces)
