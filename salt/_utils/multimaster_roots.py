@@ -657,19 +657,6 @@ class Store:
             return False
         return True
 
-    def demand(self) -> None:
-        """Let an emptied directory be published, once: said by who can write here."""
-        with open(self._demand, "a"):
-            pass
-
-    def demanded(self) -> bool:
-        """Tell whether that has been said since this was asked last."""
-        try:
-            os.unlink(self._demand)
-        except FileNotFoundError:
-            return False
-        return True
-
     def current(self) -> str | None:
         """Return the name of the newest snapshot, or None."""
         try:

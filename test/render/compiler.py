@@ -148,6 +148,11 @@ class Compiler:
         become(runtime, node)
         return runtime
 
+    def forget(self) -> None:
+        """Load Salt's modules again for the next node, as somebody else's loader is about to."""
+        self.exits.close()
+        self.made = None
+
     def compile(self, node: Node, sls: str) -> States:
         """Go the way of ``state.apply`` up to the first state."""
         return self.compile_all(node, [sls])[sls]

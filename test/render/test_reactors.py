@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from render.compiler import CHECKOUT
+from render.compiler import CHECKOUT, Compiler
 from render.hostile import HARMLESS, HOSTILE, substituted
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -29,11 +29,12 @@ FIELDS = ("count", "new", "differences", "over", "id", "origin", "message", "mas
 
 
 @pytest.fixture(scope="module")
-def reactions(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+def reactions(tmp_path_factory: pytest.TempPathFactory, compiler: Compiler) -> Callable[..., Any]:
     """Return what Salt's reactor would do for an event, of which anybody may be the sender."""
     import salt.config
     import salt.utils.reactor
 
+    compiler.forget()
     root = tmp_path_factory.mktemp("reactor")
     (root / "master").write_text(f"root_dir: {root}\nid: saltm1\nuser: root\n")
     reactor = salt.utils.reactor.Reactor(salt.config.master_config(str(root / "master")))
