@@ -340,7 +340,7 @@ def ledger_wake(origin):
     Tell this host's master that another one has something new for it; only tells, brings nothing.
 
     origin
-        Minion id of the host whose master it is.
+        Minion id of the host whose master it is; empty to have this one look at everything again.
 
     CLI Example:
 
@@ -349,8 +349,15 @@ def ledger_wake(origin):
         salt saltm2 multimaster.ledger_wake saltm1
     """
     opts = _effective("master", _config_dir())
+    if not origin:
+        # Not by the event, which any minion can send.
+        __utils__["multimaster_ledger.demand"](_demand_path(opts))
     with salt.utils.event.get_event("master", opts=opts, listen=False) as bus:
         return bus.fire_event({"origin": origin}, "multimaster/wake")
+
+
+def _demand_path(opts):
+    return os.path.join(opts["cachedir"], "multimaster", "look-again")
 
 
 def key_digest():

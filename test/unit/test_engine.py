@@ -7,6 +7,7 @@ import os
 import signal
 import sqlite3
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -814,6 +815,8 @@ def test_a_peer_whose_minion_signs_in_is_asked(master):
 
 
 def test_somebody_may_ask_to_look_at_everything_again(master, minion_keys):
+    import multimaster_ledger
+
     master.turn()
     path = master.host.pki / "minions/web1"
     master.put("web1", "accepted", minion_keys["web1"].pub)
@@ -821,9 +824,32 @@ def test_somebody_may_ask_to_look_at_everything_again(master, minion_keys):
     # Unchanged as far as its name and its time go.
     master.bus.put("multimaster/wake", origin="")
     master.turn()
+    # Any minion can say so.
+    assert master.verdicts("web1") == []
+    Path(master.engine.demand).parent.mkdir(exist_ok=True)
+    multimaster_ledger.demand(master.engine.demand)
+    master.bus.put("multimaster/wake", origin="")
+    master.turn()
     master.turn()
     assert os.path.exists(path)
     assert master.verdicts("web1") == ["accepted"]
+    # Once.
+    assert not os.path.exists(master.engine.demand)
+
+
+def test_a_tag_that_is_no_text_costs_nobody_a_turn(master, monkeypatch):
+    def odd(wait, full):
+        if odd.left:
+            odd.left -= 1
+            return b"\xff".decode()
+        return Bus.get_event(master.bus, wait, full)
+
+    odd.left = 5
+    monkeypatch.setattr(master.bus, "get_event", odd)
+    monkeypatch.setattr(master.settings["time"], "sleep", lambda _: pytest.fail("a pause"))
+    master.bus.put("salt/key", id="web1", act="accept")
+    master.turn()
+    assert not master.bus.events
 
 
 # Late answers, and questions that were lost
