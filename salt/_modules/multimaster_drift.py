@@ -35,6 +35,7 @@ BROUGHT = {
     "states/multimaster_orch.py",
     "utils/multimaster_deploy.py",
     "utils/multimaster_gather.py",
+    "utils/multimaster_said.py",
     "utils/multimaster_topology.py",
     "utils/multimaster_trees.py",
 }
@@ -104,7 +105,8 @@ def report(
         if {"config", "access"} & set(detail):
             told["sources"], told["declared"] = look.sources(found)
         told["details"] = __utils__["multimaster_ledger.squeeze"](found)
-    told["master"]["answers"], told["minions"] = answers.told() if answers else (False, None)
+    answered = answers.told() if answers else (False, None, None)
+    told["master"]["answers"], told["minions"], told["unknown"] = answered
     told["now"] = time.time()
     return told
 
@@ -138,16 +140,26 @@ class _Asked:
             self.answers = gather(opts, questions, timeout, count, more)
 
     def told(self):
-        """Return whether the minion on this host answers, and what the others say, packed."""
-        alive, found = False, {}
+        """
+        Return whether the minion on this host answers; and packed, what the others say, and of
+        whom it is not known why.
+        """
+        alive, found, unknown = False, {}, {}
         # One that is too busy to take a command is not working either.
         with contextlib.suppress(salt.exceptions.SaltException, OSError):
             for answer in self.answers:
                 if answer.id == self.own:
                     alive = answer.value is True
-                elif isinstance(answer.value, dict):
-                    found[answer.id] = answer.value
-        return alive, __utils__["multimaster_ledger.squeeze"](found) if self.minions else None
+                    continue
+                value, why = __utils__["multimaster_said.check"]("multimaster.masters", answer.value)
+                if why is None:
+                    found[answer.id] = value
+                else:
+                    unknown[answer.id] = why
+        if not self.minions:
+            return alive, None, None
+        squeeze = __utils__["multimaster_ledger.squeeze"]
+        return alive, squeeze(found), squeeze(unknown)
 
 
 class _Look:

@@ -228,21 +228,25 @@ def unfinished(ids, timeout=10, config_dir=None):
     opts = _configured(config_dir)
     answers = ask(ids, "saltutil.running", (), timeout, config_dir)
     load = salt.loader.returners(opts, {})[f"{opts['master_job_cache']}.get_load"]
-    jobs, foreign = {}, set()
+    jobs, foreign, told = {}, set(), []
     for minion, running in answers.items():
-        for job in running if isinstance(running, list) else []:
+        running, why = __utils__["multimaster_said.check"]("saltutil.running", running)
+        if why is not None:
+            continue
+        told.append(minion)
+        for job in running:
             # This one is a job, too.
-            if not isinstance(job, dict) or job.get("fun") == f"{__virtualname__}.unfinished":
+            function = str(job["fun"])
+            if function == f"{__virtualname__}.unfinished":
                 continue
             jid = str(job.get("jid"))
             if jid not in jobs and jid not in foreign and not load(jid):
                 # Whatever it does not know came from another master.
                 foreign.add(jid)
             if jid not in foreign:
-                row = jobs.setdefault(jid, {"function": str(job.get("fun")), "minions": []})
+                row = jobs.setdefault(jid, {"function": function, "minions": []})
                 row["minions"].append(minion)
-    told = sorted(name for name, running in answers.items() if isinstance(running, list))
-    return {"jobs": jobs, "told": told}
+    return {"jobs": jobs, "told": sorted(told)}
 
 
 def _config_dir(config_dir):

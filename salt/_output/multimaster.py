@@ -17,6 +17,8 @@ def output(data, **kwargs):
     """
     Return masters, minions and problems as text, or the matrix of keys.
 
+    What a terminal could obey is escaped: ids and texts are other people's.
+
     CLI Example:
 
     .. code-block:: bash
@@ -26,9 +28,15 @@ def output(data, **kwargs):
     if "metrics" in data:
         return data["metrics"].rstrip("\n")
     if "drift" in data:
-        return _drift(data)
-    if "keys" in data:
-        return _matrix(data)
+        lines = _drift(data)
+    elif "keys" in data:
+        lines = _matrix(data)
+    else:
+        lines = _status(data)
+    return "\n".join(_plain(line) for line in lines).rstrip()
+
+
+def _status(data):
     masters = [
         ["MASTER", "ADDRESS", "UP", "VERSION", "KEY", "LEDGER", *(key.upper() for key in KEYS)]
     ]
@@ -54,7 +62,7 @@ def output(data, **kwargs):
         problems = ["Everything is connected."]
         if subjects:
             problems = ["Everything is connected, and the masters agree."]
-    return "\n".join([*_table(masters), "", *subjects, *_table(minions), *rest, "", *problems])
+    return [*_table(masters), "", *subjects, *_table(minions), *rest, "", *problems]
 
 
 def _picked(minions):
@@ -120,7 +128,16 @@ def _drift(data):
     if not data["drift"] and not data["problems"]:
         agreed = [name for name in data["subjects"] if name != "running" or not unknown]
         lines.append(f"The masters agree on {', '.join(agreed)}.")
-    return "\n".join(lines).rstrip()
+    return lines
+
+
+def _plain(text):
+    """Return a text with all that is not to be printed escaped; outputters have no utilities."""
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text
+    )
 
 
 def _value(value):
@@ -132,11 +149,12 @@ def _matrix(data):
     for name, row in data["keys"].items():
         prints = " ".join(fingerprint[:16] for fingerprint in row["fingerprints"])
         rows.append(["! " * row["differs"] + name, *row["masters"].values(), prints])
-    return "\n".join(_table(rows))
+    unknown = [f"! master {name}: {why}" for name, why in data.get("unknown", {}).items()]
+    return [*_table(rows), *unknown]
 
 
 def _mark(value):
-    return "yes" if value else "NO"
+    return "?" if value is None else "yes" if value else "NO"
 
 
 def _table(rows):

@@ -15,6 +15,10 @@ __virtualname__ = "multimaster"
 
 # Keys in one answer: an event may hold (max_event_size, 1 MiB) twice as many.
 PAGE = 8_000
+# Keys that one master may have; whoever answers in its name could go on for ever.
+MOST_KEYS = 1_000_000
+# Characters of an error that are shown.
+SHOWN_TEXT = 200
 # Minions in trouble that are named, of many.
 SHOWN = 20
 # What a utility module cannot get from Salt's loader by itself.
@@ -22,6 +26,7 @@ TOOLS = (
     "multimaster_drift.differing",
     "multimaster_drift.sample_of",
     "multimaster_ledger.unsqueeze",
+    "multimaster_said.check",
     "multimaster_trees.subscribed",
 )
 
@@ -96,8 +101,11 @@ def drift(subject=None, timeout=5, sample=None):
                 f"subject: got {subject!r}; supported: {', '.join(sorted({*known, *kinds}))}"
             )
         found = [one for one in found if subject in (one["subject"], _kind(one["subject"]))]
-    silent = [name for name, report in look.reports.items() if report is None]
-    problems = [f"the host of master {name} does not report" for name in silent]
+    problems = [
+        f"the host of master {name} {_silence(look.unknown.get(name))}"
+        for name, report in look.reports.items()
+        if report is None
+    ]
     problems += _unproved(look) + _remotes_down(look)
     return {
         "outputter": "multimaster",
@@ -169,7 +177,7 @@ def keys(like="*", timeout=10):
         salt-run multimaster.keys
         salt-run multimaster.keys 'web*' --out json
     """
-    states = _key_states(like, timeout)
+    states, unknown = _key_states(like, timeout)
     rows = {}
     for minion_id in sorted({name for found in states.values() for name in found or {}}):
         cells, prints = {}, set()
@@ -190,7 +198,8 @@ def keys(like="*", timeout=10):
         "data": {
             "masters": list(states),
             "keys": rows,
-            "retcode": 1 if any(row["differs"] for row in rows.values()) else 0,
+            "unknown": unknown,
+            "retcode": 1 if unknown or any(row["differs"] for row in rows.values()) else 0,
         },
     }
 
@@ -261,7 +270,7 @@ def resolve(minion_id, fingerprint, test=False, timeout=10):
     prints = {
         found[minion_id]["fingerprint"]
         for found in states.values()
-        if minion_id in (found or {}) and found[minion_id]["state"] != "denied"
+        if isinstance(found, dict) and minion_id in found and found[minion_id]["state"] != "denied"
     }
     if sum(found.startswith(fingerprint) for found in prints if found) != 1:
         shown = ", ".join(sorted(filter(None, prints))) or "none"
@@ -332,33 +341,58 @@ def key_history(minion_id, timeout=10):
 
 
 def _key_states(like, timeout):
-    """Return master -> id -> state and fingerprint; None for a master that does not answer."""
-    states = dict.fromkeys(_masters())
+    """
+    Return master -> id -> state and fingerprint, None for one of which that is not known; and
+    master -> why it is not.
+    """
+    states, unknown = dict.fromkeys(_masters()), {}
     reading, after = list(states), ""
     while reading:
         packed = _on_masters("multimaster.key_page", [like, after, PAGE], timeout, reading)
-        pages = {name: _page(text) for name, text in packed.items()}
-        # Who has said less than it was asked for has said all, unless it says otherwise.
-        more = {name for name, page in pages.items() if page and page.pop("", None)}
-        for name, page in pages.items():
-            states[name] = None if page is None else {**(states[name] or {}), **page}
-        reading = [
-            name for name in reading if states[name] and (name in more or len(pages[name]) == PAGE)
-        ]
+        pages, more = {}, set()
+        for name, text in packed.items():
+            page, why = _page(text, after)
+            if why is None and len(states[name] or ()) + len(page) > MOST_KEYS:
+                why = f"has more than {MOST_KEYS} keys"
+            if why is not None:
+                states[name], unknown[name] = None, why
+                continue
+            # Who has said less than it was asked for has said all, unless it says otherwise.
+            if page.pop("", None) or len(page) == PAGE:
+                more.add(name)
+            pages[name] = page
+            states[name] = {**(states[name] or {}), **page}
+        reading = [name for name in reading if name in more]
         after = min((max(pages[name]) for name in reading), default="")
         if reading and not __opts__.get("output"):
             # For people only: salt-run prints it where the result goes.
+            plain = __utils__["multimaster_said.plain"]
             message = f"read the keys of {', '.join(reading)} up to {after}"
-            __jid_event__.fire_event({"message": message}, "progress")
-    return states
+            __jid_event__.fire_event({"message": plain(message)}, "progress")
+    return states, unknown
 
 
-def _page(text):
-    """Return what is in a page; None for an error of the host, or for no answer."""
+def _page(text, after):
+    """
+    Return what is in a page of keys, and None; or None, and why it is none.
+
+    after
+        The last id of the page before: what comes after it is another one, or it would never end.
+    """
+    if text is None:
+        return None, "does not answer"
+    check = __utils__["multimaster_said.check"]
+    _, why = check("multimaster.key_page", text)
     try:
-        return __utils__["multimaster_ledger.unsqueeze"](text)
+        page = __utils__["multimaster_ledger.unsqueeze"](text) if why is None else {}
     except ValueError:
-        return None
+        # Salt answers with a text when something is wrong.
+        return None, __utils__["multimaster_said.plain"](text[:SHOWN_TEXT])
+    if why is None:
+        page, why = check("key page", page)
+    if why is None and (list(page) == [""] or any(name and name <= after for name in page)):
+        why = f"tells nothing of the ids after {after!r}"
+    return (page, None) if why is None else (None, why)
 
 
 def _decide(verdict, minion_id, fingerprint, test, timeout=10):
@@ -380,7 +414,9 @@ def _on_masters(function, arguments, timeout, ids=None):
         answers = client.cmd(
             ids, function, arguments, tgt_type="list", timeout=timeout, gather_job_timeout=timeout
         )
-    return {name: answers.get(name) for name in ids}
+    told = __utils__["multimaster_said.told"]
+    # What is no answer is a text that says so.
+    return {name: told(function, answers[name]) if name in answers else None for name in ids}
 
 
 def _masters():
@@ -402,6 +438,9 @@ def _status(timeout, sample, detail=False):
     masters = {m["id"]: _master_row(m, look.reports[m["id"]]) for m in declared}
     rows = _minion_rows(declared, look)
     addresses = [master["address"] for master in declared]
+    for name, why in look.unknown.items():
+        if name in masters:
+            masters[name]["unknown"] = why
     problems = _problems(masters, rows, addresses, mode)
     # The ledgers have a line of their own.
     others = [one for one in found if one.subject != "keys"]
@@ -497,10 +536,14 @@ def _minion_rows(declared, look):
         lists, heard = look.told.get(minion, nobody), look.heard.get(minion, ())
         rows[minion] = {
             "connected": {
-                master["id"]: master["address"] in lists["connected"] or master["id"] in heard
+                master["id"]: master["address"] in lists["connected"]
+                or master["id"] in heard
+                # It is there and does not say.
+                or (None if minion in look.unknown and minion not in look.told else False)
                 for master in declared
             },
             "configured": lists["configured"],
+            "unknown": None if minion in look.told else look.unknown.get(minion),
             # Not told by an older version of the minion's module.
             "silent": lists.get("silent", []),
             "cutover": lists.get("cutover", {}),
@@ -522,13 +565,16 @@ def _master_row(master, report):
     row["offset"] = report["offset"] if report else None
     row["remotes_down"] = len(report.get("remotes", ())) if report else None
     row["reported"] = bool(report)
+    row["unknown"] = None
     return row
 
 
 def _problems(masters, minions, addresses, mode):
     problems = []
     for name, row in masters.items():
-        if not row["reachable"]:
+        if row.get("unknown"):
+            problems.append(f"master {name} ({row['address']}) {_silence(row['unknown'])}")
+        elif not row["reachable"]:
             problems.append(f"master {name} ({row['address']}) does not answer")
         elif row["pending"]:
             problems.append(f"master {name} has {row['pending']} pending keys")
@@ -566,10 +612,13 @@ def _problems(masters, minions, addresses, mode):
 def _trouble(name, row, masters, addresses, mode):
     """Return in words what is wrong with a minion."""
     found = []
-    missing = [master for master, connected in row["connected"].items() if not connected]
+    # Where None is, nobody knows.
+    missing = [master for master, connected in row["connected"].items() if connected is False]
     if mode == "failover" and name not in masters:
         # Connected to one master at a time, whichever that is.
         missing = missing if len(missing) == len(row["connected"]) else []
+    if row.get("unknown") and name not in masters:
+        found.append(f"minion {name} {_silence(row['unknown'])}")
     if missing:
         found.append(f"minion {name} is not connected to {', '.join(missing)}")
     if row["silent"]:
@@ -585,6 +634,11 @@ def _trouble(name, row, masters, addresses, mode):
     if row["configured"] is not None and row["configured"] != addresses:
         found.append(f"minion {name} is configured for {', '.join(row['configured'])}")
     return found
+
+
+def _silence(unknown):
+    """Say in words why nothing is known of somebody."""
+    return f"is unknown: its answer is none: {unknown}" if unknown else "does not report"
 
 
 def _under_way(cutover):

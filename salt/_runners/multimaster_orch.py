@@ -780,7 +780,7 @@ def _asked(plan, master, ids, function, here, arguments=(), timeout=ANSWER):
     question = [sorted(ids), function, list(arguments), timeout, plan.config_dir]
     # It waits that long for whoever is absent.
     answer = _command([master], "multimaster_orch.ask", question, 3 * timeout).get(master)
-    return _told(answer) if isinstance(answer, dict) else {}
+    return _told(function, answer, ids) if isinstance(answer, dict) else {}
 
 
 def _command(ids, function, arguments=(), timeout=ANSWER):
@@ -803,24 +803,33 @@ def _commanded(ids, function, arguments, timeout):
                 gather_job_timeout=min(timeout, ANSWER),
             ):
                 for name, row in part.items():
-                    yield from _told({name: row.get("ret")}).items()
+                    yield from _told(function, {name: row.get("ret")}, ids).items()
     except (SaltException, OSError) as err:
         log.info("%s: %s", function, err)
 
 
-def _told(answers):
-    """Leave out who did not answer, which some of Salt's clients say with False."""
-    return {name: answer for name, answer in answers.items() if answer not in (False, None)}
+def _told(function, answers, ids):
+    """
+    Leave out who did not answer, which some of Salt's clients say with False, and who was not
+    asked.  What is no answer is a text that says so.
+    """
+    told = __utils__["multimaster_said.told"]
+    return {
+        name: told(function, answer)
+        for name, answer in answers.items()
+        if name in ids and answer not in (False, None)
+    }
 
 
 # What is said
 
 
 def _outcome(problems, changes=None, notes=(), slow=()):
+    shown = __utils__["multimaster_said.lines"]
     return {
-        "problems": list(problems),
+        "problems": [shown(line) for line in problems],
         "changes": changes or {},
-        "notes": list(notes),
+        "notes": [shown(line) for line in notes],
         "slow": sorted(slow),
         # salt-run's exit status
         "retcode": PROBLEM if problems else SLOW if slow else 0,
@@ -847,6 +856,7 @@ def _later(left, what):
 
 def _say(message):
     """Tell how far this is: on standard error, so that the result can be read by programs."""
+    message = __utils__["multimaster_said.lines"](message)
     print(message, file=sys.stderr, flush=True)
     # For whoever watches this master's bus; which is away while this master restarts.
     with (

@@ -196,6 +196,8 @@ def failures(result: Any) -> list[str]:
     """Return what failed in the result of ``state.apply``, in words; nothing if all went well."""
     if result is None:
         return ["did not return"]
+    if not result:
+        return ["tells of no state"]
     if not isinstance(result, Mapping):
         return [line for line in (result if isinstance(result, list) else [result]) if line]
     return [
@@ -337,7 +339,9 @@ def unhealthy(
     for name in ready:
         row = known.get(name)
         if row is None:
-            problems.append(f"{name}: the minion on its host does not answer")
+            why = reports.get(name)
+            said = f"'s answer is none: {why}" if isinstance(why, str) else " does not answer"
+            problems.append(f"{name}: the minion on its host{said}")
         elif not row["running"]:
             problems.append(f"{name}: its master does not run")
         elif name not in row["answering"]:

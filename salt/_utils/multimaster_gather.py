@@ -88,6 +88,7 @@ def _listen(
 ) -> Iterator[Answer]:
     with contextlib.closing(_Client(client)):
         questions = [each for each, _ in jobs.values()]
+        # Who was asked and has not answered.  Anybody may put an answer on the bus, in any name.
         left = {(jid, name) for jid, (each, _) in jobs.items() for name in each.ids}
         heard: set[str] = set()
         looks: dict[str, str] = {}
@@ -121,7 +122,7 @@ def _listen(
                 if jid in looks and at_work is not None and isinstance(value, dict) and value:
                     at_work.add((looks[jid], name))
                     deadline = max(deadline, time.monotonic() + timeout)
-                if jid not in jobs or name in (None, ""):
+                if (jid, name) not in left:
                     continue
                 each, asked = jobs[jid]
                 left.discard((jid, name))
@@ -268,6 +269,8 @@ class Look(NamedTuple):
     told: dict[str, dict[str, Any]]
     heard: dict[str, set[str]]
     sample: str | None
+    # Minion -> why what it has answered is no answer; its report, if it is a master's host, is None.
+    unknown: dict[str, str]
 
 
 # Seconds more than its own patience that a master's host has for its report.
@@ -335,13 +338,19 @@ def look(
     reports: dict[str, dict[str, Any] | None] = dict.fromkeys(hosts)
     told: dict[str, dict[str, Any]] = {}
     heard: dict[str, set[str]] = {}
+    unknown: dict[str, str] = {}
+    check = utils["multimaster_said.check"]
     for answer in gather(opts, questions, timeout + SLACK, count if asks else None, more):
+        value, why = check(answer.question.function, answer.value)
+        if why is not None:
+            unknown[answer.id] = why
         if answer.question.function == "multimaster.masters":
-            if isinstance(answer.value, dict):
-                told[answer.id] = answer.value
-                heard.setdefault(answer.id, set()).add(opts["id"])
-        elif isinstance(answer.value, dict) and answer.id in reports:
-            reports[answer.id] = answer.value | {"offset": _offset(answer)}
+            # It is there, whatever it says.
+            heard.setdefault(answer.id, set()).add(opts["id"])
+            if why is None:
+                told[answer.id] = value
+        elif why is None:
+            reports[answer.id] = value | {"offset": _offset(answer, value)}
     there = {name: report for name, report in reports.items() if report is not None}
     for name, report in there.items():
         told[name] = report["host"]
@@ -350,8 +359,15 @@ def look(
             report["master"]["answers"] = report["master"]["running"]
         if report["master"]["answers"]:
             heard.setdefault(name, set()).add(name)
-        for minion, row in _unpacked(utils, report.get("minions")).items():
-            told.setdefault(minion, row)
+        for minion, row in _unpacked(utils, "minions", report).items():
+            row, why = check("multimaster.masters", row)
+            if why is not None:
+                unknown.setdefault(minion, why)
+            else:
+                told.setdefault(minion, row)
+            heard.setdefault(minion, set()).add(name)
+        for minion, why in _unpacked(utils, "unknown", report).items():
+            unknown.setdefault(minion, why)
             heard.setdefault(minion, set()).add(name)
     again: dict[str, Any] = {}
     if len({report["proof"].get("grains") for report in there.values()} - {None}) != 1 or any(
@@ -370,12 +386,16 @@ def look(
         } | again
         questions = [Question(sorted(there), "multimaster_drift.report", [_named(again)])]
         for answer in gather(opts, questions, timeout + 60 * ("sample" in again)):
-            if isinstance(answer.value, dict):
-                fresh = {n: v for n, v in answer.value.items() if n not in ("master", "minions")}
-                there[answer.id].update(fresh)
+            value, why = check(answer.question.function, answer.value)
+            if why is not None:
+                unknown[answer.id] = why
+                reports[answer.id] = None
+                continue
+            fresh = {n: v for n, v in value.items() if n not in ("master", "minions", "unknown")}
+            there[answer.id].update(fresh)
     for report in there.values():
-        report["details"] = _unpacked(utils, report.get("details"))
-    return Look(reports, told, heard, sample)
+        report["details"] = _unpacked(utils, "details", report)
+    return Look(reports, told, heard, sample, unknown)
 
 
 def _named(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -383,14 +403,18 @@ def _named(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {"__kwarg__": True, **arguments}
 
 
-def _offset(answer: Answer) -> float:
+def _offset(answer: Answer, report: Mapping[str, Any]) -> float:
     """Return how far a clock is off, at least; the answer was made after it was asked for."""
-    now = answer.value.get("now", answer.asked)
+    now = report.get("now", answer.asked)
     return round(float(now - min(max(now, answer.asked), answer.arrived)), 2)
 
 
-def _unpacked(utils: Mapping[str, Callable[..., Any]], text: Any) -> dict[str, Any]:
-    with contextlib.suppress(ValueError):
-        found = utils["multimaster_ledger.unsqueeze"](text)
-        return found if isinstance(found, dict) else {}
+def _unpacked(
+    utils: Mapping[str, Callable[..., Any]], part: str, report: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what is packed in a part of a report; nothing if it is no such thing."""
+    if part in report:
+        with contextlib.suppress(ValueError):
+            packed = utils["multimaster_ledger.unsqueeze"](report[part])
+            return utils["multimaster_said.check"](part, packed)[0] or {}
     return {}

@@ -435,6 +435,7 @@ class _Host:
         self, ids: Iterable[str], function: str, arguments: list[Any], patience: float
     ) -> dict[str, Any]:
         """Give a command on this host's master; return what was answered."""
+        import multimaster_said as said
         import salt.client
         from salt.exceptions import SaltException
 
@@ -449,7 +450,10 @@ class _Host:
                     gather_job_timeout=patience,
                 )
                 return {
-                    name: row["ret"] for part in parts for name, row in part.items() if "ret" in row
+                    name: said.told(function, row["ret"])
+                    for part in parts
+                    for name, row in part.items()
+                    if "ret" in row
                 }
         except (SaltException, OSError) as err:
             log.info("%s: %s", function, err)

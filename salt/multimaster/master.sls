@@ -25,6 +25,7 @@
   'utils/multimaster_remotes.py',
   'utils/multimaster_restart.py',
   'utils/multimaster_roots.py',
+  'utils/multimaster_said.py',
   'utils/multimaster_sample.py',
   'utils/multimaster_seal.py',
   'utils/multimaster_signing.py',

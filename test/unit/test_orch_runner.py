@@ -6,11 +6,15 @@ What the hosts tell is made up here, and when; the laboratory has daemons.
 
 from __future__ import annotations
 
+import contextlib
 import types
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 import multimaster_deploy
+import multimaster_said
 
 PLAN = types.SimpleNamespace(
     timeout=120,
@@ -33,6 +37,9 @@ def runner(by_path, monkeypatch):
     module.__utils__ = {
         f"multimaster_deploy.{name}": getattr(multimaster_deploy, name)
         for name in ("lacking", "largest", "progress", "stuck", "under_way", "unfinished")
+    }
+    module.__utils__ |= {
+        f"multimaster_said.{name}": getattr(multimaster_said, name) for name in ("told", "lines")
     }
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
@@ -341,3 +348,107 @@ def test_who_does_not_get_the_modules_is_told(runner, monkeypatch):
     module._sync(PLAN, {"web1", "web2"})
     assert said[-1] == "modules: still not the file server's on web1"
     assert clock[0] > PLAN.timeout
+
+
+# Whatever is said
+
+FACTS = process([1, 1.0], version="3008.3", clock=1.0, free={"/var": 9999}, restarts={}, cutover={})
+ANSWERS = {
+    "multimaster.masters": {"configured": ["192.0.2.1"], "connected": []},
+    "multimaster.report": {
+        "running": True,
+        "digest": "d",
+        "fingerprint": "f",
+        "accepted": ["saltm1"],
+        "answering": list(MASTERS),
+    },
+    "multimaster.restart": True,
+    "multimaster.synced": True,
+    "multimaster_orch.ask": {"web1": FACTS},
+    "multimaster_orch.connections": 2,
+    "multimaster_orch.facts": FACTS,
+    "multimaster_orch.hold_ports": {"pid": 7, "taken": []},
+    "multimaster_orch.reach": {"192.0.2.1": {"4505": "open", "4506": "open"}},
+    "multimaster_orch.unfinished": told("web1", j1=["web1"]),
+    "state.apply": {"a_|-multimaster-master-x": {"result": True, "changes": {}, "comment": ""}},
+    "test.ping": True,
+}
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.text() | st.integers(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@st.composite
+def spoilt(draw, whole):
+    if not isinstance(whole, dict) or not whole or draw(st.booleans()):
+        return draw(anything)
+    place = draw(st.sampled_from(sorted(whole)))
+    return {**whole, place: draw(spoilt(whole[place]))}
+
+
+def orchestrated(runner, monkeypatch, mode, odd):
+    """Take every look of an orchestration at hosts of which saltm2 and web1 answer something odd."""
+    module, _ = runner
+    module.__context__ = {}
+    module.__opts__ = {"pidfile": "/nowhere"}
+    for name in ("facts", "failures", "changes", "restarts", "preflight", "unhealthy", "order"):
+        module.__utils__[f"multimaster_deploy.{name}"] = getattr(multimaster_deploy, name)
+    module.__utils__["multimaster_gather.tables"] = dict
+    module.__utils__["multimaster_trees.subscribed"] = lambda opts, tables: 3
+
+    class Client:
+        def cmd_iter(self, ids, function, arguments, **flags):
+            for name in ids:
+                value = ANSWERS.get(function, True) if isinstance(function, str) else {}
+                if name in ("saltm2", "web1") and function in odd:
+                    value = odd[function]
+                yield {name: {"ret": value}}
+
+    monkeypatch.setattr(
+        "salt.client.get_local_client", lambda mopts: contextlib.nullcontext(Client())
+    )
+    monkeypatch.setattr(module, "_accepted", lambda: {*MASTERS, "web1"})
+    monkeypatch.setattr(module, "_say", lambda message: None)
+    declared = [{"id": n, "address": f"192.0.2.{at}"} for at, n in enumerate(MASTERS, 1)]
+    plan = multimaster_deploy.plan({"mode": mode, "masters": declared, "restart_timeout": 60})
+    ids = {*MASTERS, "web1"}
+    problems = module.preflight(plan)["problems"]
+    assert all(line.isprintable() for text in problems for line in text.split("\n"))
+    assert not any(line.startswith("saltm1:") for line in problems)
+    module._until_told(plan, ids)
+    module._in_place(plan, ids)
+    module._pointed_at(plan, ids)
+    module._until_well(plan, list(MASTERS), None, ["web1"])
+    module._until_finished(plan, "saltm2", {"web1"}, None)
+    module._restart_master(plan, "saltm2", None)
+    module._deploy_master(plan, "saltm2", list(MASTERS), None)
+    module._deploy_minions(plan, ["web1"], None)
+    return problems
+
+
+ODD = st.fixed_dictionaries({}, optional={name: spoilt(ANSWERS[name]) for name in ANSWERS})
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(mode=st.sampled_from(["hot", "failover"]), odd=ODD)
+@example(mode="hot", odd=dict.fromkeys(ANSWERS, {"x": 5}))
+@example(mode="failover", odd=dict.fromkeys(ANSWERS, {}))
+@example(mode="hot", odd={"state.apply": []})
+@example(mode="hot", odd={"multimaster.report": {"x": 5}})
+def test_whatever_one_says_an_orchestration_goes_on(runner, monkeypatch, mode, odd):
+    orchestrated(runner, monkeypatch, mode, odd)
+
+
+def test_who_tells_something_odd_is_named_and_nothing_of_it_reaches_a_terminal(runner, monkeypatch):
+    odd = {"multimaster_orch.facts": {**FACTS, "version": "3008\x1b[2J"}}
+    problems = orchestrated(runner, monkeypatch, "hot", odd)
+    said = r"tells no facts: version: got '3008\\x1b[2J'; supported: a name"
+    assert [line for line in problems if "tells no facts" in line] == [
+        f"saltm2: {said}",
+        f"web1: {said}",
+    ]

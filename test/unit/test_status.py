@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections import Counter, deque
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 import multimaster_drift
 
@@ -36,6 +39,7 @@ def master(address, **changed):
         "reported": True,
         "remotes_down": 0,
         "aside": {},
+        "unknown": None,
     }
     return row | changed
 
@@ -215,7 +219,7 @@ class Bus:
             if (function, name) in self.answers:
                 value = self.answers[function, name]
                 value = value(**named) if callable(value) else value
-                if isinstance(value, dict) and "now" in value:
+                if isinstance(value, dict) and isinstance(value.get("now"), float):
                     # Told as the clock's offset.
                     value = value | {"now": time.time() + value["now"]}
                 if name in self.busy:
@@ -337,7 +341,7 @@ def report(answers=True, stale=(), offset=0.0, subjects=None, **changed):
         "places": {},
         "remotes": {},
         "minions": None,
-        "now": offset,
+        "now": float(offset),
     }
 
 
@@ -353,6 +357,7 @@ def test_all_is_well_with_exit_status_0(status):
     assert data["minions"]["web1"] == {
         "connected": dict.fromkeys(IDS, True),
         "configured": ADDRESSES,
+        "unknown": None,
         "silent": [],
         "cutover": {},
         "restarts": {},
@@ -379,10 +384,8 @@ def test_a_git_remote_that_is_down_is_named_once_with_the_masters_that_say_so(st
         {"saltm1": report()},
         {"saltm1": report(), "saltm2": report(running=False, answers=False)},
         {"saltm1": report(), "saltm2": report(answers=False)},
-        {"saltm1": report(), "saltm2": "The minion function caused an exception"},
-        {"saltm1": report(), "saltm2": False},
     ],
-    ids=["nobody", "absent", "stopped", "frozen", "error", "no return"],
+    ids=["nobody", "absent", "stopped", "frozen"],
 )
 def test_a_master_without_a_report_is_exit_status_1(status, reports):
     data = status(reports, CONFIGURED)["data"]
@@ -391,9 +394,64 @@ def test_a_master_without_a_report_is_exit_status_1(status, reports):
     assert data["masters"]["saltm2"]["reachable"] is False
 
 
-@pytest.mark.parametrize("lists", [{}, {**CONFIGURED, "web1": "an error"}], ids=["none", "error"])
-def test_a_minion_whose_list_is_unknown_is_shown_all_the_same(status, lists):
-    data = status({name: report() for name in IDS}, lists)["data"]
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("The minion function caused an exception", "The minion function caused an exception"),
+        (False, "answer: got False; supported: a mapping"),
+        ({}, "master: got nothing; supported: a mapping"),
+        (report() | {"now": float("nan")}, "now: got nan; supported: a number"),
+        (report(accepted="9\x1b[2J"), r"master:accepted: got '9\\x1b[2J'; supported: a whole number"),
+    ],
+)
+def test_a_master_whose_answer_is_none_is_unknown_with_the_reason(status, loaders, said, why):
+    shown = status({"saltm1": report(), "saltm2": said}, CONFIGURED)["data"]
+    problem = f"master saltm2 (192.0.2.2) is unknown: its answer is none: {why}"
+    assert shown["problems"] == [problem]
+    assert shown["masters"]["saltm2"]["unknown"] == why
+    assert shown["masters"]["saltm1"] == master(ADDRESSES[0])
+    assert f"! {problem}" in loaders.output["multimaster"](shown).splitlines()
+
+
+def test_a_minion_that_answers_and_has_no_such_module_is_unknown_and_not_away(status, loaders):
+    error = "'multimaster.masters' is not available."
+    shown = status({name: report() for name in IDS}, {"web1": error})["data"]
+    row = shown["minions"]["web1"]
+    # It has answered the one that asks.
+    assert row["connected"] == {"saltm1": True, "saltm2": None}
+    assert row["unknown"] == error
+    assert shown["problems"] == [f"minion web1 is unknown: its answer is none: {error}"]
+    lines = loaders.output["multimaster"](shown).splitlines()
+    assert ["web1", "yes", "?"] in [line.split() for line in lines]
+
+
+def test_what_a_master_has_not_understood_of_its_minions_is_told(status, loaders, monkeypatch):
+    pack = loaders.utils["multimaster_ledger.squeeze"]
+    minions, unknown = pack({"web1": {"configured": 5}}), pack({"web1": "an error"})
+    for parts in ({"minions": minions}, {"minions": pack({}), "unknown": unknown}):
+        told = {"saltm1": report(), "saltm2": report() | parts}
+        row = status(told, {})["data"]["minions"]["web1"]
+        assert row["connected"] == {"saltm1": None, "saltm2": True}
+        assert row["unknown"] in ("configured: got 5; supported: a list", "an error")
+
+
+def test_only_who_was_asked_is_heard_and_once(status, bus, loaders):
+    class Noisy(Bus):
+        def say(self, jid, name, value):
+            for stranger in range(9):
+                super().say(jid, f"stranger{stranger}", value)
+            super().say(jid, name, value)
+            super().say(jid, name, {"configured": ["192.0.2.9"], "connected": []})
+
+    bus_of = bus({})
+    bus_of.__class__ = Noisy
+    bus_of.answers = {("multimaster_drift.report", name): report() for name in IDS}
+    bus_of.answers["multimaster.masters", "web1"] = CONFIGURED["web1"]
+    assert loaders.runner["multimaster.status"](timeout=0)["data"]["problems"] == []
+
+
+def test_a_minion_whose_list_is_unknown_is_shown_all_the_same(status):
+    data = status({name: report() for name in IDS}, {})["data"]
     assert data["minions"]["web1"]["configured"] is None
     # Nobody has heard of it.
     assert data["problems"] == ["minion web1 is not connected to saltm1, saltm2"]
@@ -756,3 +814,157 @@ def test_repair_names_what_differs(on_masters, test):
     done, asked = on_masters("keys_repair", answers=answers, test=test)
     assert done == {"differing": ["web1"], "repaired": not test}
     assert ([name for _, name, _ in asked][-1] == "ledger_wake") is not test
+
+
+def test_keys_of_a_master_whose_answer_is_none_are_unknown_with_the_reason(on_masters, loaders):
+    good = states(web1=("accepted", "a"))
+    shown, _ = on_masters("keys", answers={"saltm1": good, "saltm2": {"web1": {}}})
+    data = shown["data"]
+    assert data["keys"]["web1"]["masters"] == {"saltm1": "accepted", "saltm2": "unknown"}
+    assert data["unknown"] == {"saltm2": "web1:state: got nothing; supported: a name"}
+    assert data["retcode"] == 1
+    assert loaders.output["multimaster"](data).splitlines()[-1].startswith("! master saltm2: web1")
+
+
+def test_pages_of_keys_that_never_end_are_none(on_masters, loaders, monkeypatch):
+    runner = loaders.runner["multimaster.keys"].func.__globals__
+    monkeypatch.setitem(runner, "PAGE", 1)
+    monkeypatch.setitem(runner, "__jid_event__", SimpleNamespace(fire_event=lambda *_: None))
+    shown, asked = on_masters("keys", answers={"saltm1": states(web1=("accepted", "a"))})
+    assert len(asked) == 2
+    assert shown["data"]["unknown"]["saltm1"] == "tells nothing of the ids after 'web1'"
+
+
+def test_ids_are_shown_without_what_a_terminal_obeys(on_masters, loaders):
+    odd = {"web\x1b[2J\n": {"state": "pending", "fingerprint": None}}
+    shown, _ = on_masters("keys", answers=dict.fromkeys(IDS, odd))
+    lines = loaders.output["multimaster"](shown["data"]).splitlines()
+    assert lines[1].startswith(r"web\x1b[2J\n  pending")
+    assert all(line.isprintable() for line in lines)
+
+
+# Whatever is said
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
+    # Texts with surrogates, as names of files may have them; and what Python makes no text of.
+    | st.sampled_from(["\udc80", "\x1b[2J", "9" * 5000, 10**400, {}, [], "", "multimaster"]),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.text() | st.integers() | st.binary(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@st.composite
+def spoilt(draw, whole):
+    """An answer with something else in one place, or something else altogether."""
+    if not isinstance(whole, (dict, list)) or not whole or draw(st.booleans()):
+        return draw(anything)
+    places = sorted(whole) if isinstance(whole, dict) else list(range(len(whole)))
+    place = draw(st.sampled_from(places))
+    if isinstance(whole, dict) and draw(st.integers(0, 9)) == 0:
+        return {name: value for name, value in whole.items() if name != place}
+    changed = dict(whole) if isinstance(whole, dict) else list(whole)
+    changed[place] = draw(spoilt(whole[place]))
+    return changed
+
+
+LISTS = {
+    **CONFIGURED["web1"],
+    "silent": ["192.0.2.1"],
+    "cutover": {"step": "proving", "back": True, "seen": {"192.0.2.1": ["refused", 1.0]}},
+    "restarts": {"salt-master": {"since": 1.0, "timeout": 1, "waiting": "x"}},
+    "verifies": True,
+}
+FULL = report() | {
+    "host": LISTS,
+    "stale": {"worker_threads": [5, 6]},
+    "remotes": {"https://git.example.com": "down"},
+    "sources": {"worker_threads": ["/etc/salt/master"]},
+    "declared": {"worker_threads": 5},
+    "proof": {"sample": "web1", "grains": "d", "inputs": "d", "at": 1.0},
+    "up": 1000.0,
+    "places": {"config": "/etc"},
+    "details": {"config": {"worker_threads": 7}, "keys": {"ledger": "e"}},
+    "minions": {"web1": LISTS},
+    "unknown": {"web2": "an error"},
+}
+FULL["subjects"] = {**FULL["subjects"], "config": "0", "keys": "1"}
+PACKED = ("details", "minions", "unknown")
+unhurried = settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def packed(loaders, said):
+    """Pack what is packed in a report, where that can be done."""
+    if not isinstance(said, dict):
+        return said
+    found = dict(said)
+    for part in set(PACKED) & set(found):
+        with contextlib.suppress(TypeError, ValueError):
+            found[part] = loaders.utils["multimaster_ledger.squeeze"](found[part])
+    return found
+
+
+def printed(loaders, shown):
+    text = loaders.output["multimaster"](shown)
+    assert all(line.isprintable() for line in text.splitlines())
+    text.encode()
+
+
+@unhurried
+@given(report_=spoilt(FULL), lists=spoilt(LISTS))
+@example(report_={}, lists={})
+@example(report_=FULL, lists=LISTS)
+def test_whatever_one_says_the_others_are_shown(loaders, bus, report_, lists):
+    answers = {("multimaster_drift.report", "saltm1"): report()}
+    answers["multimaster_drift.report", "saltm2"] = packed(loaders, report_)
+    answers["multimaster.masters", "web1"] = lists
+    bus(answers)
+    for name in ("status", "drift", "metrics"):
+        data = loaders.runner[f"multimaster.{name}"](timeout=0)["data"]
+        printed(loaders, data)
+        if name == "status":
+            assert data["masters"]["saltm1"]["reachable"]
+            assert set(data["minions"]) == {*IDS, "web1"}
+
+
+@unhurried
+@given(said=spoilt(states(web1=("accepted", "a"), web2=("pending", "b"))) | spoilt("x"))
+@example(said={})
+@example(said={"": {"state": "more", "fingerprint": None}})
+def test_whatever_one_says_of_its_keys_those_of_the_others_are_shown(on_masters, loaders, said):
+    from salt.exceptions import CommandExecutionError
+
+    good = states(web1=("accepted", "a"))
+    with contextlib.suppress(TypeError, ValueError):
+        loaders.utils["multimaster_ledger.squeeze"](said)
+        shown, _ = on_masters("keys", answers={"saltm1": good, "saltm2": said})
+        assert shown["data"]["keys"]["web1"]["masters"]["saltm1"] == "accepted"
+        printed(loaders, shown["data"])
+    with contextlib.suppress(CommandExecutionError):
+        on_masters("resolve", "web1", "a" * 16, answers={"saltm1": good, "saltm2": said})
+    with contextlib.suppress(CommandExecutionError):
+        on_masters("key_history", "web1", answers={"saltm1": said})
+
+
+@unhurried
+@given(said=spoilt(FULL))
+@example(said={})
+def test_whatever_one_says_the_engine_that_looks_goes_on(
+    loaders, bus, by_path, tmp_path, monkeypatch, said
+):
+    module = by_path("salt/_engines/multimaster_drift.py")
+    (tmp_path / "multimaster").mkdir(exist_ok=True)
+    told = SimpleNamespace(fire_event=lambda data, tag: json.dumps(data).encode())
+    monkeypatch.setattr(module, "__utils__", loaders.utils, raising=False)
+    monkeypatch.setattr(module, "CONFIRM", 0)
+    opts = {**loaders.opts, "cachedir": str(tmp_path)}
+    monkeypatch.setattr(module, "__opts__", opts, raising=False)
+    monkeypatch.setattr(
+        module.salt.utils.event, "get_event", lambda *_, **__: contextlib.nullcontext(told)
+    )
+    answers = {("multimaster_drift.report", name): packed(loaders, FULL) for name in IDS}
+    bus(answers | {("multimaster_drift.report", "saltm2"): packed(loaders, said)})
+    module._Watcher().turn()
