@@ -151,7 +151,9 @@ class _Asked:
                 if answer.id == self.own:
                     alive = answer.value is True
                     continue
-                value, why = __utils__["multimaster_said.check"]("multimaster.masters", answer.value)
+                value, why = __utils__["multimaster_said.check"](
+                    "multimaster.masters", answer.value
+                )
                 if why is None:
                     found[answer.id] = value
                 else:

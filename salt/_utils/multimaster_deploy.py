@@ -340,8 +340,8 @@ def unhealthy(
         row = known.get(name)
         if row is None:
             why = reports.get(name)
-            said = f"'s answer is none: {why}" if isinstance(why, str) else " does not answer"
-            problems.append(f"{name}: the minion on its host{said}")
+            said = f"gives no answer: {why}" if isinstance(why, str) else "does not answer"
+            problems.append(f"{name}: the minion on its host {said}")
         elif not row["running"]:
             problems.append(f"{name}: its master does not run")
         elif name not in row["answering"]:

@@ -223,11 +223,11 @@ def told(function: Any, value: Any) -> Any:
 
 def plain(text: Any) -> str:
     """Return a text with all characters that a terminal could obey, ends of lines too, escaped."""
-    text = str(text)
-    if text.isprintable():
-        return text
+    shown = str(text)
+    if shown.isprintable():
+        return shown
     return "".join(
-        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in shown
     )
 
 

@@ -289,6 +289,8 @@ STATES = {
     [
         (STATES, []),
         (None, ["did not return"]),
+        ([], ["tells of no state"]),
+        ({}, ["tells of no state"]),
         (["Rendering failed"], ["Rendering failed"]),
         ("Passed invalid arguments", ["Passed invalid arguments"]),
         ({"a": {"__id__": "x", "result": False, "comment": "no"}}, ["x: no"]),
@@ -384,7 +386,7 @@ def test_masters_that_are_well_have_no_problem():
     ("row", "problem"),
     [
         (None, "saltm2: the minion on its host does not answer"),
-        ("an error", "saltm2: the minion on its host does not answer"),
+        ("an error", "saltm2: the minion on its host gives no answer: an error"),
         (report(running=False), "saltm2: its master does not run"),
         (report(answering=["saltm1"]), "saltm2: its master does not answer"),
         (report(fingerprint="0"), "saltm2: not the same key pair as on saltm1"),

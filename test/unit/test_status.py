@@ -401,7 +401,10 @@ def test_a_master_without_a_report_is_exit_status_1(status, reports):
         (False, "answer: got False; supported: a mapping"),
         ({}, "master: got nothing; supported: a mapping"),
         (report() | {"now": float("nan")}, "now: got nan; supported: a number"),
-        (report(accepted="9\x1b[2J"), r"master:accepted: got '9\\x1b[2J'; supported: a whole number"),
+        (
+            report(accepted="9\x1b[2J"),
+            r"master:accepted: got '9\\x1b[2J'; supported: a whole number",
+        ),
     ],
 )
 def test_a_master_whose_answer_is_none_is_unknown_with_the_reason(status, loaders, said, why):
@@ -846,11 +849,18 @@ def test_ids_are_shown_without_what_a_terminal_obeys(on_masters, loaders):
 # Whatever is said
 
 anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.binary()
     # Texts with surrogates, as names of files may have them; and what Python makes no text of.
     | st.sampled_from(["\udc80", "\x1b[2J", "9" * 5000, 10**400, {}, [], "", "multimaster"]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.text() | st.integers() | st.binary(), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text() | st.integers() | st.binary(), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
