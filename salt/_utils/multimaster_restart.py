@@ -435,9 +435,10 @@ class _Host:
         self, ids: Iterable[str], function: str, arguments: list[Any], patience: float
     ) -> dict[str, Any]:
         """Give a command on this host's master; return what was answered."""
-        import multimaster_said as said
         import salt.client
         from salt.exceptions import SaltException
+
+        import multimaster_said as said
 
         try:
             with salt.client.get_local_client(mopts=self._master_options()) as client:

@@ -391,7 +391,7 @@ def spoilt(draw, whole):
 
 
 def orchestrated(runner, monkeypatch, mode, odd):
-    """Take every look of an orchestration at hosts of which saltm2 and web1 answer something odd."""
+    """Take every look of an orchestration at hosts; saltm2 and web1 answer something odd."""
     module, _ = runner
     module.__context__ = {}
     module.__opts__ = {"pidfile": "/nowhere"}
