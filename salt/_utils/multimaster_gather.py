@@ -269,7 +269,7 @@ class Look(NamedTuple):
     told: dict[str, dict[str, Any]]
     heard: dict[str, set[str]]
     sample: str | None
-    # Minion -> why what it has answered is no answer; its report, if it is a master's host, is None.
+    # Minion -> why what it has answered is no answer; a master's report is None then.
     unknown: dict[str, str]
 
 

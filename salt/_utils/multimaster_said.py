@@ -42,6 +42,7 @@ def _or(*inner: Any) -> tuple[Any, ...]:
 
 _WORDS = _list("word")
 _NAME = _or(None, "word")
+_MOMENT = _or(None, "number")
 _COUNTS = ("accepted", "pending", "denied", "rejected", "conflicts", "connections")
 
 _MASTERS = {
@@ -72,7 +73,7 @@ _STATE = {"__id__?": "text", "result?": _or(None, "flag"), "comment?": "lines", 
 # told by ``_KINDS``; a tuple is a list, a mapping, a row of so many, or one of several.
 ANSWERS: Mapping[str, Any] = {
     "multimaster.daemons": {"master": _DAEMON, "minion": _DAEMON},
-    "multimaster.key_decide": {"changed": "flag", "found": _NAME, "was?": "word"},
+    "multimaster.key_decide": {"changed": "flag", "found": _NAME, "was?": _NAME},
     "multimaster.key_digest": {
         "digest": _NAME,
         "conflicts": _list("path"),
@@ -158,14 +159,14 @@ ANSWERS: Mapping[str, Any] = {
     "multimaster_roots.status": {
         "role": _NAME,
         "source?": "word",
-        "snapshot?": "word",
-        "digest?": "word",
+        "snapshot?": _NAME,
+        "digest?": _NAME,
         "digests?": _map("word", "word"),
-        "since?": "number",
-        "checked?": "number",
-        "problem?": "text",
-        "problem_since?": "number",
-        "skipped?": _map("path", "text"),
+        "since?": _MOMENT,
+        "checked?": _MOMENT,
+        "problem?": _or(None, "text"),
+        "problem_since?": _MOMENT,
+        "skipped?": _map("path", "text", ALL),
         "kept?": _list("path"),
     },
     "multimaster_roots.wake": "flag",

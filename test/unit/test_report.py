@@ -287,3 +287,43 @@ def test_the_note_of_a_former_master_says_nothing_of_this_one(report, running, h
             other.kill()
     assert told["stale"] is None
     assert told["up"] < 60
+
+
+QUESTIONS = {
+    "multimaster.daemons": [],
+    "multimaster.key_digest": [],
+    "multimaster.key_page": ["*", "", 10],
+    "multimaster.key_states": [],
+    "multimaster.masters": [],
+    "multimaster.outstanding": ["salt-master"],
+    "multimaster.report": [],
+    "multimaster_orch.connections": [],
+    "multimaster_orch.facts": [True],
+    "multimaster_orch.reach": [["127.0.0.1"], [1]],
+    "multimaster_roots.status": [],
+    "saltutil.running": [],
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_what_a_host_answers_passes_the_check_as_it_is(host, report, question):
+    import multimaster_said
+
+    answer = json.loads(json.dumps(host.modules[question](*QUESTIONS[question])))
+    found, why = multimaster_said.check(question, answer)
+    assert why is None
+    if question != "multimaster.report":
+        assert found == answer
+
+
+@pytest.mark.parametrize("minions", [False, True])
+def test_a_report_passes_the_check_as_it_is(host, report, minions):
+    import multimaster_said
+
+    told = report(detail=ALL, sample=["web1", {"id": "web1"}], minions=minions)
+    details, why = multimaster_said.check("details", told.pop("details"))
+    assert (why, details["config"]["worker_threads"]) == (None, 5)
+    found, why = multimaster_said.check("multimaster_drift.report", told)
+    assert why is None
+    # What may be absent is left out where it is None.
+    assert found | {"minions": None, "unknown": None} == told
