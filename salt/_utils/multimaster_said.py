@@ -24,6 +24,10 @@ ALL = 10_000_000
 LARGEST = 1 << 63
 
 
+# The names on the way into an answer.
+Place = tuple[Any, ...]
+
+
 class OddError(ValueError):
     """An answer is none."""
 
@@ -204,7 +208,7 @@ def check(function: str, value: Any) -> tuple[Any, str | None]:
         A key of ``ANSWERS``.
     """
     try:
-        return _checked(ANSWERS[function], value, ""), None
+        return _checked(ANSWERS[function], value, ()), None
     except OddError as err:
         return None, str(err)
 
@@ -237,7 +241,7 @@ def lines(text: Any) -> str:
     return "\n".join(plain(line) for line in str(text).split("\n"))
 
 
-def _checked(wanted: Any, value: Any, where: str) -> Any:
+def _checked(wanted: Any, value: Any, where: Place) -> Any:
     if isinstance(wanted, str):
         return _simple(wanted, value, where)
     if wanted is None:
@@ -257,7 +261,7 @@ def _checked(wanted: Any, value: Any, where: str) -> Any:
         key, each, most = inner
         _sized(value, Mapping, most, where, "a mapping")
         return {
-            _simple(key, name, where): _checked(each, found, _below(where, name))
+            _simple(key, name, where): _checked(each, found, (*where, name))
             for name, found in value.items()
         }
     kind = (list, tuple)
@@ -271,7 +275,7 @@ def _checked(wanted: Any, value: Any, where: str) -> Any:
     return [_checked(each, found, where) for found in value]
 
 
-def _record(wanted: Mapping[str, Any], value: Any, where: str) -> dict[str, Any]:
+def _record(wanted: Mapping[str, Any], value: Any, where: Place) -> dict[str, Any]:
     _sized(value, Mapping, MANY, where, "a mapping")
     found = {}
     for name, inner in wanted.items():
@@ -281,8 +285,8 @@ def _record(wanted: Mapping[str, Any], value: Any, where: str) -> dict[str, Any]
         if bare not in value:
             if name != bare:
                 continue
-            raise OddError(f"{_below(where, bare)}: got nothing; supported: {_words(inner)}")
-        found[bare] = _checked(inner, value[bare], _below(where, bare))
+            raise OddError(f"{_shown((*where, bare))}: got nothing; supported: {_words(inner)}")
+        found[bare] = _checked(inner, value[bare], (*where, bare))
     return found
 
 
@@ -290,9 +294,11 @@ def _takes_none(wanted: Any) -> bool:
     return isinstance(wanted, tuple) and wanted[0] == "or" and None in wanted[1:]
 
 
-def _one_of(several: Sequence[Any], value: Any, where: str) -> Any:
+def _one_of(several: Sequence[Any], value: Any, where: Place) -> Any:
     why: OddError | None = None
-    for inner in several:
+    if value is None and None in several:
+        return None
+    for inner in several if several[0] is not None else several[1:]:
         try:
             return _checked(inner, value, where)
         except OddError as err:
@@ -301,7 +307,7 @@ def _one_of(several: Sequence[Any], value: Any, where: str) -> Any:
     raise why or _odd(where, value, "nothing")
 
 
-def _simple(kind: str, value: Any, where: str) -> Any:
+def _simple(kind: str, value: Any, where: Place) -> Any:
     if kind == "any":
         return value
     if kind == "flag":
@@ -347,18 +353,18 @@ def _cut(text: str, most: int = TEXT) -> str:
     return shown if len(shown) <= most else shown[:most] + "..."
 
 
-def _sized(value: Any, kind: Any, most: int, where: str, words: str) -> None:
+def _sized(value: Any, kind: Any, most: int, where: Place, words: str) -> None:
     if not isinstance(value, kind):
         raise _odd(where, value, words)
     if len(value) > most:
-        raise OddError(f"{where or 'answer'}: got {len(value)} entries; supported: {most}")
+        raise OddError(f"{_shown(where)}: got {len(value)} entries; supported: {most}")
 
 
-def _refuse(where: str, value: Any, kind: str) -> Any:
+def _refuse(where: Place, value: Any, kind: str) -> Any:
     raise _odd(where, value, _KINDS[kind])
 
 
-def _odd(where: str, value: Any, words: str) -> OddError:
+def _odd(where: Place, value: Any, words: str) -> OddError:
     if not where and isinstance(value, str):
         # How Salt answers when something is wrong.
         return OddError(_cut(value, ERROR) or "an empty text")
@@ -369,12 +375,11 @@ def _odd(where: str, value: Any, words: str) -> OddError:
         got = f"{value}" if not isinstance(value, int) or abs(value) < LARGEST else "a huge number"
     else:
         got = f"a {type(value).__name__}"
-    return OddError(f"{where or 'answer'}: got {got}; supported: {words}")
+    return OddError(f"{_shown(where)}: got {got}; supported: {words}")
 
 
-def _below(where: str, name: Any) -> str:
-    named = _cut(name, 40) if isinstance(name, str) else "..."
-    return f"{where}:{named}" if where else named
+def _shown(where: Place) -> str:
+    return ":".join(_cut(n, 40) if isinstance(n, str) else "..." for n in where) or "answer"
 
 
 def _words(wanted: Any) -> str:
