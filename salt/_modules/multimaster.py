@@ -73,6 +73,7 @@ SYNCED = {
         "multimaster_pubkey.py",
         "multimaster_restart.py",
         "multimaster_roots.py",
+        "multimaster_said.py",
         "multimaster_sample.py",
         "multimaster_seal.py",
         "multimaster_signing.py",
