@@ -24,7 +24,8 @@ def until(
 
     :param patience: seconds without progress; the condition is tried at least once.
     :param what: the condition in words; it completes "waited for ...".
-    :param interval: seconds between two tries.
+    :param interval: seconds between two tries; as many as the last one took, where that is more,
+        or the tries would keep the machine from what they wait for.
     :param seen: what is observed, after each try; by default the condition's last result. That it
         is another one than before is progress.
     :raises LabError: after ``patience`` seconds without progress, and after ten times that in any
@@ -33,6 +34,7 @@ def until(
     began = changed = time.monotonic()
     last: object = None
     while True:
+        tried = time.monotonic()
         result = condition()
         if result:
             return result
@@ -46,4 +48,4 @@ def until(
                 f"waited {now - began:.0f} s for {what}, the last {now - changed:.0f} s without "
                 f"progress; seen last: {latest!r}"
             )
-        time.sleep(min(interval, left))
+        time.sleep(min(max(interval, now - tried), left))
