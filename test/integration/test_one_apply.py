@@ -118,7 +118,7 @@ def test_at_any_speed_one_apply_makes_three_four_and_three_again(
     ("late", "unit"),
     [
         ("saltm2", "salt-master"),
-        ("web1", "salt-minion"),
+        long("web1", "salt-minion"),
         long("saltm1", "salt-master"),
         long("saltm3", "salt-master"),
         long("saltm1", "salt-minion"),

@@ -69,7 +69,10 @@ def until_web1_answers(lab: Laboratory, master: str) -> None:
     until(lambda: web1_answers(lab, master), PATIENCE, what, interval=1)
 
 
-@pytest.mark.parametrize("master", MASTERS)
+@pytest.mark.parametrize(
+    "master",
+    [pytest.param(name, marks=() if name == "saltm2" else pytest.mark.long) for name in MASTERS],
+)
 def test_every_decision_on_one_master_holds_on_all(lab: Laboratory, master: str) -> None:
     name = f"decided-on-{master}"
     wait_for_key(lab, name, make_pair()[1], MASTERS)
@@ -187,7 +190,7 @@ def test_who_is_shut_out_can_no_longer_run_anything(lab: Laboratory, verb: str, 
     ("path", "content"),
     [
         ("autosign.conf", "web1"),
-        ("autosign/id", "web1"),
+        pytest.param("autosign/id", "web1", marks=pytest.mark.long),
         ("master.d/auto-accept.conf", "auto_accept: True"),
     ],
 )
