@@ -145,6 +145,8 @@ ANSWERS: Mapping[str, Any] = {
         "minions?": "packed",
         "unknown?": "packed",
     },
+    # What is in there is checked as the answers to what was asked through that master.
+    "multimaster_orch.ask": _map("path", "any", ALL),
     "multimaster_orch.connections": "count",
     "multimaster_orch.facts": {
         "version": "word",

@@ -455,3 +455,19 @@ def test_who_tells_something_odd_is_named_and_nothing_of_it_reaches_a_terminal(r
         f"saltm2: {said}",
         f"web1: {said}",
     ]
+
+
+def test_what_minions_say_to_another_master_is_heard_of_those_who_were_asked(runner, monkeypatch):
+    module, _ = runner
+    module.__opts__ = {}
+
+    class Client:
+        def cmd_iter(self, ids, function, arguments, **flags):
+            assert function == "multimaster_orch.ask"
+            yield {"saltm2": {"ret": {"web1": FACTS, "web8": False, "web9": FACTS}}}
+
+    monkeypatch.setattr(
+        "salt.client.get_local_client", lambda mopts: contextlib.nullcontext(Client())
+    )
+    asked = module._asked(PLAN, "saltm2", {"web1", "web8"}, "multimaster_orch.facts", "saltm1")
+    assert asked == {"web1": FACTS}
