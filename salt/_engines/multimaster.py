@@ -227,7 +227,8 @@ class _Engine:
     def _gather(self, wait):
         """Collect the ids that key events name, and the answers to our questions."""
         until = time.monotonic() + wait
-        while wait > 0 and (event := self._event(wait)):
+        heard = __utils__["multimaster_peers.next_event"]
+        while wait > 0 and (event := heard(self.bus, wait)):
             with self._apart("events/"):
                 self._collect(event["tag"], event["data"])
                 self.aside.pop("events/", None)
@@ -237,14 +238,6 @@ class _Engine:
             if self.answers or any(each.next() <= time.monotonic() for each in self._in_turn()):
                 until = min(until, time.monotonic() + (GATHER if self.touched else 0))
             wait = until - time.monotonic()
-
-    def _event(self, wait):
-        try:
-            return self.bus.get_event(wait=wait, full=True)
-        except (UnicodeDecodeError, TypeError, salt.exceptions.SaltDeserializationError) as err:
-            # Its tag may be any bytes that a minion likes.
-            log.debug("An event that is none: %s", err)
-            return {"tag": "", "data": {}}
 
     def _collect(self, tag, data):
         # A minion may have made it up, and nothing need be what it is named.
@@ -274,7 +267,7 @@ class _Engine:
         """Ask whoever has news; or, where nobody is named, look at everything again."""
         if origin in self.peers:
             self.peers[origin].woken(time.monotonic())
-        elif origin == "" and __utils__["multimaster_ledger.demanded"](self.demand):
+        elif origin == "" and __utils__["multimaster_peers.demanded"](self.demand):
             self.look_due = self.scan_due = 0.0
             self.snapshot = {}
             for name, peer in self.peers.items():

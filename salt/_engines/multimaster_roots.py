@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import salt.cache
-import salt.exceptions
 import salt.utils.event
 
 log = logging.getLogger(__name__)
@@ -137,19 +136,12 @@ class _Engine:
                 self.look_due = now + min(max(LOOK, SHARE * spent), LONGEST)
         self._sent()
         self.attend()
-        while event := self._event(max(0.001, self.due() - time.monotonic())):
+        heard = __utils__["multimaster_peers.next_event"]
+        while event := heard(self.bus, max(0.001, self.due() - time.monotonic())):
             self._hear(event["tag"], event["data"])
             self._sent()
             if self.due() <= time.monotonic():
                 break
-
-    def _event(self, wait):
-        try:
-            return self.bus.get_event(wait=wait, full=True)
-        except (UnicodeDecodeError, TypeError, salt.exceptions.SaltDeserializationError) as err:
-            # Its tag may be any bytes that a minion likes.
-            log.debug("An event that is none: %s", err)
-            return {"tag": "", "data": {}}
 
     def _hear(self, tag, data):
         """Take note of an event; what is in it, anybody may have made up, stops nothing else."""
@@ -380,7 +372,7 @@ class _Source(_Engine):
     def _look(self):
         """Look at the live directories, and take them if they have settled; tell if they differ."""
         super().look()
-        if self.store.demanded():
+        if __utils__["multimaster_peers.demanded"](self.store.demand):
             self.forced = True
         roots = {kind: self.declared.get(kind) or {} for kind in ("file_roots", "pillar_roots")}
         guarded = [__opts__[name] for name in ("pki_dir", "cluster_pki_dir") if __opts__.get(name)]
@@ -472,7 +464,7 @@ class _Source(_Engine):
     def woken(self, what, data):
         if what != "publish":
             return
-        if self.store.demanded():
+        if __utils__["multimaster_peers.demanded"](self.store.demand):
             # Not by the event, which any minion can send.
             self.forced, self.look_due = True, 0.0
         elif self.seen is None:
@@ -530,7 +522,7 @@ class _Follower(_Engine):
     def look(self):
         super().look()
         # Not of this master's directories; and not left for when it becomes the source.
-        self.store.demanded()
+        __utils__["multimaster_peers.demanded"](self.store.demand)
         if self.damaged and not self.wanted:
             # Perhaps everything is here, under another name.
             self._want(self.store.manifest(self.store.current()))

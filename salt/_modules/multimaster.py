@@ -70,6 +70,7 @@ SYNCED = {
         "multimaster_ledger.py",
         "multimaster_listener.py",
         "multimaster_options.py",
+        "multimaster_peers.py",
         "multimaster_pubkey.py",
         "multimaster_restart.py",
         "multimaster_roots.py",
@@ -352,7 +353,7 @@ def ledger_wake(origin):
     opts = _effective("master", _config_dir())
     if not origin:
         # Not by the event, which any minion can send.
-        __utils__["multimaster_ledger.demand"](_demand_path(opts))
+        __utils__["multimaster_peers.demand"](_demand_path(opts))
     with salt.utils.event.get_event("master", opts=opts, listen=False) as bus:
         return bus.fire_event({"origin": origin}, "multimaster/wake")
 

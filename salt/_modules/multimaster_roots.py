@@ -83,7 +83,9 @@ def wake(origin="", force=False):
     opts = _master_opts()
     if force:
         try:
-            __utils__["multimaster_roots.store"](_directory(opts)).demand()
+            store = __utils__["multimaster_roots.store"](_directory(opts))
+            # Let an emptied directory be published, once.
+            __utils__["multimaster_peers.demand"](store.demand)
         except OSError as err:
             raise CommandExecutionError(f"the roots of {__opts__['id']}: {err}") from err
     tag = "wake" if origin else "publish"

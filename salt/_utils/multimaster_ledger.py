@@ -110,22 +110,6 @@ def merge(one: Decision | None, other: Decision) -> Decision:
     return other if one is None or other.rank > one.rank else one
 
 
-def demand(path: str) -> None:
-    """Leave a word for the engine of a master on this host, once: said by who can write there."""
-    # Written by root, where the master's user may have put a link.
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    os.close(os.open(path, flags, 0o600))
-
-
-def demanded(path: str) -> bool:
-    """Tell whether that has been said since this was asked last."""
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return False
-    return True
-
-
 def open_ledger(path: str, read_only: bool = False) -> "Ledger":
     """Return the :class:`Ledger` in a file; for Salt's loader, which shows functions only."""
     return Ledger(path, read_only)

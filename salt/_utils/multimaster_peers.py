@@ -10,6 +10,7 @@ engine has to go on reading the event bus.
 """
 
 import logging
+import os
 import queue
 import threading
 import time
@@ -257,6 +258,35 @@ def _close(client: Any) -> None:
             client.destroy()
     except Exception:
         log.debug("A client that had failed could not be closed", exc_info=True)
+
+
+def next_event(bus: Any, wait: float) -> dict[str, Any] | None:
+    """Return the next event of a master's bus, or None after so many seconds without one."""
+    from salt.exceptions import SaltDeserializationError
+
+    try:
+        event: dict[str, Any] | None = bus.get_event(wait=wait, full=True)
+    except (UnicodeDecodeError, TypeError, SaltDeserializationError) as err:
+        # Its tag may be any bytes that a minion likes.
+        log.debug("An event that is none: %s", err)
+        return {"tag": "", "data": {}}
+    return event
+
+
+def demand(path: str) -> None:
+    """Leave a word for the engine of a master on this host, once: said by who can write there."""
+    # Written by root, where the master's user may have put a link.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    os.close(os.open(path, flags, 0o600))
+
+
+def demanded(path: str) -> bool:
+    """Tell whether that has been said since this was asked last."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def peer(name: str, due: float) -> Peer:

@@ -597,7 +597,8 @@ class Store:
         self.kept = os.path.join(directory, "kept")
         self.status_file = os.path.join(directory, "status.json")
         self._link = os.path.join(directory, "current")
-        self._demand = os.path.join(directory, "demand")
+        # Where root says on this host that an emptied directory is meant.
+        self.demand = os.path.join(directory, "demand")
         # Snapshots do not change, and to read one takes longer than all that is asked of it.
         self._read: dict[str, tuple[Manifest, dict[str, list[int]]]] = {}
         # Edits in trees that were kept.
@@ -640,20 +641,6 @@ class Store:
         try:
             self.manifest(name)
         except (OSError, RootsError):
-            return False
-        return True
-
-    def demand(self) -> None:
-        """Let an emptied directory be published, once: said by who can write here."""
-        # Written by root, where the master's user may have put a link.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        os.close(os.open(self._demand, flags, 0o600))
-
-    def demanded(self) -> bool:
-        """Tell whether that has been said since this was asked last."""
-        try:
-            os.unlink(self._demand)
-        except FileNotFoundError:
             return False
         return True
 

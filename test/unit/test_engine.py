@@ -815,7 +815,7 @@ def test_a_peer_whose_minion_signs_in_is_asked(master):
 
 
 def test_somebody_may_ask_to_look_at_everything_again(master, minion_keys):
-    import multimaster_ledger
+    import multimaster_peers
 
     master.turn()
     path = master.host.pki / "minions/web1"
@@ -827,7 +827,7 @@ def test_somebody_may_ask_to_look_at_everything_again(master, minion_keys):
     # Any minion can say so.
     assert master.verdicts("web1") == []
     Path(master.engine.demand).parent.mkdir(exist_ok=True)
-    multimaster_ledger.demand(master.engine.demand)
+    multimaster_peers.demand(master.engine.demand)
     master.bus.put("multimaster/wake", origin="")
     master.turn()
     master.turn()

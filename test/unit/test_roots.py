@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import multimaster_peers
 import multimaster_roots as roots
 from multimaster_roots import File, Manifest, Pin, RootsError, Unsettled
 
@@ -973,9 +974,9 @@ def test_a_content_that_the_disk_does_not_give_keeps_no_other_from_being_told(st
 def test_a_note_of_root_is_not_written_through_a_link(store, tmp_path):
     Path(store.directory, "demand").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="symbolic links"):
-        store.demand()
+        multimaster_peers.demand(store.demand)
     assert not (tmp_path / "elsewhere").exists()
-    assert store.demanded()
-    store.demand()
-    assert store.demanded()
-    assert not store.demanded()
+    assert multimaster_peers.demanded(store.demand)
+    multimaster_peers.demand(store.demand)
+    assert multimaster_peers.demanded(store.demand)
+    assert not multimaster_peers.demanded(store.demand)

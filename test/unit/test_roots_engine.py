@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import multimaster_peers
 import multimaster_seal as seal
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -67,8 +68,6 @@ class Courier:
         self.carry, self.error, self.jobs = carry, "", []
 
     def give(self, targets, function, arguments):
-        import multimaster_peers
-
         jid = self.carry(targets, function.partition(".")[2], arguments, self.error)
         self.jobs.append(multimaster_peers.Sent(jid, time.monotonic(), self.error))
         return jid
@@ -323,7 +322,7 @@ def test_events_that_anybody_can_send_cost_no_look_each(equal, monkeypatch):
     assert engine.due() - now <= equal.settings["LONGEST"]
     # Root on this host does not wait.
     before = len(made)
-    engine.store.demand()
+    multimaster_peers.demand(engine.store.demand)
     for _ in range(2):
         equal.buses[SOURCE].put("multimaster/roots/publish", origin="")
         equal.turn(SOURCE, look=False)
@@ -421,7 +420,7 @@ def test_a_directory_that_has_become_empty_is_published_on_demand_only(equal):
     equal.turn(SOURCE, look=False)
     equal.publish()
     assert equal.served(SOURCE) == before
-    equal.engines[SOURCE].store.demand()
+    multimaster_peers.demand(equal.engines[SOURCE].store.demand)
     equal.buses[SOURCE].put("multimaster/roots/publish", origin="")
     equal.turn(SOURCE, look=False)
     equal.publish()
@@ -432,9 +431,9 @@ def test_a_directory_that_has_become_empty_is_published_on_demand_only(equal):
 
 def test_a_demand_at_a_follower_is_not_left_for_when_it_becomes_the_source(equal):
     store = equal.engines[FOLLOWER].store
-    store.demand()
+    multimaster_peers.demand(store.demand)
     equal.turn(FOLLOWER)
-    assert not store.demanded()
+    assert not multimaster_peers.demanded(store.demand)
 
 
 def test_an_absent_directory_is_a_problem_and_no_deletion(equal):
@@ -935,6 +934,15 @@ def test_any_event_stops_nothing(equal, tag, data):
         assert equal.told(name)["problem"] is None
 
 
+def assert_heals(equal):
+    """Assert that a follower that has heard something odd follows when it is told what is so."""
+    equal.engines[FOLLOWER].peer.until = 0.0
+    equal.turn(FOLLOWER)
+    equal.engines[FOLLOWER].peer.until = 0.0
+    assert serves_on(equal)
+    assert equal.told(FOLLOWER)["problem"] is None
+
+
 @FUZZ
 @given(anything | st.text(st.characters(codec="ascii"), max_size=80) | st.just("A" * 500))
 def test_any_reply_of_whoever_is_not_the_source_stops_nothing(equal, reply):
@@ -943,11 +951,7 @@ def test_any_reply_of_whoever_is_not_the_source_stops_nothing(equal, reply):
     equal.engines[FOLLOWER].peer.due = 0.0
     equal.follow(turns=3)
     equal.carry = lambda real: real
-    equal.engines[FOLLOWER].peer.until = 0.0
-    equal.turn(FOLLOWER)
-    equal.engines[FOLLOWER].peer.until = 0.0
-    assert serves_on(equal)
-    assert equal.told(FOLLOWER)["problem"] is None
+    assert_heals(equal)
 
 
 hashes = st.sampled_from(["0" * 64, "x", hashlib.sha256(b"abc").hexdigest()])
@@ -979,11 +983,7 @@ def test_any_answer_that_is_sealed_stops_nothing(equal, shared, head, pieces):
     equal.engines[FOLLOWER].peer.due = 0.0
     equal.follow(turns=4)
     equal.carry = lambda reply: reply
-    equal.engines[FOLLOWER].peer.until = 0.0
-    equal.turn(FOLLOWER)
-    equal.engines[FOLLOWER].peer.until = 0.0
-    assert serves_on(equal)
-    assert equal.told(FOLLOWER)["problem"] is None
+    assert_heals(equal)
 
 
 @FUZZ
