@@ -3,6 +3,8 @@ Commands at a steady rate, from masters in turn, and what became of each: a prog
 
 Arguments: seconds between two commands, the minions (joined by commas), and the masters'
 configuration files.  A line of input names the file of the master to stay away from from then on.
+Where the minions are behind by ``BEHIND`` commands, no more are given until they have caught up, as
+a minion that is given ever more than it can do answers none.
 Ends when its input does, and prints JSON: how many commands were accepted, and what was lost: job,
 master, minions.
 """
@@ -22,7 +24,9 @@ import salt.config
 import salt.exceptions
 import salt.loader
 
-# Seconds in which a return has to be there.
+# Commands without all their returns that there are at most, but for those that seem lost.
+BEHIND = 3
+# Seconds without any return after which one that is not there is lost.
 PATIENCE = 60
 
 
@@ -60,6 +64,23 @@ def main() -> None:
         if jid:
             given.append((jid, path))
 
+    left: dict[tuple[str, str], set[str]] = {}
+    progress = time.monotonic()
+
+    def look() -> None:
+        nonlocal progress
+        for job in given:
+            left.setdefault(job, set(minions))
+        for (jid, path), missing in list(left.items()):
+            if missing and (come := missing & returned(masters[path], jid)):
+                progress = time.monotonic()
+                left[jid, path] = missing - come
+
+    def behind() -> bool:
+        look()
+        waiting = sum(map(bool, left.values()))
+        return waiting >= BEHIND and time.monotonic() - progress < PATIENCE
+
     threading.Thread(target=listen, daemon=True).start()
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         for path in itertools.cycle(masters):
@@ -67,16 +88,14 @@ def main() -> None:
                 continue
             if over.wait(interval):
                 break
-            pool.submit(one, path)
-    deadline = time.monotonic() + PATIENCE
-    left = {job: set(minions) for job in given}
-    while left and time.monotonic() < deadline:
-        for jid, path in list(left):
-            left[jid, path] -= returned(masters[path], jid)
-            if not left[jid, path]:
-                del left[jid, path]
+            if not behind():
+                pool.submit(one, path)
+    progress = time.monotonic()
+    look()
+    while any(left.values()) and time.monotonic() - progress < PATIENCE:
         time.sleep(0.5)
-    lost = [[*job, sorted(names)] for job, names in left.items()]
+        look()
+    lost = [[*job, sorted(names)] for job, names in left.items() if names]
     print(json.dumps({"accepted": len(given), "lost": lost}))
 
 

@@ -14,13 +14,12 @@ from typing import Any
 import pytest
 
 from lab.laboratory import PATIENCE, Laboratory, laboratory
-from lab.wait import until
+from lab.wait import ENOUGH, until
 
 DEPLOY, RESTART = "multimaster.orch.deploy", "multimaster.orch.restart"
 STEPS = ["preflight", "masters", "minions"]
 LOAD = Path(__file__).with_name("steady_commands.py")
-# Commands a second under which masters are restarted, each a job on four minions: with twice as
-# many, a minion may have more at a time than Salt takes, as all share two cores (docs/limits.md).
+# Commands a second under which masters are restarted, each a job on four minions, at most.
 RATE = 1
 
 
@@ -247,7 +246,7 @@ def load(lab: Laboratory) -> Iterator[dict[str, Any]]:
         try:
             yield account
         finally:
-            out, _ = process.communicate(timeout=PATIENCE)
+            out, _ = process.communicate(timeout=ENOUGH * PATIENCE)
         account |= json.loads(out)
 
 

@@ -91,6 +91,15 @@ class Laboratory:
             self.lab, self.host(host_id), argv, capture_output=True, timeout=timeout, **kwargs
         )
 
+    def attack(self, host_id: str, *messages: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Send masters what no minion would, as the one on a host; return what each said to it."""
+        host = self.host(host_id)
+        argv = [self.python, "-c", cli.ATTACK.read_text(), f"{host.config_dir}/minion"]
+        done = self.run(host_id, *argv, input="".join(f"{json.dumps(m)}\n" for m in messages))
+        said = [json.loads(line) for line in done.stdout.splitlines()]
+        assert len(said) == len(messages), done.stderr
+        return said
+
     def json(self, host_id: str, *argv: str) -> Any:
         """Run a Salt command and return its output; an AssertionError shows what it printed."""
         done = self.run(host_id, *argv, "--out=json", "--log-level=error")

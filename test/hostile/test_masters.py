@@ -1,0 +1,139 @@
+"""
+Three masters, and minions and strangers who say what they should not, with real daemons.
+
+What a test finds afterwards is that decisions on keys still reach every master, and that status is
+true.  Messages are those of :mod:`lab.attack`.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psutil
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from lab.decisions import MASTERS, decide, state, until_all_say, wait_for_key
+from lab.keys import make_pair
+from lab.laboratory import Laboratory, applied
+
+NET = "127.0.116"
+ATTACKERS = ("web1", "web2", "web3")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
+    """Three masters, and three minions whose administrators are not to be trusted."""
+    directory = tmp_path_factory.mktemp("lab") / "lab"
+    with applied(directory, "process", masters=3, minions=3, net=NET) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def decisions_go_on(lab: Laboratory, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Find after each test that a decision on one master holds on all, and that all agree."""
+    yield
+    name = f"after-{request.node.name}"[:60].translate({ord(c): "-" for c in "[] /"})
+    wait_for_key(lab, name, make_pair()[1], MASTERS)
+    for verb, expected in (("accept", "accepted"), ("delete", None)):
+        decide(lab, "saltm2", verb, name)
+        until_all_say(lab, name, expected)
+
+
+def sign_in(lab: Laboratory, name: str, pub: str, *masters: str) -> None:
+    """Knock at masters as a stranger does, with whatever is said to be a key."""
+    load = {"cmd": "_auth", "id": name, "pub": pub, "nonce": "0" * 32, "token": "t"}
+    lab.attack(
+        "web1",
+        *({"load": load, "clear": True, "master": lab.host(m).address} for m in masters),
+    )
+
+
+def event(tag: str, data: Any) -> dict[str, Any]:
+    """Return a message that puts an event on a master's bus."""
+    return {"load": {"cmd": "_minion_event", "tag": tag, "data": data}}
+
+
+def elliptic() -> str:
+    """Return a public key that is good, and of a kind that Salt does not use."""
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+
+def damaged(pub: str) -> str:
+    """Return a key's text with a letter in its body that is no base64, nor ASCII."""
+    return pub[:60] + "é" + pub[61:]
+
+
+ODD = {
+    "not-ascii": lambda pub: damaged(pub),
+    "text-after-the-end": lambda pub: f"{pub}and more\n",
+    "junk-after-the-end": lambda pub: pub + "#" * 1_200_000,
+    "another-kind": lambda _: elliptic(),
+    "no-key": lambda _: "no key",
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_an_odd_key_is_decided_on_like_any_other(lab: Laboratory, kind: str) -> None:
+    pub = ODD[kind](make_pair()[1])
+    sign_in(lab, kind, pub, *MASTERS)
+    assert {state(lab, master, kind) for master in MASTERS} == {"pending"}
+    decide(lab, "saltm2", "reject", kind)
+    until_all_say(lab, kind, "rejected")
+    decide(lab, "saltm3", "delete", kind)
+    until_all_say(lab, kind, None)
+
+
+def test_ids_that_are_no_names_stop_nothing(lab: Laboratory) -> None:
+    pub = make_pair()[1]
+    odd = ["x" * 252, "x" * 255, "x" * 300, "..", ".hidden", "../../etc/x", "a\nb", "\x1b[2J", "é" * 127]
+    for name in odd:
+        sign_in(lab, name, pub, "saltm2")
+    lab.attack(
+        "web2",
+        *(
+            event(tag, {"id": name, "act": "accept", "result": True, "pub": pub})
+            for name in [*odd, 7, None, {"id": "x"}, ["x"] * 1000]
+            for tag in ("salt/auth", "salt/key")
+        ),
+    )
+
+
+def test_the_wrong_key_under_an_id_changes_nothing_for_its_minion(lab: Laboratory) -> None:
+    sign_in(lab, "web3", make_pair()[1], *MASTERS)
+    assert {state(lab, master, "web3") for master in MASTERS} == {"accepted+denied"}
+    assert lab.answering("saltm2", "web3") == {"web3"}
+    decide(lab, "saltm1", "reject", "web3")
+    # Salt's command takes what it denied along with it.
+    for master in MASTERS:
+        lab.until(
+            lambda master=master: "rejected" in str(state(lab, master, "web3")),
+            f"web3 to be rejected on {master}",
+        )
+    decide(lab, "saltm1", "accept", "web3")
+    lab.until(
+        lambda: all("accepted" in str(state(lab, m, "web3")) for m in MASTERS),
+        "web3 to be accepted again",
+    )
+
+
+def test_events_that_mean_nothing_are_nothing(lab: Laboratory) -> None:
+    tags = [
+        *("multimaster/wake", "multimaster/roots/wake", "multimaster/roots/publish"),
+        *("multimaster/drift", "salt/key", "salt/auth", "minion_start", "salt/minion/web1/start"),
+        *(f"salt/job/20260101000000000000/ret/{master}" for master in MASTERS),
+    ]
+    contents: list[Any] = [{}, {"origin": ""}, {"origin": 1}, {"force": True}, {"return": {"x": 5}}]
+    contents += [{"id": "saltm1", "return": None}, {"return": {"answer": 1, "signature": [2]}}]
+    lab.attack("web1", *(event(tag, content) for tag in tags for content in contents))
+
+
+def test_an_answer_in_the_name_of_a_masters_host_is_found_out(lab: Laboratory) -> None:
+    code, status = lab.status("saltm2")
+    assert code == 0, status
