@@ -369,7 +369,7 @@ class _Look:
         minion_id, wanted = sample
         had = __utils__["multimaster_gather.grains"](self.opts, minion_id)
         grains, grains_print, why = __utils__["multimaster_drift.sample_grains"](had)
-        if grains_print != wanted:
+        if why or grains_print != wanted:
             return {"sample": minion_id, "skipped": why or "its grains of it are others"}
         path = os.path.join(self.cache, "proofs.json")
 

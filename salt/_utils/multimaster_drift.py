@@ -91,7 +91,7 @@ REACTOR: Mapping[str, Any] = {"reactor": {}}
 # engine tells within seconds of its start where a machine has nothing else to do.
 UNKNOWN = 600
 
-# Minions that are looked at for one that can be the sample, before the masters' own are.
+# So many minions are looked at for one that can be the sample, and the masters' own.
 TRIED = 20
 # Characters of the sample's grains, as JSON, and how deep they may be: those of an ordinary host
 # are some 5,000, and four deep; each master reads them at each look.
@@ -127,6 +127,7 @@ MOVING = (
     "ip_interfaces",
     "ipv6",
     "mem_total",
+    "pending_reboot",
     "ssds",
     "swap_total",
 )
@@ -286,10 +287,17 @@ def option_of(path: str) -> str:
 
 
 def samples(
-    accepted: Iterable[str], masters: Sequence[str], known: Iterable[str], key: str
+    accepted: Iterable[str],
+    masters: Sequence[str],
+    known: Iterable[str],
+    key: str,
+    mode: str = "hot",
 ) -> list[str]:
     """
-    Return the minions whose pillar and states may be compared, the first that can be is.
+    Return the minions that may be the sample, whose pillar and states are compared, in order.
+
+    An ordinary one shows most.  In failover mode its grains are on one master, and only those of
+    the masters' own are on all.
 
     known
         The minions whose grains there are.
@@ -301,8 +309,9 @@ def samples(
     def place(name: str) -> bytes:
         return hmac.digest(key.encode(), name.encode(errors="backslashreplace"), "sha256")
 
-    others = sorted(there - set(masters), key=place)
-    return [*others[:TRIED], *(name for name in masters if name in there)]
+    others = sorted(there - set(masters), key=place)[:TRIED]
+    own = [name for name in masters if name in there]
+    return [*others, *own] if mode == "hot" else [*own, *others]
 
 
 def sample_grains(grains: Mapping[Any, Any]) -> tuple[dict[str, Any], str | None, str | None]:
@@ -316,18 +325,21 @@ def sample_grains(grains: Mapping[Any, Any]) -> tuple[dict[str, Any], str | None
     found = {name: FLEETING.get(name, v) for name, v in grains.items() if name != ASKED}
     if not found:
         return {}, None, "there are no grains of it"
-    if _is_deeper(found, DEEPEST):
-        return {}, None, f"its grains are nested more than {DEEPEST} deep"
+    deep = f"its grains are nested more than {DEEPEST} deep"
     try:
-        for name in UNORDERED:
-            if isinstance(found.get(name), list):
-                found[name] = sorted(found[name], key=str)
         size = len(json.dumps(found, sort_keys=True, default=str))
+    except RecursionError:
+        return {}, None, deep
     except (TypeError, ValueError) as err:
         # Of names of several types, for one.
         return {}, None, f"its grains are of no use ({type(err).__name__})"
     if size > MOST_GRAINS:
         return {}, None, f"its grains are larger than {MOST_GRAINS // 1024} KiB"
+    if _is_deeper(found, DEEPEST):
+        return {}, None, deep
+    for name in UNORDERED:
+        if isinstance(found.get(name), list):
+            found[name] = sorted(found[name], key=str)
     kept = {name: v for name, v in found.items() if name not in FLEETING and name not in MOVING}
     return found, digest(kept), None
 

@@ -307,16 +307,18 @@ def look(
     """
     topology = opts["multimaster"]
     hosts = [master["id"] for master in topology["masters"]]
-    hot = topology.get("mode", "hot") == "hot"
+    mode = topology.get("mode", "hot")
+    hot = mode == "hot"
     known, seen = accepted(opts), met(opts)
     ids = [sample] if sample else (topology.get("drift") or {}).get("sample")
     if not ids:
-        ids = utils["multimaster_drift.samples"](known, hosts, seen or (), pair(opts)[0] or "")
-    chosen, aside = _chosen(opts, utils, ids)
+        key = pair(opts)[0] or ""
+        ids = utils["multimaster_drift.samples"](known, hosts, seen or (), key, mode)
+    (sample, digest), aside = _chosen(opts, utils, ids)
     arguments = {
         "minions": minions and not hot,
         "timeout": timeout,
-        "sample": chosen,
+        "sample": sample and [sample, digest],
         "max_age": max_age,
         "compiles": not max_age,
         "watch": watch,
@@ -383,7 +385,7 @@ def look(
         again["detail"] = [*dict.fromkeys([*unequal, "content"])]
     if again:
         again = {
-            "sample": chosen,
+            "sample": sample and [sample, digest],
             "max_age": max_age or 60,
             "compiles": False,
             "ask": False,
@@ -403,20 +405,20 @@ def look(
             # Here every master has had them.
             why = report["proof"].pop("skipped")
             report["proof"]["problem"] = f"{why}; saltutil.refresh_grains has it send them again"
-    return Look(reports, told, heard, chosen and chosen[0], aside, unknown)
+    return Look(reports, told, heard, sample, aside, unknown)
 
 
 def _chosen(
     opts: Mapping[str, Any], utils: Mapping[str, Callable[..., Any]], ids: Iterable[str]
-) -> tuple[list[str] | None, dict[str, str]]:
+) -> tuple[tuple[str | None, str | None], dict[str, str]]:
     """Return the first that can be the sample, and the digest of its grains; and who cannot."""
     aside: dict[str, str] = {}
     for name in ids:
         _, digest, why = utils["multimaster_drift.sample_grains"](grains(opts, name))
         if why is None:
-            return [name, digest], aside
+            return (name, digest), aside
         aside[name] = why
-    return None, aside
+    return (None, None), aside
 
 
 def _named(arguments: Mapping[str, Any]) -> dict[str, Any]:

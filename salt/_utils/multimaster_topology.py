@@ -184,8 +184,8 @@ class Topology:
     minion_service: str = "salt-minion"
     restart_timeout: float = 600
     replicate: Replicate | None = None
-    # Seconds between two looks for differences, the minions of which one is the sample then, any
-    # if none, and seconds that clocks may differ.
+    # Seconds between two looks for differences, ids that may be the sample then (none: any), and
+    # seconds that clocks may differ.
     drift_interval: float = 60
     drift_sample: tuple[str, ...] = ()
     clocks: float = 5
@@ -1067,7 +1067,9 @@ def _is_names(value: Any) -> bool:
 
 
 def _is_sample(value: Any) -> bool:
-    ids = [value] if isinstance(value, str) else value or []
+    if value is None:
+        return True
+    ids = [value] if isinstance(value, str) else value
     return isinstance(ids, list) and all(isinstance(i, str) and _ID.fullmatch(i) for i in ids)
 
 

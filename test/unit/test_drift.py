@@ -340,6 +340,11 @@ def test_an_ordinary_minion_is_the_sample_where_there_is_one(accepted, known, sa
     assert drift.samples(accepted, IDS, known, "a key") == samples
 
 
+def test_in_failover_mode_a_master_is_the_sample_since_all_have_its_grains():
+    ids = ["web1", "saltm3", "saltm2"]
+    assert drift.samples(ids, IDS, ids, "a key", "failover") == ["saltm2", "saltm3", "web1"]
+
+
 def test_no_id_makes_a_minion_the_sample():
     ids = ["0", "!", *(f"web{number}" for number in range(50))]
     first = [drift.samples(ids, IDS, ids, f"key {number}")[0] for number in range(20)]

@@ -649,10 +649,17 @@ def sampled(loaders, loaded_host, bus, monkeypatch):
             opts = {**loaders.opts, "multimaster": topology}
             monkeypatch.setitem(function.__globals__, "__opts__", opts)
 
+        minions = loaders.utils["multimaster_ledger.squeeze"](CONFIGURED)
+
         def told(proof):
-            return lambda sample=None, **_: report(subjects=proof.get("leaves")) | {
-                "proof": {"sample": sample and sample[0], **proof.get("proof", {})}
-            }
+            return lambda sample=None, **_: (
+                report(subjects=proof.get("leaves"))
+                | {
+                    "proof": {"sample": sample and sample[0], **proof.get("proof", {})},
+                    # Asked for in failover mode.
+                    "minions": minions,
+                }
+            )
 
         made = bus({("multimaster_drift.report", n): told(p) for n, p in proofs.items()})
         made.answers |= {("multimaster.masters", n): CONFIGURED["web1"] for n in ("web1", "0")}
@@ -680,7 +687,8 @@ def test_a_job_has_of_the_samples_grains_nothing_but_a_digest(sampled):
 def test_other_grains_of_the_sample_are_a_problem_in_hot_mode(sampled, runner, loaders):
     data, _ = sampled({"web1": {"id": "web1"}}, OTHERS, runner)
     why = "master saltm2 could not compile pillar and top file of web1: its grains of it are others"
-    assert why in data["problems"]
+    assert data["problems"][-1].startswith(f"{why}; saltutil.refresh_grains")
+    assert data["retcode"] == 1
     assert data["notes"] == []
 
 
@@ -699,6 +707,19 @@ def test_a_minion_with_odd_grains_is_no_sample_and_another_one_is(sampled):
     assert data["sample"] == "web1"
     assert data["notes"] == ["minion 0 is no sample: its grains are larger than 256 KiB"]
     assert data["problems"] == []
+
+
+def test_what_no_master_has_compiled_yet_is_compiled_by_all_at_once(sampled):
+    proof = {"problem": "not compiled since something has changed"}
+    late = {name: {"proof": proof} for name in IDS}
+    _, asked = sampled({"web1": {"id": "web1"}}, SAME, interval=60)
+    assert [named["compiles"] for named in asked] == [False]
+    _, asked = sampled({"web1": {"id": "web1"}}, late, interval=60)
+    assert [named["compiles"] for named in asked] == [False, True]
+    assert asked[0]["sample"] == asked[1]["sample"]
+    # As the engine does it.
+    _, asked = sampled({"web1": {"id": "web1"}}, late, interval=0)
+    assert [named["compiles"] for named in asked] == [True]
 
 
 @pytest.mark.parametrize("mode", ["hot", "failover"])

@@ -229,7 +229,7 @@ REFUSED = [
     value("negative interval of drift", "drift:interval", -1, SECONDS),
     *(
         value(f"sample {sample!r}", "drift:sample", sample, "a minion id, or a list of minion ids")
-        for sample in (5, "", "a b", "../x", ["web1", 5], {"id": "web1"})
+        for sample in (5, 0, "", "a b", "../x", ["web1", 5], {}, {"id": "web1"})
     ),
     value("relative config_dir", "config_dir", "etc/salt", PATH),
     value("config_dir that is YAML", "config_dir", "/etc/salt: x", PATH),
