@@ -27,7 +27,8 @@ RUNNING = "running.json"
 # What a utility module cannot get from Salt's loader by itself.
 TOOLS = (
     "multimaster_drift.differing",
-    "multimaster_drift.sample_of",
+    "multimaster_drift.sample_grains",
+    "multimaster_drift.samples",
     "multimaster_ledger.unsqueeze",
     "multimaster_said.check",
     "multimaster_trees.subscribed",

@@ -52,7 +52,15 @@ def __virtual__():
 
 
 def report(
-    detail=(), minions=False, timeout=5, sample=None, max_age=120, watch=None, ask=True, asker=None
+    detail=(),
+    minions=False,
+    timeout=5,
+    sample=None,
+    max_age=120,
+    compiles=True,
+    watch=None,
+    ask=True,
+    asker=None,
 ):
     """
     Report on the master of this host: what it is, what it has, and who answers to it.
@@ -64,10 +72,12 @@ def report(
     timeout
         Seconds to wait for answers.
     sample
-        The minion whose pillar and top file are compared, and its grains; without grains only what
-        was compiled before is told.
+        The minion whose pillar and top file are compared, and the digest of its grains: they are
+        compiled with those that this master has, if these are the same.
     max_age
-        Seconds for which that holds; 0: it is compiled now.
+        Seconds for which what was compiled holds; 0: it is compiled now.
+    compiles
+        False if only what was compiled before is to be told.
     watch
         What the engine that looks at all masters has told so far; kept for its successor.
     ask
@@ -94,10 +104,10 @@ def report(
     subjects = {name: digest(found) for name, found in leaves.items()}
     # What the compiled pillar of a minion may follow from on this host.
     inputs = {name: found for name, found in subjects.items() if name != "keys"}
-    proof = look.proof(sample, max_age, digest(inputs))
+    proof = look.proof(sample, max_age, digest(inputs), compiles)
     if "leaves" in proof:
         leaves["content"] = proof.pop("leaves")
-        subjects["content"] = digest([proof["sample"], proof["grains"], leaves["content"]])
+        subjects["content"] = digest([proof["sample"], leaves["content"]])
     told |= {"subjects": subjects, "proof": proof, "stale": look.stale(), "places": places}
     told["up"] = time.time() - look.daemon.create_time() if look.daemon else 0
     if detail:
@@ -352,22 +362,25 @@ class _Look:
                 os.fchown(handle.fileno(), owner.pw_uid, owner.pw_gid)
             os.replace(scratch, path)
 
-    def proof(self, sample, max_age, inputs):
+    def proof(self, sample, max_age, inputs, compiles):
         """Return what this master would give a minion, as hashes, compiled anew where needed."""
         if not sample:
             return {"sample": None}
-        minion_id, grains = sample
+        minion_id, wanted = sample
+        had = __utils__["multimaster_gather.grains"](self.opts, minion_id)
+        grains, grains_print, why = __utils__["multimaster_drift.sample_grains"](had)
+        if why or grains_print != wanted:
+            return {"sample": minion_id, "skipped": why or "its grains of it are others"}
         path = os.path.join(self.cache, "proofs.json")
-        grains_print = None if grains is None else __utils__["multimaster_drift.digest"](grains)
 
         def known():
             found = _proofs(path).get(minion_id, {})
             recent = time.time() - found.get("at", 0) <= max_age
-            same = grains_print in (None, found.get("grains"))
-            return found if recent and same and found.get("inputs") == inputs else None
+            same = (found.get("grains"), found.get("inputs")) == (grains_print, inputs)
+            return found if recent and same else None
 
         found = known()
-        if not found and grains is None:
+        if not found and not compiles:
             found = {"problem": "not compiled since something has changed"}
         if not found:
             with contextlib.ExitStack() as stack:
@@ -376,18 +389,18 @@ class _Look:
                     os.makedirs(self.cache, mode=0o700, exist_ok=True)
                     alone = __utils__["multimaster_cutover.alone"](f"{path}.lock")
                     stack.enter_context(alone)
-                found = known() or self.prove(path, sample, grains_print, inputs)
+                found = known() or self.prove(path, minion_id, grains, grains_print, inputs)
         return {"sample": minion_id, **found}
 
-    def prove(self, path, sample, grains_print, inputs):
+    def prove(self, path, minion_id, grains, grains_print, inputs):
         """Compile, and keep what came of it."""
-        outcome = self.compile(*sample)
+        outcome = self.compile(minion_id, grains)
         if "leaves" not in outcome:
             return {"grains": grains_print, **outcome}
         fresh = {"inputs": inputs, "grains": grains_print, "at": time.time(), **outcome}
         proofs = _proofs(path)
-        proofs.pop(sample[0], None)
-        kept = dict([*proofs.items(), (sample[0], fresh)][-KEPT:])
+        proofs.pop(minion_id, None)
+        kept = dict([*proofs.items(), (minion_id, fresh)][-KEPT:])
         with contextlib.suppress(OSError):
             scratch = f"{path}.{os.getpid()}"
             pathlib.Path(scratch).touch(mode=0o600)

@@ -62,7 +62,8 @@ def _status(data):
         problems = ["Everything is connected."]
         if subjects:
             problems = ["Everything is connected, and the masters agree."]
-    return [*_table(masters), "", *subjects, *_table(minions), *rest, "", *problems]
+    notes = data.get("notes", ())
+    return [*_table(masters), "", *subjects, *_table(minions), *rest, "", *problems, *notes]
 
 
 def _picked(minions):
@@ -128,7 +129,7 @@ def _drift(data):
     if not data["drift"] and not data["problems"]:
         agreed = [name for name in data["subjects"] if name != "running" or not unknown]
         lines.append(f"The masters agree on {', '.join(agreed)}.")
-    return lines
+    return [*lines, *data.get("notes", ())]
 
 
 def _plain(text):

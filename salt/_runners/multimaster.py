@@ -24,7 +24,8 @@ SHOWN = 20
 # What a utility module cannot get from Salt's loader by itself.
 TOOLS = (
     "multimaster_drift.differing",
-    "multimaster_drift.sample_of",
+    "multimaster_drift.sample_grains",
+    "multimaster_drift.samples",
     "multimaster_ledger.unsqueeze",
     "multimaster_said.check",
     "multimaster_trees.subscribed",
@@ -42,8 +43,7 @@ def status(timeout=5, sample=None):
     timeout
         Seconds to wait for answers of those who are connected.
     sample
-        The minion whose pillar and top file are compared; the first that is no master's unless
-        given.
+        The minion whose pillar and top file are compared; a declared one, or any, unless given.
 
     Per master: address, reachable (the minion on its host answers to it), Salt version,
     fingerprint of its key, digest of its ledger, whether it is configured to sign its key and the
@@ -53,7 +53,8 @@ def status(timeout=5, sample=None):
     each master's digest, and whether they differ.  Per minion: whether it is connected to each
     master, which it is only after that master has let it in, the master list it is configured with,
     the masters that are silent to it, and how the last change of its configuration went.
-    ``problems`` says in words what is wrong.  Exit status 0 only if that is nothing.
+    ``problems`` says in words what is wrong, ``notes`` what is not.  Exit status 0 only if no
+    problem is there.
 
     CLI Example:
 
@@ -117,6 +118,7 @@ def drift(subject=None, timeout=5, sample=None):
             # No difference: their engines have yet to tell what they have read.
             "unknown": __utils__["multimaster_drift.unknown"](look.reports),
             "problems": problems,
+            "notes": _notes(look),
             "retcode": 1 if found or problems else 0,
         },
     }
@@ -456,6 +458,7 @@ def _status(timeout, sample, detail=False):
         "troubled": len(troubled),
         "seconds": round(time.monotonic() - started, 2),
         "problems": problems,
+        "notes": _notes(look),
         # salt-run's exit status
         "retcode": 1 if problems else 0,
     }
@@ -502,12 +505,26 @@ def _differences(look):
 
 def _unproved(look):
     """Say of which master it is not known what it would give the sample."""
-    return [
+    problems = [
         f"master {name} could not compile pillar and top file of {look.sample}: "
         f"{report['proof']['problem']}"
         for name, report in look.reports.items()
         if report and "problem" in report["proof"]
     ]
+    if look.aside and not look.sample and __opts__["multimaster"].get("mode", "hot") == "hot":
+        problems.append("no minion can be the sample: what masters would give it is not compared")
+    return problems
+
+
+def _notes(look):
+    """Say what was not compared though nothing is wrong with a master."""
+    notes = [f"minion {name} is no sample: {why}" for name, why in look.aside.items()]
+    notes += [
+        f"master {name} has compiled nothing for {look.sample}: {report['proof']['skipped']}"
+        for name, report in look.reports.items()
+        if report and "skipped" in report["proof"]
+    ]
+    return notes
 
 
 def _remotes_down(look):

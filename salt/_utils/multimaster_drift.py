@@ -9,6 +9,7 @@ Pure: imports nothing of Salt and touches no file.
 """
 
 import hashlib
+import hmac
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -89,6 +90,51 @@ REACTOR: Mapping[str, Any] = {"reactor": {}}
 # Seconds after which it is reported that nothing is known of what a running master has read: its
 # engine tells within seconds of its start where a machine has nothing else to do.
 UNKNOWN = 600
+
+# So many minions are looked at for one that can be the sample, and the masters' own.
+TRIED = 20
+# Characters of the sample's grains, as JSON, and how deep they may be: those of an ordinary host
+# are some 5,000, and four deep; each master reads them at each look.
+MOST_GRAINS, DEEPEST = 256 * 1024, 32
+# Grains that another process of a minion has otherwise, or the same one for another master, and
+# what stands in their place when a pillar is compiled.
+FLEETING: Mapping[str, Any] = {
+    "cwd": "",
+    "gid": 0,
+    "groupname": "",
+    "locale_info": {},
+    "master": "",
+    "opts": {},
+    "path": "",
+    "pid": 0,
+    "pythonexecutable": "",
+    "pythonpath": [],
+    "shell": "",
+    "systempath": [],
+    "uid": 0,
+    "username": "",
+}
+# Grains that change by themselves while a minion runs, with each container that starts or what a
+# name server says: a pillar is compiled with them, and the digest is without.
+MOVING = (
+    "disks",
+    "fqdn_ip4",
+    "fqdn_ip6",
+    "fqdns",
+    "hwaddr_interfaces",
+    "ip4_interfaces",
+    "ip6_interfaces",
+    "ip_interfaces",
+    "ipv6",
+    "mem_total",
+    "pending_reboot",
+    "ssds",
+    "swap_total",
+)
+# Lists that Salt makes of sets, in another order in each process.
+UNORDERED = ("fqdn_ip4", "fqdn_ip6")
+# With which a master's host asks for keys; a question, and for that pillar alone.
+ASKED = "multimaster_keys"
 
 Leaves = Mapping[str, Any]
 
@@ -240,16 +286,69 @@ def option_of(path: str) -> str:
     return path.partition(":")[0]
 
 
-def sample_of(accepted: Iterable[str], masters: Sequence[str], known: Iterable[str]) -> str | None:
+def samples(
+    accepted: Iterable[str],
+    masters: Sequence[str],
+    known: Iterable[str],
+    key: str,
+    mode: str = "hot",
+) -> list[str]:
     """
-    Return the minion whose pillar and states are compared: the first that is no master's, if any.
+    Return the minions that may be the sample, whose pillar and states are compared, in order.
+
+    An ordinary one shows most.  In failover mode its grains are on one master, and only those of
+    the masters' own are on all.
 
     known
         The minions whose grains there are.
+    key
+        What all masters have and no minion: nobody makes itself the sample by its id.
     """
     there = set(known) & set(accepted)
-    others = sorted(there - set(masters))
-    return next(iter([*others, *(name for name in masters if name in there)]), None)
+
+    def place(name: str) -> bytes:
+        return hmac.digest(key.encode(), name.encode(errors="backslashreplace"), "sha256")
+
+    others = sorted(there - set(masters), key=place)[:TRIED]
+    own = [name for name in masters if name in there]
+    return [*others, *own] if mode == "hot" else [*own, *others]
+
+
+def sample_grains(grains: Mapping[Any, Any]) -> tuple[dict[str, Any], str | None, str | None]:
+    """
+    Return a minion's grains as a pillar is compiled with them, and their digest, and None; or
+    nothing, and why nothing can be compiled.
+
+    grains
+        As the minion has sent them: of any size, depth and type.
+    """
+    found = {name: FLEETING.get(name, v) for name, v in grains.items() if name != ASKED}
+    if not found:
+        return {}, None, "there are no grains of it"
+    deep = f"its grains are nested more than {DEEPEST} deep"
+    try:
+        size = len(json.dumps(found, sort_keys=True, default=str))
+    except RecursionError:
+        return {}, None, deep
+    except (TypeError, ValueError) as err:
+        # Of names of several types, for one.
+        return {}, None, f"its grains are of no use ({type(err).__name__})"
+    if size > MOST_GRAINS:
+        return {}, None, f"its grains are larger than {MOST_GRAINS // 1024} KiB"
+    if _is_deeper(found, DEEPEST):
+        return {}, None, deep
+    for name in UNORDERED:
+        if isinstance(found.get(name), list):
+            found[name] = sorted(found[name], key=str)
+    kept = {name: v for name, v in found.items() if name not in FLEETING and name not in MOVING}
+    return found, digest(kept), None
+
+
+def _is_deeper(value: Any, most: int) -> bool:
+    inner = value.values() if isinstance(value, Mapping) else value
+    if not isinstance(inner, Iterable) or isinstance(inner, (str, bytes)):
+        return False
+    return most == 0 or any(_is_deeper(each, most - 1) for each in inner)
 
 
 # What follows from reports
@@ -268,9 +367,14 @@ def table(reports: Mapping[str, Mapping[str, Any] | None]) -> dict[str, dict[str
     found = {}
     for subject in sorted(names, key=_place):
         digests = {m: (r or {}).get("subjects", {}).get(subject) for m, r in reports.items()}
-        told = {digests[m] for m, r in reports.items() if r is not None}
+        told = {digests[m] for m, r in reports.items() if r and _takes_part(subject, r)}
         found[subject] = {"digests": digests, "differs": len(told) > 1}
     return found
+
+
+def _takes_part(subject: str, report: Mapping[str, Any]) -> bool:
+    """Tell whether a master is compared with others; not in what it has left out on purpose."""
+    return subject != "content" or "skipped" not in report.get("proof", {})
 
 
 _ORDER = (
@@ -313,10 +417,11 @@ def differences(
     found: list[Difference] = []
     there = {master: report for master, report in reports.items() if report is not None}
     for subject in differing(reports):
-        details = {m: r.get("details", {}).get(subject) for m, r in there.items()}
+        compared = {m: r for m, r in there.items() if _takes_part(subject, r)}
+        details = {m: r.get("details", {}).get(subject) for m, r in compared.items()}
         if any(leaves is None for leaves in details.values()):
             # Not told apart: what is known is that they differ.
-            details = {m: {"": r.get("subjects", {}).get(subject)} for m, r in there.items()}
+            details = {m: {"": r.get("subjects", {}).get(subject)} for m, r in compared.items()}
         found += _compare(subject, there, {m: leaves or {} for m, leaves in details.items()})
     found += _stale(there)
     found += _late(there, clocks)
@@ -556,6 +661,23 @@ def _module_remedy(
     return _file_remedy(path, master, other, values, reports, subject)
 
 
+def _content_remedy(
+    path: str,
+    master: str,
+    other: str,
+    values: Mapping[str, Any],
+    reports: Mapping[str, Mapping[str, Any]],
+    subject: str,
+) -> Remedy:
+    for name, report in reports.items():
+        if problem := report.get("proof", {}).get("problem"):
+            return Remedy(f"{name} has compiled nothing: {problem}")
+    return Remedy(
+        f"{master} would give this minion something else than {other}: resolve the other "
+        "differences first, then look at the sources of its external pillars"
+    )
+
+
 def _git_remedy(kind: str, command: str) -> Callable[..., Remedy]:
     def make(path: str, master: str, *_: Any) -> Remedy:
         text = (
@@ -585,10 +707,7 @@ _REMEDIES: dict[str, Callable[..., Remedy]] = {
     "salt": lambda path, master, other, values, *_: Remedy(
         f"install Salt {values[other]} on {master}"
     ),
-    "content": lambda path, master, other, *_: Remedy(
-        f"{master} would give this minion something else than {other}: resolve the other "
-        "differences first, then look at the sources of its external pillars"
-    ),
+    "content": _content_remedy,
 }
 
 

@@ -8,7 +8,7 @@ runner, engine and execution module need it.
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 # Subjects short enough to be told leaf by leaf though they may be equal: to ask twice takes longer.
@@ -269,6 +269,8 @@ class Look(NamedTuple):
     told: dict[str, dict[str, Any]]
     heard: dict[str, set[str]]
     sample: str | None
+    # Minion -> why it cannot be the sample.
+    aside: dict[str, str]
     # Minion -> why what it has answered is no answer; a master's report is None then.
     unknown: dict[str, str]
 
@@ -297,7 +299,7 @@ def look(
     detail
         Whether subjects that differ are told leaf by leaf.
     sample
-        The minion whose pillar and states are compared; one is chosen unless given.
+        The minion whose pillar and states are compared; a declared one, or any, unless given.
     max_age
         Seconds for which what was compiled for it holds; 0: it is compiled again.
     watch
@@ -305,15 +307,20 @@ def look(
     """
     topology = opts["multimaster"]
     hosts = [master["id"] for master in topology["masters"]]
-    hot = topology.get("mode", "hot") == "hot"
+    mode = topology.get("mode", "hot")
+    hot = mode == "hot"
     known, seen = accepted(opts), met(opts)
-    sample = sample or utils["multimaster_drift.sample_of"](known, hosts, seen or ())
-    given = grains(opts, sample) if sample and not max_age else None
+    ids = [sample] if sample else (topology.get("drift") or {}).get("sample")
+    if not ids:
+        key = pair(opts)[0] or ""
+        ids = utils["multimaster_drift.samples"](known, hosts, seen or (), key, mode)
+    (sample, digest), aside = _chosen(opts, utils, ids)
     arguments = {
         "minions": minions and not hot,
         "timeout": timeout,
-        "sample": sample and [sample, given],
+        "sample": sample and [sample, digest],
         "max_age": max_age,
+        "compiles": not max_age,
         "watch": watch,
         "asker": opts["id"],
     }
@@ -370,22 +377,21 @@ def look(
             unknown.setdefault(minion, why)
             heard.setdefault(minion, set()).add(name)
     again: dict[str, Any] = {}
-    if len({report["proof"].get("grains") for report in there.values()} - {None}) != 1 or any(
-        "problem" in report["proof"] for report in there.values()
-    ):
-        # Not compiled yet, or for other grains: all at once with those that this master has.
-        again = {"sample": sample and [sample, grains(opts, sample)]} if sample and max_age else {}
+    if max_age and any("problem" in report["proof"] for report in there.values()):
+        # Not compiled yet, or for other grains: all at once.
+        again = {"compiles": True}
     unequal = utils["multimaster_drift.differing"](there)
     if detail and (again or not set(unequal) <= set(SHORT)):
         again["detail"] = [*dict.fromkeys([*unequal, "content"])]
     if again:
         again = {
-            "sample": sample and [sample, None],
+            "sample": sample and [sample, digest],
             "max_age": max_age or 60,
+            "compiles": False,
             "ask": False,
         } | again
         questions = [Question(sorted(there), "multimaster_drift.report", [_named(again)])]
-        for answer in gather(opts, questions, timeout + 60 * ("sample" in again)):
+        for answer in gather(opts, questions, timeout + 60 * again["compiles"]):
             value, why = check(answer.question.function, answer.value)
             if why is not None:
                 unknown[answer.id] = why
@@ -395,7 +401,24 @@ def look(
             there[answer.id].update(fresh)
     for report in there.values():
         report["details"] = _unpacked(utils, "details", report)
-    return Look(reports, told, heard, sample, unknown)
+        if hot and "skipped" in report["proof"]:
+            # Here every master has had them.
+            why = report["proof"].pop("skipped")
+            report["proof"]["problem"] = f"{why}; saltutil.refresh_grains has it send them again"
+    return Look(reports, told, heard, sample, aside, unknown)
+
+
+def _chosen(
+    opts: Mapping[str, Any], utils: Mapping[str, Callable[..., Any]], ids: Iterable[str]
+) -> tuple[tuple[str | None, str | None], dict[str, str]]:
+    """Return the first that can be the sample, and the digest of its grains; and who cannot."""
+    aside: dict[str, str] = {}
+    for name in ids:
+        _, digest, why = utils["multimaster_drift.sample_grains"](grains(opts, name))
+        if why is None:
+            return (name, digest), aside
+        aside[name] = why
+    return (None, None), aside
 
 
 def _named(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -184,8 +184,10 @@ class Topology:
     minion_service: str = "salt-minion"
     restart_timeout: float = 600
     replicate: Replicate | None = None
-    # Seconds between two looks for differences, and seconds that clocks may differ.
+    # Seconds between two looks for differences, ids that may be the sample then (none: any), and
+    # seconds that clocks may differ.
     drift_interval: float = 60
+    drift_sample: tuple[str, ...] = ()
     clocks: float = 5
 
     @property
@@ -238,6 +240,7 @@ def parse(declaration: Any) -> Topology:
                 failover["master_failback_interval"],
                 "an interval only with master_failback: true",
             )
+    sample = _lookup(declaration, "drift:sample")[1] or ()
     required = _lookup(declaration, "cutover:masters")[1]
     if _is_positive(required) and required > len(masters) > 0:
         refuse("cutover:masters", required, f"at most the {len(masters)} masters that there are")
@@ -283,6 +286,7 @@ def parse(declaration: Any) -> Topology:
         restart_timeout=declaration.get("restart_timeout", 600),
         replicate=replicate,
         drift_interval=(declaration.get("drift") or {}).get("interval", 60),
+        drift_sample=(sample,) if isinstance(sample, str) else tuple(sample),
         clocks=(declaration.get("deploy") or {}).get("clocks", 5),
     )
 
@@ -529,7 +533,8 @@ def master_options(
         "multimaster": {
             "mode": topology.mode,
             "masters": [{"id": m.id, "address": m.address} for m in topology.masters],
-            "drift": {"interval": topology.drift_interval, "clocks": topology.clocks},
+            "drift": {"interval": topology.drift_interval, "clocks": topology.clocks}
+            | ({"sample": list(topology.drift_sample)} if topology.drift_sample else {}),
         },
     }
     if topology.replicate:
@@ -1061,6 +1066,13 @@ def _is_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
 
 
+def _is_sample(value: Any) -> bool:
+    if value is None:
+        return True
+    ids = [value] if isinstance(value, str) else value
+    return isinstance(ids, list) and all(isinstance(i, str) and _ID.fullmatch(i) for i in ids)
+
+
 def _is_entry(value: Any) -> bool:
     """Tell whether Salt would read a line of an autosign file as what it was meant to be."""
     text = str(value)
@@ -1129,7 +1141,7 @@ _SHAPE: dict[str, Any] = {
     },
     "minion": {"service": None, "config": None, "override": None},
     "deploy": {"batch": None, "clocks": None, "disk": None, "timeout": None},
-    "drift": {"interval": None},
+    "drift": {"interval": None, "sample": None},
     "restart_timeout": None,
     "config_dir": None,
     "extension_dir": None,
@@ -1191,6 +1203,7 @@ _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "deploy:timeout": _KINDS["seconds"],
     "drift": _KINDS["mapping"],
     "drift:interval": _KINDS["seconds"],
+    "drift:sample": ("a minion id, or a list of minion ids", _is_sample),
     "restart_timeout": _KINDS["seconds"],
     "config_dir": _KINDS["path"],
     "extension_dir": _KINDS["path"],

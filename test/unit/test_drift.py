@@ -8,8 +8,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 import multimaster_drift as drift
 import multimaster_options
@@ -322,17 +325,140 @@ def test_a_secret_is_compared_by_its_hash():
     assert all(value.startswith("hash:") for value in found[0].values.values())
 
 
+# The sample
+
+
 @pytest.mark.parametrize(
-    ("accepted", "known", "sample"),
+    ("accepted", "known", "samples"),
     [
-        (["saltm1", "web2", "web1"], ["saltm1", "web1", "web2"], "web1"),
-        (["saltm1", "web1"], ["saltm1"], "saltm1"),
-        (["saltm2", "saltm1"], ["saltm2", "saltm1", "gone"], "saltm1"),
-        (["web1"], [], None),
+        (["saltm1", "web1"], ["saltm1", "web1", "web2"], ["web1", "saltm1"]),
+        (["saltm2", "saltm1"], ["saltm2", "saltm1", "gone"], ["saltm1", "saltm2"]),
+        (["web1"], [], []),
     ],
 )
-def test_the_sample_is_the_first_minion_that_is_no_masters(accepted, known, sample):
-    assert drift.sample_of(accepted, IDS, known) == sample
+def test_an_ordinary_minion_is_the_sample_where_there_is_one(accepted, known, samples):
+    assert drift.samples(accepted, IDS, known, "a key") == samples
+
+
+def test_in_failover_mode_a_master_is_the_sample_since_all_have_its_grains():
+    ids = ["web1", "saltm3", "saltm2"]
+    assert drift.samples(ids, IDS, ids, "a key", "failover") == ["saltm2", "saltm3", "web1"]
+
+
+def test_no_id_makes_a_minion_the_sample():
+    ids = ["0", "!", *(f"web{number}" for number in range(50))]
+    first = [drift.samples(ids, IDS, ids, f"key {number}")[0] for number in range(20)]
+    assert len(set(first)) > 10
+    # All masters have one key, and so does each look.
+    assert drift.samples(ids, IDS, ids, "key 0") == drift.samples(ids[::-1], IDS, ids, "key 0")
+
+
+def test_many_that_serve_as_no_sample_do_not_keep_the_masters_from_being_compared():
+    ids = [f"web{number}" for number in range(1000)]
+    found = drift.samples([*ids, "saltm2"], IDS, [*ids, "saltm2"], "a key")
+    assert (len(found), found[-1]) == (drift.TRIED + 1, "saltm2")
+
+
+GRAINS = {
+    "id": "web1",
+    "os": "Debian",
+    "roles": ["web", "db"],
+    "fqdn_ip4": ["192.0.2.2", "192.0.2.1"],
+    "ip_interfaces": {"eth0": ["192.0.2.7"]},
+    "master": "192.0.2.1",
+    "pid": 1234,
+    "systempath": ["/usr/bin"],
+}
+# The same minion, by another process and through another master, after a container has started.
+AGAIN = GRAINS | {
+    "fqdn_ip4": ["192.0.2.1", "192.0.2.2"],
+    "ip_interfaces": {"eth0": ["192.0.2.7"], "veth1": []},
+    "locale_info": {"timezone": "CEST"},
+    "master": ["192.0.2.2"],
+    "multimaster_keys": {"nonce": "n"},
+    "opts": {"id": "web1"},
+    "pid": 4321,
+    "systempath": ["/bin", "/usr/bin"],
+}
+
+
+def test_what_another_process_of_a_minion_has_otherwise_changes_no_digest():
+    first, second = drift.sample_grains(GRAINS), drift.sample_grains(AGAIN)
+    assert (first[1], first[2]) == (second[1], None)
+    # Nor what follows from that: an address to compile with is of the minion and no master's.
+    for name in ("fqdn_ip4", "master", "pid", "systempath"):
+        assert first[0][name] == second[0][name]
+    assert second[0]["ip_interfaces"] == AGAIN["ip_interfaces"]
+    assert "multimaster_keys" not in second[0]
+
+
+@pytest.mark.parametrize("other", [{"os": "Plan9"}, {"roles": ["db", "web"]}, {"more": None}])
+def test_other_grains_have_another_digest(other):
+    assert drift.sample_grains(GRAINS | other)[1] != drift.sample_grains(GRAINS)[1]
+
+
+def nested(deep: int) -> Any:
+    found: Any = "x"
+    for _ in range(deep):
+        found = [found]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("grains", "why"),
+    [
+        ({}, "there are no grains of it"),
+        ({1: "x", "id": "web1"}, "its grains are of no use (TypeError)"),
+        ({"x": {b"x": 1}}, "its grains are of no use (TypeError)"),
+        ({"x": nested(50_000)}, "its grains are nested more than 32 deep"),
+        ({"ip_interfaces": nested(500)}, "its grains are nested more than 32 deep"),
+        ({"fqdn_ip4": nested(500)}, "its grains are nested more than 32 deep"),
+        ({"x": "x" * 2**18}, "its grains are larger than 256 KiB"),
+        ({"ipv6": ["x" * 2**18]}, "its grains are larger than 256 KiB"),
+    ],
+    ids=range(8),
+)
+def test_nothing_is_compiled_with_odd_grains(grains, why):
+    assert drift.sample_grains(grains) == ({}, None, why)
+
+
+def test_what_is_never_compared_may_be_of_any_size():
+    assert drift.sample_grains(GRAINS | {"path": "x" * 2**20, "opts": nested(500)})[2] is None
+
+
+grains = st.dictionaries(
+    st.text() | st.integers() | st.binary() | st.none() | st.sampled_from(list(AGAIN)),
+    st.recursive(
+        st.none() | st.floats() | st.text() | st.binary() | st.just(msgpack.ExtType(1, b"x")),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner),
+    ),
+)
+
+
+@given(grains)
+def test_whatever_grains_there_are_they_are_read_or_set_aside(grains):
+    found, printed, why = drift.sample_grains(grains)
+    assert (printed is None) is (why is not None)
+    json.dumps(found, default=str)
+
+
+def proved(**proof: str) -> dict[str, Any]:
+    """A report of a master that has compiled nothing."""
+    made = report()
+    del made["subjects"]["content"], made["details"]["content"]
+    return {**made, "proof": proof}
+
+
+def test_a_master_that_compiled_nothing_on_purpose_is_not_compared():
+    third = proved(sample="web1", skipped="there are no grains of it")
+    assert found_on(third) == []
+    assert not drift.table({"saltm1": report(), "saltm3": third})["content"]["differs"]
+
+
+def test_a_master_that_could_not_compile_is_a_difference_with_the_reason():
+    (one,) = found_on(proved(sample="web1", problem="its grains of it are others"))
+    assert (one.subject, list(one.remedies)) == ("content", ["saltm3"])
+    assert "its grains of it are others" in one.remedies["saltm3"].text
 
 
 # Events

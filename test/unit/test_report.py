@@ -11,11 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 WORD = "hunter2hunter2"
+GRAINS = {"id": "web1", "os": "Debian"}
 
 
 @pytest.fixture
 def report(host, shared):
     """Report on a master that has its key pair, a file root and a pillar root."""
+    import salt.cache
+    import salt.config
+
+    import multimaster_drift
     import multimaster_ledger
 
     host.write("etc/salt/pki/master/saltm2.pem", shared.pem)
@@ -34,7 +39,20 @@ def report(host, shared):
     }
     host.write("etc/salt/master", main)
 
-    def report(**flags):
+    def report(sample=None, wanted=None, **flags):
+        """
+        Have a report.
+
+        sample
+            Grains of web1, which serves as the sample, as this master has them.
+        wanted
+            The grains that it is to have, unless they are these.
+        """
+        if sample is not None:
+            master_opts = salt.config.master_config(str(host.config_dir / "master"))
+            salt.cache.factory(master_opts).store("grains", "web1", sample)
+            _, print_, _ = multimaster_drift.sample_grains(wanted or sample)
+            flags["sample"] = ["web1", print_]
         told = host.modules["multimaster_drift.report"](**flags)
         # As Salt brings it to the master that asks.
         told = json.loads(json.dumps(told))
@@ -76,12 +94,12 @@ def test_without_a_key_pair_of_the_masters_no_hash_can_be_tried_out(report, host
 def test_a_key_decision_changes_nothing_that_was_compiled(report, host):
     import multimaster_ledger
 
-    first = report(sample=["web1", {"id": "web1"}])
+    first = report(sample=GRAINS)
     path = host.root / "var/cache/salt/master/multimaster/ledger.db"
     path.parent.mkdir(parents=True)
     with multimaster_ledger.open_ledger(str(path)) as book, book.transaction():
         book.decide("web2", "f" * 64, "accepted", "saltm2", "a key", "here")
-    second = report(sample=["web1", None])
+    second = report(sample=GRAINS, compiles=False)
     assert second["subjects"]["keys"] != first["subjects"]["keys"]
     assert second["proof"]["at"] == first["proof"]["at"]
 
@@ -166,7 +184,7 @@ def test_hosts_with_other_places_report_the_same(report, host):
 
 
 def test_pillar_and_top_file_of_a_sample_are_compiled_and_not_shown(report):
-    told = report(sample=["web1", {"id": "web1", "os": "Debian"}], detail=ALL)
+    told = report(sample=GRAINS, detail=ALL)
     assert told["proof"]["sample"] == "web1", told["proof"]
     leaves = told["details"]["content"]
     assert set(leaves) == {"pillar:port", "pillar:word", "top:base:0"}
@@ -175,17 +193,41 @@ def test_pillar_and_top_file_of_a_sample_are_compiled_and_not_shown(report):
 
 
 def test_what_was_compiled_holds_until_something_changes(report, host):
-    grains = {"id": "web1", "os": "Debian"}
-    first = report(sample=["web1", grains])
-    again = report(sample=["web1", None])
+    first = report(sample=GRAINS)
+    again = report(sample=GRAINS, compiles=False)
     assert again["proof"]["at"] == first["proof"]["at"]
     assert again["subjects"]["content"] == first["subjects"]["content"]
-    assert "problem" in report(sample=["web1", None], max_age=0)["proof"]
-    other = report(sample=["web1", {**grains, "os": "Plan9"}])
-    assert other["proof"]["grains"] != first["proof"]["grains"]
+    assert "problem" in report(sample=GRAINS, compiles=False, max_age=0)["proof"]
+    other = {**GRAINS, "os": "Plan9"}
+    assert "problem" in report(sample=other, compiles=False)["proof"]
+    assert report(sample=other)["proof"]["grains"] != first["proof"]["grains"]
     host.write("srv/pillar/web.sls", "port: 82")
-    assert "content" not in (stale := report(sample=["web1", None]))["subjects"]
+    assert "content" not in (stale := report(sample=other, compiles=False))["subjects"]
     assert "problem" in stale["proof"]
+
+
+@pytest.mark.parametrize(
+    ("own", "why"),
+    [
+        ({**GRAINS, "os": "Plan9"}, "its grains of it are others"),
+        ({}, "there are no grains of it"),
+        ({**GRAINS, "more": "x" * 2**18}, "its grains are larger than 256 KiB"),
+    ],
+    ids=["others", "none", "too many"],
+)
+def test_a_master_with_other_grains_of_the_sample_says_so_and_compiles_nothing(report, own, why):
+    told = report(sample=own, wanted=GRAINS)
+    assert told["proof"]["skipped"] == why
+    assert "content" not in told["subjects"]
+
+
+def test_a_pillar_is_compiled_with_what_the_master_itself_has_of_the_sample(report, host):
+    host.write("srv/pillar/web.sls", "{{ grains.os }}{{ grains.master }}: 1")
+    first = report(sample={**GRAINS, "master": "192.0.2.1"}, detail=ALL)
+    assert set(first["details"]["content"]) == {"pillar:Debian", "top:base:0"}
+    # Which master the minion is connected to is no difference between masters.
+    other = {**GRAINS, "master": "192.0.2.2"}
+    assert report(sample=other, max_age=0)["subjects"]["content"] == first["subjects"]["content"]
 
 
 def test_what_is_asked_for_again_meanwhile_is_compiled_once(host, report):
@@ -194,14 +236,14 @@ def test_what_is_asked_for_again_meanwhile_is_compiled_once(host, report):
     pillar = f"port: {{{{ salt['cmd.run']('{command}', python_shell=True) }}}} 80"
     host.write("srv/pillar/web.sls", pillar)
     with ThreadPoolExecutor() as pool:
-        told = list(pool.map(lambda _: report(sample=["web1", {"id": "web1"}]), range(3)))
+        told = list(pool.map(lambda _: report(sample=GRAINS), range(3)))
     assert (host.root / "times").read_text() == "compiled\n"
     assert len({one["proof"]["at"] for one in told}) == 1
 
 
 def test_a_pillar_that_does_not_render_is_told(report, host):
     host.write("srv/pillar/web.sls", "{{ no }")
-    told = report(sample=["web1", {"id": "web1"}], detail=ALL)
+    told = report(sample=GRAINS, detail=ALL)
     assert "pillar:_errors" in told["details"]["content"]
 
 
@@ -320,7 +362,7 @@ def test_what_a_host_answers_passes_the_check_as_it_is(host, report, question):
 def test_a_report_passes_the_check_as_it_is(host, report, minions):
     import multimaster_said
 
-    told = report(detail=ALL, sample=["web1", {"id": "web1"}], minions=minions)
+    told = report(detail=ALL, sample=GRAINS, minions=minions)
     details, why = multimaster_said.check("details", told.pop("details"))
     assert (why, details["config"]["worker_threads"]) == (None, 5)
     found, why = multimaster_said.check("multimaster_drift.report", told)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import time
 from collections import Counter, deque
 from types import SimpleNamespace
@@ -626,6 +627,112 @@ def test_a_master_that_does_not_tell_is_no_agreement(drift):
     data, _ = drift({"saltm1": {}})
     assert data["retcode"] == 1
     assert data["problems"] == ["the host of master saltm2 does not report"]
+
+
+# The sample
+
+
+@pytest.fixture
+def sampled(loaders, loaded_host, bus, monkeypatch):
+    """Compare masters of which each has grains of its own: id -> grains, on this one."""
+    import salt.cache
+
+    def sampled(grains, proofs, runner="status", mode="hot", **declared):
+        cache = salt.cache.factory(loaders.opts)
+        shutil.rmtree(loaders.opts["cachedir"] + "/grains", ignore_errors=True)
+        for name, found in grains.items():
+            loaded_host.accept({name: "a key"})
+            cache.store("grains", name, found)
+        for name in ("status", "drift"):
+            function = loaders.runner[f"multimaster.{name}"].func
+            topology = {**loaders.opts["multimaster"], "mode": mode, "drift": declared}
+            opts = {**loaders.opts, "multimaster": topology}
+            monkeypatch.setitem(function.__globals__, "__opts__", opts)
+
+        minions = loaders.utils["multimaster_ledger.squeeze"](CONFIGURED)
+
+        def told(proof):
+            return lambda sample=None, **_: (
+                report(subjects=proof.get("leaves"))
+                | {
+                    "proof": {"sample": sample and sample[0], **proof.get("proof", {})},
+                    # Asked for in failover mode.
+                    "minions": minions,
+                }
+            )
+
+        made = bus({("multimaster_drift.report", n): told(p) for n, p in proofs.items()})
+        made.answers |= {("multimaster.masters", n): CONFIGURED["web1"] for n in ("web1", "0")}
+        data = loaders.runner[f"multimaster.{runner}"](timeout=0)["data"]
+        return data, [named for _, fun, named in made.asked if fun == "multimaster_drift.report"]
+
+    yield sampled
+    shutil.rmtree(loaded_host.pki / "minions")
+    shutil.rmtree(loaders.opts["cachedir"] + "/grains")
+
+
+SAME = {name: {"leaves": {"content": {"top:base:0": "web"}}} for name in IDS}
+OTHERS = {**SAME, "saltm2": {"proof": {"skipped": "its grains of it are others"}}}
+
+
+def test_a_job_has_of_the_samples_grains_nothing_but_a_digest(sampled):
+    data, (named, *_) = sampled({"web1": {"id": "web1", "word": "x" * 1000}}, SAME)
+    assert data["sample"] == "web1"
+    minion_id, digest = named["sample"]
+    assert (minion_id, len(digest)) == ("web1", 16)
+    assert len(json.dumps(named)) < 300
+
+
+@pytest.mark.parametrize("runner", ["status", "drift"])
+def test_other_grains_of_the_sample_are_a_problem_in_hot_mode(sampled, runner, loaders):
+    data, _ = sampled({"web1": {"id": "web1"}}, OTHERS, runner)
+    why = "master saltm2 could not compile pillar and top file of web1: its grains of it are others"
+    assert data["problems"][-1].startswith(f"{why}; saltutil.refresh_grains")
+    assert data["retcode"] == 1
+    assert data["notes"] == []
+
+
+@pytest.mark.parametrize("runner", ["status", "drift"])
+def test_other_grains_of_the_sample_are_a_note_in_failover_mode(sampled, runner, loaders):
+    data, _ = sampled({"web1": {"id": "web1"}}, OTHERS, runner, mode="failover")
+    assert (data["problems"], data["retcode"]) == ([], 0)
+    note = "master saltm2 has compiled nothing for web1: its grains of it are others"
+    assert data["notes"] == [note]
+    assert note in loaders.output["multimaster"](data).splitlines()
+
+
+def test_a_minion_with_odd_grains_is_no_sample_and_another_one_is(sampled):
+    odd = {"id": "x", "more": "x" * 2**18}
+    data, _ = sampled({"0": odd, "web1": {"id": "web1"}, "saltm2": odd}, SAME, sample=["0", "web1"])
+    assert data["sample"] == "web1"
+    assert data["notes"] == ["minion 0 is no sample: its grains are larger than 256 KiB"]
+    assert data["problems"] == []
+
+
+def test_what_no_master_has_compiled_yet_is_compiled_by_all_at_once(sampled):
+    proof = {"problem": "not compiled since something has changed"}
+    late = {name: {"proof": proof} for name in IDS}
+    _, asked = sampled({"web1": {"id": "web1"}}, SAME, interval=60)
+    assert [named["compiles"] for named in asked] == [False]
+    _, asked = sampled({"web1": {"id": "web1"}}, late, interval=60)
+    assert [named["compiles"] for named in asked] == [False, True]
+    assert asked[0]["sample"] == asked[1]["sample"]
+    # As the engine does it.
+    _, asked = sampled({"web1": {"id": "web1"}}, late, interval=0)
+    assert [named["compiles"] for named in asked] == [True]
+
+
+@pytest.mark.parametrize("mode", ["hot", "failover"])
+def test_only_a_declared_sample_is_one(sampled, mode):
+    known = {"web1": {"id": "web1"}, "saltm1": {"id": "saltm1"}}
+    data, _ = sampled(known, SAME, mode=mode, sample=["saltm1"])
+    assert data["sample"] == "saltm1"
+    data, (named, *_) = sampled(known, {n: {} for n in IDS}, mode=mode, sample=["0"])
+    assert (data["sample"], named["sample"]) == (None, None)
+    assert data["notes"] == ["minion 0 is no sample: there are no grains of it"]
+    # In failover mode another master may have them.
+    expected = ["no minion can be the sample: what masters would give it is not compared"]
+    assert data["problems"] == expected * (mode == "hot")
 
 
 # Metrics

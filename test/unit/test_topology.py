@@ -227,6 +227,10 @@ REFUSED = [
     value("deploy as a number", "deploy", 5, "a mapping"),
     value("drift as a number", "drift", 60, "a mapping"),
     value("negative interval of drift", "drift:interval", -1, SECONDS),
+    *(
+        value(f"sample {sample!r}", "drift:sample", sample, "a minion id, or a list of minion ids")
+        for sample in (5, 0, "", "a b", "../x", ["web1", 5], {}, {"id": "web1"})
+    ),
     value("relative config_dir", "config_dir", "etc/salt", PATH),
     value("config_dir that is YAML", "config_dir", "/etc/salt: x", PATH),
     value("extension_dir as a number", "extension_dir", 5, PATH),
@@ -795,6 +799,16 @@ def test_masters_that_are_not_to_be_compared_note_all_the_same_what_they_have_re
     options = topology.master_options(parsed, "saltm2", "/ext", {})
     assert options["engines"] == OURS
     assert options["multimaster"]["drift"]["interval"] == 0
+
+
+@pytest.mark.parametrize(
+    ("declared", "derived"),
+    [("web1", ["web1"]), (["web1", "web2"], ["web1", "web2"]), ([], None), (None, None)],
+)
+def test_a_declared_sample_reaches_engine_and_runner(declared, derived):
+    parsed = topology.parse(declare(drift={"sample": declared}))
+    options = topology.master_options(parsed, "saltm2", "/ext", {})
+    assert options["multimaster"]["drift"].get("sample") == derived
 
 
 def test_the_version_is_that_of_the_formula():

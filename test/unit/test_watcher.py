@@ -54,7 +54,7 @@ def engine(by_path, tmp_path, monkeypatch):
     return found
 
 
-USED = ("change", "differences", "differing", "problems", "sample_of")
+USED = ("change", "differences", "differing", "problems", "sample_grains", "samples")
 
 
 def report(threads=5):
