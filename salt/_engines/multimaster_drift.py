@@ -28,6 +28,7 @@ RUNNING = "running.json"
 TOOLS = (
     "multimaster_drift.differing",
     "multimaster_drift.sample_of",
+    "multimaster_keypair.proved",
     "multimaster_ledger.unsqueeze",
     "multimaster_said.check",
     "multimaster_trees.subscribed",

@@ -7,6 +7,7 @@ runner, engine and execution module need it.
 
 import contextlib
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -236,6 +237,34 @@ def pair(opts: Mapping[str, Any]) -> tuple[str | None, str | None]:
     return None, None
 
 
+def signed(function: str, arguments: Sequence[Any] = (), **named: Any) -> list[Any]:
+    """
+    Return the arguments of ``multimaster.signed`` for a question to masters' hosts.
+
+    Their nonce, the second of them, is fresh: everybody sees the question.
+    """
+    return [function, secrets.token_hex(16), list(arguments), named]
+
+
+def proved(
+    opts: Mapping[str, Any],
+    utils: Mapping[str, Callable[..., Any]],
+    asked: Sequence[Any],
+    host: str,
+    reply: Any,
+) -> tuple[Any, str | None]:
+    """
+    Return what a master's host has answered, as it may be read, and None; or None, and why not.
+
+    asked
+        What :func:`signed` has returned.
+    """
+    function, nonce, *_ = asked
+    pub = pair(opts)[1]
+    told, why = utils["multimaster_keypair.proved"](reply, function, host, nonce, pub)
+    return (None, why) if why is not None else utils["multimaster_said.check"](function, told)
+
+
 def process(pid: int) -> list[Any] | None:
     """
     Return what tells a process from all others, before and after it; None if it is not there.
@@ -319,7 +348,7 @@ def look(
     }
     if detail:
         arguments["detail"] = SHORT
-    questions = [Question(hosts, "multimaster_drift.report", [_named(arguments)])]
+    questions = [_reports(hosts, arguments)]
     asks = minions and hot
 
     def count() -> int:
@@ -341,16 +370,18 @@ def look(
     unknown: dict[str, str] = {}
     check = utils["multimaster_said.check"]
     for answer in gather(opts, questions, timeout + SLACK, count if asks else None, more):
-        value, why = check(answer.question.function, answer.value)
-        if why is not None:
-            unknown[answer.id] = why
         if answer.question.function == "multimaster.masters":
+            value, why = check(answer.question.function, answer.value)
             # It is there, whatever it says.
             heard.setdefault(answer.id, set()).add(opts["id"])
             if why is None:
                 told[answer.id] = value
-        elif why is None:
-            reports[answer.id] = value | {"offset": _offset(answer, value)}
+        else:
+            value, why = proved(opts, utils, answer.question.arguments, answer.id, answer.value)
+            if why is None:
+                reports[answer.id] = value | {"offset": _offset(answer, value)}
+        if why is not None:
+            unknown[answer.id] = why
     there = {name: report for name, report in reports.items() if report is not None}
     for name, report in there.items():
         told[name] = report["host"]
@@ -360,6 +391,9 @@ def look(
         if report["master"]["answers"]:
             heard.setdefault(name, set()).add(name)
         for minion, row in _unpacked(utils, "minions", report).items():
+            if minion in hosts:
+                # Told by whoever answers in its name; itself it proves what it says.
+                continue
             row, why = check("multimaster.masters", row)
             if why is not None:
                 unknown.setdefault(minion, why)
@@ -367,6 +401,8 @@ def look(
                 told.setdefault(minion, row)
             heard.setdefault(minion, set()).add(name)
         for minion, why in _unpacked(utils, "unknown", report).items():
+            if minion in hosts:
+                continue
             unknown.setdefault(minion, why)
             heard.setdefault(minion, set()).add(name)
     again: dict[str, Any] = {}
@@ -384,9 +420,9 @@ def look(
             "max_age": max_age or 60,
             "ask": False,
         } | again
-        questions = [Question(sorted(there), "multimaster_drift.report", [_named(again)])]
+        questions = [_reports(sorted(there), again)]
         for answer in gather(opts, questions, timeout + 60 * ("sample" in again)):
-            value, why = check(answer.question.function, answer.value)
+            value, why = proved(opts, utils, answer.question.arguments, answer.id, answer.value)
             if why is not None:
                 unknown[answer.id] = why
                 reports[answer.id] = None
@@ -398,9 +434,8 @@ def look(
     return Look(reports, told, heard, sample, unknown)
 
 
-def _named(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return named arguments as Salt's jobs have them."""
-    return {"__kwarg__": True, **arguments}
+def _reports(ids: Sequence[str], arguments: Mapping[str, Any]) -> Question:
+    return Question(ids, "multimaster.signed", signed("multimaster_drift.report", **arguments))
 
 
 def _offset(answer: Answer, report: Mapping[str, Any]) -> float:
