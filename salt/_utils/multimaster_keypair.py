@@ -32,6 +32,8 @@ _HASHES: dict[str, hashes.HashAlgorithm] = {
     "PKCS1v15-SHA1": hashes.SHA1(),
     "PKCS1v15-SHA224": hashes.SHA224(),
 }
+# Characters of a signature, at most: more than a key of 16384 bits makes.
+SIGNATURE = 4_096
 # Characters of a text in place of a signed answer that are shown.
 SHOWN = 500
 UNSIGNED = "the answer is not signed"
@@ -376,6 +378,8 @@ def verify_answer(answer: Any, nonce: str, signature: Any, pub: str) -> None:
     """Raise :class:`KeypairError` unless the holder of the shared key gave this answer."""
     key = _public(pub)
     try:
+        if not isinstance(signature, str) or len(signature) > SIGNATURE:
+            raise ValueError("no signature")
         raw = base64.b64decode(signature, validate=True)
         key.verify(raw, _canonical(answer, nonce), _PSS, hashes.SHA256())
     except (InvalidSignature, RecursionError, TypeError, ValueError) as err:

@@ -478,9 +478,7 @@ def test_what_a_master_does_not_prove_is_neither_good_nor_bad(
     forged = {"saltm2": lambda reply: forge(reply, sign)}
     told = {"saltm1": report(), "saltm2": report(pending=9)}
     shown = status(told, CONFIGURED, forged=forged)["data"]
-    assert shown["problems"] == [
-        f"master saltm2 (192.0.2.2) is unknown: its answer is none: {why}"
-    ]
+    assert shown["problems"] == [f"master saltm2 (192.0.2.2) is unknown: its answer is none: {why}"]
     assert shown["masters"]["saltm2"]["pending"] is None
     assert shown["masters"]["saltm1"] == master(ADDRESSES[0])
 
