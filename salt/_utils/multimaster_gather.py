@@ -46,6 +46,7 @@ def gather(
     timeout: float,
     connections: Callable[[], int] | None = None,
     more: Callable[[set[str]], Question | None] = lambda asked: None,
+    proves: Callable[[Answer], bool] = lambda answer: True,
 ) -> Iterator[Answer]:
     """
     Give all questions on this master, at once, and return what yields the answers as they come.
@@ -58,6 +59,8 @@ def gather(
         have answered, the rest is not there, and not waited for.
     more
         Returns a question for those who are connected and were not asked, if there are any.
+    proves
+        Tells whether an answer is one of who it says: until there is such a one it is waited for.
     """
     import salt.client
 
@@ -69,7 +72,7 @@ def gather(
     except BaseException:
         client.destroy()
         raise
-    return _listen(client, jobs, timeout, connections, more)
+    return _listen(client, jobs, timeout, connections, more, proves)
 
 
 def question(ids: Sequence[str], function: str, arguments: Sequence[Any] = ()) -> Question:
@@ -86,6 +89,7 @@ def _listen(
     timeout: float,
     connections: Callable[[], int] | None,
     more: Callable[[set[str]], Question | None],
+    proves: Callable[[Answer], bool],
 ) -> Iterator[Answer]:
     with contextlib.closing(_Client(client)):
         questions = [each for each, _ in jobs.values()]
@@ -126,10 +130,12 @@ def _listen(
                 if (jid, name) not in left:
                     continue
                 each, asked = jobs[jid]
-                left.discard((jid, name))
-                heard.add(name)
-                answered = time.monotonic()
-                yield Answer(each, name, value, asked, time.time())
+                answer = Answer(each, name, value, asked, time.time())
+                if proves(answer):
+                    left.discard((jid, name))
+                    heard.add(name)
+                    answered = time.monotonic()
+                yield answer
                 if not left:
                     break
 
@@ -369,7 +375,15 @@ def look(
     heard: dict[str, set[str]] = {}
     unknown: dict[str, str] = {}
     check = utils["multimaster_said.check"]
-    for answer in gather(opts, questions, timeout + SLACK, count if asks else None, more):
+
+    def read(answer: Answer) -> tuple[Any, str | None]:
+        return proved(opts, utils, answer.question.arguments, answer.id, answer.value)
+
+    def proves(answer: Answer) -> bool:
+        return answer.question.function != "multimaster.signed" or read(answer)[1] is None
+
+    connections = count if asks else None
+    for answer in gather(opts, questions, timeout + SLACK, connections, more, proves):
         if answer.question.function == "multimaster.masters":
             value, why = check(answer.question.function, answer.value)
             # It is there, whatever it says.
@@ -377,9 +391,11 @@ def look(
             if why is None:
                 told[answer.id] = value
         else:
-            value, why = proved(opts, utils, answer.question.arguments, answer.id, answer.value)
+            value, why = read(answer)
             if why is None:
                 reports[answer.id] = value | {"offset": _offset(answer, value)}
+                # Somebody may have been quicker in its name.
+                unknown.pop(answer.id, None)
         if why is not None:
             unknown[answer.id] = why
     there = {name: report for name, report in reports.items() if report is not None}
@@ -421,12 +437,15 @@ def look(
             "ask": False,
         } | again
         questions = [_reports(sorted(there), again)]
-        for answer in gather(opts, questions, timeout + 60 * ("sample" in again)):
-            value, why = proved(opts, utils, answer.question.arguments, answer.id, answer.value)
+        wait = timeout + 60 * ("sample" in again)
+        for answer in gather(opts, questions, wait, proves=proves):
+            value, why = read(answer)
             if why is not None:
                 unknown[answer.id] = why
                 reports[answer.id] = None
                 continue
+            unknown.pop(answer.id, None)
+            reports[answer.id] = there[answer.id]
             fresh = {n: v for n, v in value.items() if n not in ("master", "minions", "unknown")}
             there[answer.id].update(fresh)
     for report in there.values():

@@ -450,7 +450,10 @@ class _Host:
         import multimaster_said as said
 
         opts, asked = self._master_options(), gather.signed(function, [self.args.service])
-        tools = {"multimaster_keypair.proved": keypair.proved, "multimaster_said.check": said.check}
+        tools: dict[str, Callable[..., Any]] = {
+            "multimaster_keypair.proved": keypair.proved,
+            "multimaster_said.check": said.check,
+        }
         found = {}
         for name, reply in self._command(ids, "multimaster.signed", asked, patience).items():
             told, why = gather.proved(opts, tools, asked, name, reply)

@@ -483,6 +483,21 @@ def test_what_a_master_does_not_prove_is_neither_good_nor_bad(
     assert shown["masters"]["saltm1"] == master(ADDRESSES[0])
 
 
+def test_a_master_is_heard_though_somebody_was_quicker_in_its_name(bus, loaders):
+    class Hasty(Bus):
+        def say(self, jid, name, value):
+            if isinstance(value, dict) and "signature" in value:
+                for forged in ("x", {**value, "signature": None}, {**value, "signature": "AAAA"}):
+                    super().say(jid, name, forged)
+            super().say(jid, name, value)
+
+    bus_of = bus({})
+    bus_of.__class__ = Hasty
+    bus_of.answers = {("multimaster_drift.report", name): report() for name in IDS}
+    bus_of.answers["multimaster.masters", "web1"] = CONFIGURED["web1"]
+    assert loaders.runner["multimaster.status"](timeout=0)["data"]["problems"] == []
+
+
 def test_what_another_master_is_told_in_the_name_of_a_masters_host_is_not_heard(status, loaders):
     pack = loaders.utils["multimaster_ledger.squeeze"]
     lists = CONFIGURED["web1"] | {"silent": ["192.0.2.1"]}
