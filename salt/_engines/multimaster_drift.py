@@ -29,6 +29,7 @@ TOOLS = (
     "multimaster_drift.differing",
     "multimaster_drift.sample_of",
     "multimaster_keypair.proved",
+    "multimaster_keypair.unproved",
     "multimaster_ledger.unsqueeze",
     "multimaster_said.check",
     "multimaster_trees.subscribed",

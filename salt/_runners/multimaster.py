@@ -7,7 +7,6 @@ import os
 import tempfile
 import time
 
-import salt.client
 import salt.loader
 from salt.exceptions import CommandExecutionError, SaltException
 
@@ -26,6 +25,7 @@ TOOLS = (
     "multimaster_drift.differing",
     "multimaster_drift.sample_of",
     "multimaster_keypair.proved",
+    "multimaster_keypair.unproved",
     "multimaster_ledger.unsqueeze",
     "multimaster_said.check",
     "multimaster_trees.subscribed",
@@ -417,21 +417,16 @@ def _answers(function, arguments, timeout, ids=None):
     """Return what the hosts of masters answer, and None; or None, and why that is not known."""
     ids = ids or _masters()
     asked = __utils__["multimaster_gather.signed"](function, arguments)
-    with salt.client.get_local_client(mopts=__opts__) as client:
-        answers = client.cmd(
-            ids,
-            "multimaster.signed",
-            asked,
-            tgt_type="list",
-            timeout=timeout,
-            gather_job_timeout=timeout,
-        )
+    question = __utils__["multimaster_gather.question"](ids, "multimaster.signed", asked)
     proved = __utils__["multimaster_gather.proved"]
     tools = {name: __utils__[name] for name in TOOLS}
+    proves = __utils__["multimaster_gather.prover"](__opts__, tools)
     found = dict.fromkeys(ids, (None, None))
-    return found | {
-        name: proved(__opts__, tools, asked, name, answers[name]) for name in ids if name in answers
-    }
+    for answer in __utils__["multimaster_gather.gather"](
+        __opts__, [question], timeout, proves=proves
+    ):
+        found[answer.id] = proved(__opts__, tools, asked, answer.id, answer.value)
+    return found
 
 
 def _masters():

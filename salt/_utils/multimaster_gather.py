@@ -271,6 +271,22 @@ def proved(
     return (None, why) if why is not None else utils["multimaster_said.check"](function, told)
 
 
+def prover(
+    opts: Mapping[str, Any], utils: Mapping[str, Callable[..., Any]]
+) -> Callable[[Answer], bool]:
+    """Return what tells whether an answer is one of who it says, where that can be told."""
+    pub = pair(opts)[1]
+
+    def proves(answer: Answer) -> bool:
+        if answer.question.function != "multimaster.signed":
+            return True
+        function, nonce, *_ = answer.question.arguments
+        unproved = utils["multimaster_keypair.unproved"]
+        return unproved(answer.value, function, answer.id, nonce, pub) is None
+
+    return proves
+
+
 def process(pid: int) -> list[Any] | None:
     """
     Return what tells a process from all others, before and after it; None if it is not there.
@@ -379,9 +395,7 @@ def look(
     def read(answer: Answer) -> tuple[Any, str | None]:
         return proved(opts, utils, answer.question.arguments, answer.id, answer.value)
 
-    def proves(answer: Answer) -> bool:
-        return answer.question.function != "multimaster.signed" or read(answer)[1] is None
-
+    proves = prover(opts, utils)
     connections = count if asks else None
     for answer in gather(opts, questions, timeout + SLACK, connections, more, proves):
         if answer.question.function == "multimaster.masters":

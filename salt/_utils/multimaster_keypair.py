@@ -406,6 +406,18 @@ def proved(
     """
     Return what a master's host has answered, and None; or None, and why that is not known.
 
+    The arguments are those of :func:`unproved`.
+    """
+    if why := unproved(reply, function, host, nonce, pub):
+        return None, why
+    answer = reply["answer"]
+    return (None, _cut(str(answer["error"]))) if "error" in answer else (answer.get("told"), None)
+
+
+def unproved(reply: Any, function: str, host: str, nonce: str, pub: str | None) -> str | None:
+    """
+    Return why an answer is not one of a master's host; None if it is.
+
     Anybody may answer in the name of any host, and whoever gets the question knows its nonce; only
     the masters' key is out of their reach.
 
@@ -417,14 +429,14 @@ def proved(
     if signature is None:
         # How Salt answers when something is wrong, or where the formula is an older one.
         said = _cut(answer) if isinstance(answer, str) else ""
-        return None, f"{UNSIGNED}: {said}" if said else UNSIGNED
+        return f"{UNSIGNED}: {said}" if said else UNSIGNED
     try:
         verify_answer(answer, nonce, signature, pub or "")
     except KeypairError as err:
-        return None, str(err)
+        return str(err)
     if (answer.get("function"), answer.get("id")) != (function, host):
-        return None, "the answer is one to another question, or of another host"
-    return (None, _cut(str(answer["error"]))) if "error" in answer else (answer.get("told"), None)
+        return "the answer is one to another question, or of another host"
+    return None
 
 
 def claimed(reply: Any) -> Any:

@@ -34,7 +34,7 @@ def engine(by_path, tmp_path, monkeypatch):
 
     utils = {f"multimaster_drift.{n}": getattr(multimaster_drift, n) for n in USED}
     utils |= {"multimaster_gather.look": look, "multimaster_ledger.unsqueeze": json.loads}
-    for name in ("keypair.proved", "said.check", "trees.subscribed"):
+    for name in ("keypair.proved", "keypair.unproved", "said.check", "trees.subscribed"):
         utils[f"multimaster_{name}"] = None
     monkeypatch.setattr(module, "__utils__", utils, raising=False)
     monkeypatch.setattr(module, "CONFIRM", 0)
