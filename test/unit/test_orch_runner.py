@@ -579,6 +579,11 @@ def test_no_master_is_restarted_because_of_what_a_host_does_not_prove(
     assert module._asked(failover, *question) == {}
 
 
+def test_all_that_is_to_be_proved_is_signed(runner, by_path):
+    module, _ = runner
+    assert set(module.PROVED) <= set(by_path("salt/_modules/multimaster.py").SIGNED)
+
+
 def test_what_hosts_prove_is_believed(runner, answering, monkeypatch):
     module, _ = runner
     module.__utils__["multimaster_deploy.facts"] = multimaster_deploy.facts
