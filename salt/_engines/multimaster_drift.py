@@ -29,6 +29,8 @@ TOOLS = (
     "multimaster_drift.differing",
     "multimaster_drift.sample_grains",
     "multimaster_drift.samples",
+    "multimaster_keypair.proved",
+    "multimaster_keypair.unproved",
     "multimaster_ledger.unsqueeze",
     "multimaster_said.check",
     "multimaster_trees.subscribed",

@@ -104,6 +104,23 @@ CHUNK = 1000
 # Items of a list that are shown, of many.
 SHOWN = 20
 KEY_MODE = 0o400
+# What a master's host answers signed, for whom a decision hangs on it.
+SIGNED = (
+    "multimaster.key_decide",
+    "multimaster.key_history",
+    "multimaster.key_page",
+    "multimaster.key_states",
+    "multimaster.ledger_wake",
+    "multimaster.outstanding",
+    "multimaster.report",
+    "multimaster_drift.report",
+    "multimaster_orch.ask",
+    "multimaster_orch.connections",
+    "multimaster_orch.facts",
+    "multimaster_orch.unfinished",
+    "multimaster_roots.status",
+    "multimaster_roots.wake",
+)
 # The signing pair, and its signature over the masters' public key.
 SIGNING_FILES = ("master_sign.pem", "master_sign.pub", "master_pubkey_signature")
 # Seconds that a git remote has for its answer.
@@ -335,6 +352,35 @@ def ledger_pull(asker, nonce, epoch="", place=0, digest=""):
     with _translated():
         signature = __utils__["multimaster_keypair.sign_answer"](answer, nonce, pem)
     return {"answer": answer, "signature": signature}
+
+
+def signed(function, nonce, arguments=(), named=None):
+    """
+    Call one of the functions that masters ask of each other's hosts, and sign what it returns.
+
+    nonce
+        A value that the asker has just made up; signed with the answer.
+    arguments, named
+        Of the function.
+
+    Returns ``answer`` (``told``, or ``error``, ``function`` and ``id``) and ``signature``, made
+    with the masters' shared key; None on a host that has no pair yet.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm1 multimaster.signed multimaster.report 0123456789abcdef
+    """
+    if function not in SIGNED:
+        raise CommandExecutionError(f"function: got {function!r}; supported: {', '.join(SIGNED)}")
+    try:
+        answer = {"told": __salt__[function](*arguments, **(named or {}))}
+    except CommandExecutionError as err:
+        answer = {"error": str(err)}
+    pem, _ = _read_pair(_effective("master", _config_dir()))
+    with _translated():
+        return __utils__["multimaster_keypair.prove"](answer, function, __opts__["id"], nonce, pem)
 
 
 def ledger_wake(origin):

@@ -35,6 +35,7 @@ BROUGHT = {
     "states/multimaster_orch.py",
     "utils/multimaster_deploy.py",
     "utils/multimaster_gather.py",
+    "utils/multimaster_keypair.py",
     "utils/multimaster_said.py",
     "utils/multimaster_topology.py",
     "utils/multimaster_trees.py",

@@ -23,6 +23,7 @@ __virtualname__ = "multimaster_orch"
 # What a master's host may be asked to have its master do.
 ASKED = (
     "multimaster.masters",
+    "multimaster.signed",
     "multimaster.synced",
     "multimaster_orch.facts",
     "multimaster_orch.reach",
@@ -236,7 +237,7 @@ def unfinished(ids, timeout=10, config_dir=None):
         told.append(minion)
         for job in running:
             # This one is a job, too.
-            function = str(job["fun"])
+            function = str(__utils__["multimaster_said.function"](job))
             if function == f"{__virtualname__}.unfinished":
                 continue
             jid = str(job.get("jid"))

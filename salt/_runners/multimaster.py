@@ -7,7 +7,6 @@ import os
 import tempfile
 import time
 
-import salt.client
 import salt.loader
 from salt.exceptions import CommandExecutionError, SaltException
 
@@ -26,6 +25,8 @@ TOOLS = (
     "multimaster_drift.differing",
     "multimaster_drift.sample_grains",
     "multimaster_drift.samples",
+    "multimaster_keypair.proved",
+    "multimaster_keypair.unproved",
     "multimaster_ledger.unsqueeze",
     "multimaster_said.check",
     "multimaster_trees.subscribed",
@@ -350,10 +351,10 @@ def _key_states(like, timeout):
     states, unknown = dict.fromkeys(_masters()), {}
     reading, after = list(states), ""
     while reading:
-        packed = _on_masters("multimaster.key_page", [like, after, PAGE], timeout, reading)
+        packed = _answers("multimaster.key_page", [like, after, PAGE], timeout, reading)
         pages, more = {}, set()
-        for name, text in packed.items():
-            page, why = _page(text, after)
+        for name, (text, why) in packed.items():
+            page, why = _page(text, after) if why is None else (None, why)
             if why is None and len(states[name] or ()) + len(page) > MOST_KEYS:
                 why = f"has more than {MOST_KEYS} keys"
             if why is not None:
@@ -383,15 +384,11 @@ def _page(text, after):
     """
     if text is None:
         return None, "does not answer"
-    check = __utils__["multimaster_said.check"]
-    _, why = check("multimaster.key_page", text)
     try:
-        page = __utils__["multimaster_ledger.unsqueeze"](text) if why is None else {}
+        page = __utils__["multimaster_ledger.unsqueeze"](text)
     except ValueError:
-        # Salt answers with a text when something is wrong.
         return None, __utils__["multimaster_said.plain"](text[:SHOWN_TEXT])
-    if why is None:
-        page, why = check("key page", page)
+    page, why = __utils__["multimaster_said.check"]("key page", page)
     if why is None and (list(page) == [""] or any(name and name <= after for name in page)):
         why = f"tells nothing of the ids after {after!r}"
     return (page, None) if why is None else (None, why)
@@ -410,15 +407,28 @@ def _here(function, arguments, timeout):
 
 
 def _on_masters(function, arguments, timeout, ids=None):
-    """Call a function on the hosts of masters; None for one that does not answer."""
+    """
+    Call a function on the hosts of masters; a text for one whose answer is none or is not proved,
+    None for one that does not answer.
+    """
+    answers = _answers(function, arguments, timeout, ids)
+    return {name: told if why is None else why for name, (told, why) in answers.items()}
+
+
+def _answers(function, arguments, timeout, ids=None):
+    """Return what the hosts of masters answer, and None; or None, and why that is not known."""
     ids = ids or _masters()
-    with salt.client.get_local_client(mopts=__opts__) as client:
-        answers = client.cmd(
-            ids, function, arguments, tgt_type="list", timeout=timeout, gather_job_timeout=timeout
-        )
-    told = __utils__["multimaster_said.told"]
-    # What is no answer is a text that says so.
-    return {name: told(function, answers[name]) if name in answers else None for name in ids}
+    asked = __utils__["multimaster_gather.signed"](function, arguments)
+    question = __utils__["multimaster_gather.question"](ids, "multimaster.signed", asked)
+    proved = __utils__["multimaster_gather.proved"]
+    tools = {name: __utils__[name] for name in TOOLS}
+    proves = __utils__["multimaster_gather.prover"](__opts__, tools)
+    found = dict.fromkeys(ids, (None, None))
+    for answer in __utils__["multimaster_gather.gather"](
+        __opts__, [question], timeout, proves=proves
+    ):
+        found[answer.id] = proved(__opts__, tools, asked, answer.id, answer.value)
+    return found
 
 
 def _masters():

@@ -44,6 +44,18 @@ INSIDE = (
     "this runs in a process of the master that it is to restart, and would end with it: give the "
     "command to salt-run, on a master's host"
 )
+# What the hosts of declared masters have to prove with the masters' key, since a decision hangs on
+# it.  What a minion on such a host says of itself, a state run's result included, is as good as
+# what any minion says.
+PROVED = (
+    "multimaster.report",
+    "multimaster_orch.ask",
+    "multimaster_orch.connections",
+    "multimaster_orch.facts",
+    "multimaster_orch.unfinished",
+)
+# What a utility module cannot get from Salt's loader by itself.
+TOOLS = ("multimaster_keypair.proved", "multimaster_said.check")
 # What multimaster.synced looks at.
 SYNC = (
     "saltutil.sync_utils",
@@ -74,6 +86,8 @@ def preflight(plan=None):
     """
     plan = plan or _own_plan()
     accepted = _accepted()
+    # Older modules on a master's host prove nothing, not even who is connected to it.
+    _sync(plan, _command(plan, accepted & set(plan.masters), "test.ping"))
     present, slow = _present(plan, accepted)
     _say(f"preflight: {len(present)} of {len(accepted)} minions answer")
     _sync(plan, present)
@@ -83,7 +97,8 @@ def preflight(plan=None):
         asked = time.time()
         arguments = [some is masters]
         for name, answer, told in _answers(plan, some, "multimaster_orch.facts", arguments, WORK):
-            row = facts[name] = __utils__["multimaster_deploy.facts"](answer)
+            # Also of one that proves nothing: all that comes of it here is what speaks against.
+            row = facts[name] = __utils__["multimaster_deploy.facts"](answer, to_be=True)
             if isinstance(row, dict):
                 # Told between the question and the answer.
                 clocks[name] = (row["clock"] - told, row["clock"] - asked)
@@ -100,6 +115,11 @@ def preflight(plan=None):
         taken=taken,
     )
     notes = [f"{len(present)} minions and {len(plan.masters)} masters looked at"]
+    notes += [
+        f"{name}: {row['unproved']}; as of one that is to be a master"
+        for name, row in sorted(facts.items())
+        if isinstance(row, dict) and "unproved" in row
+    ]
     # Whether a slow minion counts is for the step that is about it.
     notes += _left_out(plan, accepted - present, slow)
     return _outcome(problems, notes=notes)
@@ -118,12 +138,13 @@ def deploy_masters(plan=None, test=False):
         salt-run multimaster_orch.deploy_masters test=True
     """
     plan = plan or _own_plan()
-    facts, problems = _until_told(plan, plan.masters)
+    facts, problems = _until_told(plan, plan.masters, to_be=True)
     if problems:
         return _outcome(problems)
     here = _here(plan, facts)
     masters = __utils__["multimaster_deploy.order"](plan.masters, here)
-    running = [name for name in masters if _daemon(facts, name, "master")]
+    # Whoever proves nothing has the formula applied to it, whatever it says.
+    running = [n for n in masters if _daemon(facts, n, "master") and "unproved" not in facts[n]]
     done = _in_place(plan, running)
     if test:
         todo = [name for name in masters if name not in done]
@@ -165,7 +186,8 @@ def deploy_minions(plan=None, test=False):
         salt-run multimaster_orch.deploy_minions test=True
     """
     plan = plan or _own_plan()
-    facts, problems = _until_told(plan, plan.masters)
+    # In a test the masters may be yet to come.
+    facts, problems = _until_told(plan, plan.masters, to_be=test)
     if problems:
         return _outcome(problems)
     here = _here(plan, facts)
@@ -267,11 +289,12 @@ def restart_masters(plan=None, test=False):
 
 def _deploy_master(plan, name, ready, here):
     """Apply the formula to a master and wait until it is well; return the problems."""
-    before, problems = _until_told(plan, [name])
+    # A master-to-be proves nothing before, but has to when it is waited for.
+    before, problems = _until_told(plan, [name], to_be=True)
     if problems:
         return problems
     connected = _asked(plan, name, _accepted(), "test.ping", here)
-    result = _command([name], "state.apply", [APPLY], WORK).get(name)
+    result = _command(plan, [name], "state.apply", [APPLY], WORK).get(name)
     failed = __utils__["multimaster_deploy.failures"](result)
     if failed:
         return [f"{name}: {line}" for line in failed]
@@ -279,7 +302,7 @@ def _deploy_master(plan, name, ready, here):
         # One that did not run before has been started in the meantime.
         role
         for role in __utils__["multimaster_deploy.restarts"](result)
-        if _daemon(before, name, role)
+        if _daemon(before, name, role) or "unproved" in before[name]
     }
     problems = _until_restarted(plan, {name: roles}, before)
     if problems:
@@ -318,7 +341,7 @@ def _restart_master(plan, name, here):
     if not _daemon(before, name, "master"):
         return [f"{name}: its master does not run"]
     arguments = [plan.service, plan.restart_timeout, plan.config_dir]
-    answer = _command([name], "multimaster.restart", arguments).get(name)
+    answer = _command(plan, [name], "multimaster.restart", arguments).get(name)
     if answer is not True:
         return [f"{name}: {answer or 'its minion does not answer'}"]
     return _until_restarted(plan, {name: {"master"}}, before)
@@ -367,13 +390,19 @@ def _until(seconds, look, good):
         time.sleep(min(LONGEST_POLL, max(POLL, now - began)))
 
 
-def _until_told(plan, ids):
-    """Wait until some hosts have told their facts; return these, and the problems."""
+def _until_told(plan, ids, to_be=False):
+    """
+    Wait until some hosts have told their facts; return these, and the problems.
+
+    to_be
+        Whether those of a declared master count though it does not prove them, as one cannot that
+        has no pair yet.  Nothing may follow from them but that the formula is applied to it.
+    """
     found, patience = {}, _Patience()
 
     def look():
         left = [name for name in ids if not isinstance(found.get(name), dict)]
-        found.update(_facts(plan, left, patience.seconds))
+        found.update(_facts(plan, left, patience.seconds, to_be))
         patience.learn(all(name in found for name in left))
         # Facts that make no sense are words, and no better the next time.
         return sorted(found)
@@ -474,7 +503,9 @@ def _until_finished(plan, name, ids, here):
     def left():
         # Whoever has told before is asked for the jobs that were there then.
         arguments = [sorted(ids), patience.seconds, plan.config_dir]
-        answer = _command([name], "multimaster_orch.unfinished", arguments, 3 * patience.seconds)
+        answer = _command(
+            plan, [name], "multimaster_orch.unfinished", arguments, 3 * patience.seconds
+        )
         row = __utils__["multimaster_deploy.unfinished"](answer.get(name))
         if isinstance(row, str):
             patience.learn(False)
@@ -563,10 +594,10 @@ def _connected_beside(plan, found):
     beside = max(0, total - len({name for name in found if seats.get(name) is None}))
     if plan.mode != "failover":
         return beside
-    told = _command(sorted(hosts), "multimaster_orch.connections", [plan.config_dir])
+    told = _command(plan, sorted(hosts), "multimaster_orch.connections", [plan.config_dir])
     for name in plan.masters:
         number = told.get(name)
-        if not isinstance(number, int):
+        if not number or not isinstance(number, int):
             # A master-to-be has none, and a host that does not tell may have any number.
             return None
         seated = {minion for minion in found if seats.get(minion) == name}
@@ -585,7 +616,7 @@ def _health(plan, ready, here, connected, seconds, back):
     back
         Is given those of ``connected`` that have answered.
     """
-    reports = _command(ready, "multimaster.report", [seconds], 2 * seconds)
+    reports = _command(plan, ready, "multimaster.report", [seconds], 2 * seconds)
     answers = {}
     silent = len(reports) < len(ready)
     for name in ready:
@@ -655,9 +686,9 @@ def _groups(plan, ids, least=1):
         yield ids[start : start + size]
 
 
-def _facts(plan, ids, timeout=ANSWER):
+def _facts(plan, ids, timeout=ANSWER, to_be=False):
     told = _anywhere(plan, ids, "multimaster_orch.facts", (), timeout)
-    return {name: __utils__["multimaster_deploy.facts"](row) for name, row in told.items()}
+    return {name: __utils__["multimaster_deploy.facts"](row, to_be) for name, row in told.items()}
 
 
 def _daemon(facts, name, role):
@@ -674,7 +705,8 @@ def _here(plan, facts):
         own = [process.pid, process.create_time()]
     except (OSError, ValueError, psutil.NoSuchProcess):
         return None
-    return next((name for name in plan.masters if _daemon(facts, name, "master") == own), None)
+    proved = [name for name in plan.masters if "unproved" not in facts.get(name, ())]
+    return next((name for name in proved if _daemon(facts, name, "master") == own), None)
 
 
 def _inside():
@@ -690,7 +722,7 @@ def _try_ports(plan, masters, facts):
     fresh = [name for name in sorted(masters) if not _daemon(facts, name, "master")]
     # Not for longer than the answers can take: they are needed for the master itself.
     arguments = [dict(plan.listens), 10 * ANSWER, plan.config_dir]
-    held = _command(fresh, "multimaster_orch.hold_ports", arguments)
+    held = _command(plan, fresh, "multimaster_orch.hold_ports", arguments)
     addresses = list(plan.masters.values())
     try:
         # All at once, as the ports are not held for long.
@@ -701,7 +733,7 @@ def _try_ports(plan, masters, facts):
         pids = {name: row["pid"] for name, row in held.items() if isinstance(row, dict)}
         for name, pid in pids.items():
             if pid:
-                _command([name], "multimaster_orch.release_ports", [pid])
+                _command(plan, [name], "multimaster_orch.release_ports", [pid])
     taken = {
         name: row["taken"] if isinstance(row, dict) else f"its ports could not be held: {row}"
         for name, row in held.items()
@@ -762,7 +794,7 @@ def _answers(plan, ids, function, arguments=(), timeout=ANSWER):
         for way in (None, *plan.masters) if plan.mode == "failover" else (None,):
             some = {name for name in left if (seats.get(name) == way) is expected}
             if way is None:
-                answers = _commanded(some, function, arguments, timeout)
+                answers = _commanded(plan, some, function, arguments, timeout)
             else:
                 answers = _asked(plan, way, some, function, None, arguments, timeout).items()
             for name, answer in answers:
@@ -776,46 +808,79 @@ def _asked(plan, master, ids, function, here, arguments=(), timeout=ANSWER):
     if not ids:
         return {}
     if master == here:
-        return _command(ids, function, arguments, timeout)
-    question = [sorted(ids), function, list(arguments), timeout, plan.config_dir]
-    # It waits that long for whoever is absent.
-    answer = _command([master], "multimaster_orch.ask", question, 3 * timeout).get(master)
-    return _told(function, answer, ids) if isinstance(answer, dict) else {}
+        return _command(plan, ids, function, arguments, timeout)
+    found = {}
+    for some, asked, given, read in _questions(plan, ids, function, arguments):
+        question = [some, asked, given, timeout, plan.config_dir]
+        # It waits that long for whoever is absent.
+        told = _command(plan, [master], "multimaster_orch.ask", question, 3 * timeout).get(master)
+        found |= _told(read, told, some) if isinstance(told, dict) else {}
+    return found
 
 
-def _command(ids, function, arguments=(), timeout=ANSWER):
-    return dict(_commanded(ids, function, arguments, timeout))
+def _command(plan, ids, function, arguments=(), timeout=ANSWER):
+    return dict(_commanded(plan, ids, function, arguments, timeout))
 
 
-def _commanded(ids, function, arguments, timeout):
+def _commanded(plan, ids, function, arguments, timeout):
     """Yield id and answer; nothing while this master is away, which its restart makes it."""
-    if not ids:
-        return
-    try:
-        # A new one each time: a master's restart changes what proves who gives the command.
-        with salt.client.get_local_client(mopts=__opts__) as client:
-            for part in client.cmd_iter(
-                sorted(ids),
-                function,
-                list(arguments),
-                tgt_type="list",
-                timeout=timeout,
-                gather_job_timeout=min(timeout, ANSWER),
-            ):
-                for name, row in part.items():
-                    yield from _told(function, {name: row.get("ret")}, ids).items()
-    except (SaltException, OSError) as err:
-        log.info("%s: %s", function, err)
+    for some, asked, given, read in _questions(plan, ids, function, arguments):
+        try:
+            # A new one each time: a master's restart changes what proves who gives the command.
+            with salt.client.get_local_client(mopts=__opts__) as client:
+                for part in client.cmd_iter(
+                    some,
+                    asked,
+                    given,
+                    tgt_type="list",
+                    timeout=timeout,
+                    gather_job_timeout=min(timeout, ANSWER),
+                ):
+                    for name, row in part.items():
+                        yield from _told(read, {name: row.get("ret")}, some).items()
+        except (SaltException, OSError) as err:
+            log.info("%s: %s", function, err)
 
 
-def _told(function, answers, ids):
+def _questions(plan, ids, function, arguments):
+    """
+    Yield minions, function and arguments of a question, and what reads a minion's answer; another
+    one for the hosts of declared masters if these have to prove it.
+    """
+    hosts = set(ids) & set(plan.masters) if function in PROVED else set()
+    if hosts:
+        asked = __utils__["multimaster_gather.signed"](function, arguments)
+        yield sorted(hosts), "multimaster.signed", asked, functools.partial(_proved, asked)
+    if others := set(ids) - hosts:
+        told = __utils__["multimaster_said.told"]
+        yield sorted(others), function, list(arguments), lambda name, reply: told(function, reply)
+
+
+def _proved(asked, name, reply):
+    """
+    Return what a master's host has answered, or in words why that is not known.
+
+    What it says of itself without a proof is marked: see ``_until_told``.
+    """
+    tools = {tool: __utils__[tool] for tool in TOOLS}
+    told, why = __utils__["multimaster_gather.proved"](__opts__, tools, asked, name, reply)
+    if why is None:
+        return told
+    if asked[0] == "multimaster_orch.facts":
+        claim = __utils__["multimaster_keypair.claimed"](reply)
+        claim, odd = __utils__["multimaster_said.check"](asked[0], claim)
+        if odd is None:
+            return {**claim, "unproved": why}
+    return why
+
+
+def _told(read, answers, ids):
     """
     Leave out who did not answer, which some of Salt's clients say with False, and who was not
     asked.  What is no answer is a text that says so.
     """
-    told = __utils__["multimaster_said.told"]
     return {
-        name: told(function, answer)
+        name: read(name, answer)
         for name, answer in answers.items()
         if name in ids and answer not in (False, None)
     }

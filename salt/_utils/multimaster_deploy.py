@@ -173,14 +173,19 @@ def preflight(plan: Plan, **observed: Any) -> list[str]:
     ]
 
 
-def facts(answer: Any) -> Any:
+def facts(answer: Any, to_be: bool = False) -> Any:
     """
     Return what ``multimaster_orch.facts`` of a minion has told, or in words why it is no use.
 
     A minion may say anything, and must not stop the look at the others with it.
+
+    to_be
+        Whether a declared master's count that it does not prove.
     """
     if not isinstance(answer, Mapping):
         return f"tells no facts: {answer}"
+    if "unproved" in answer and not to_be:
+        return f"tells no facts: {answer['unproved']}"
     daemons = answer.get("daemons")
     sound = (
         isinstance(answer.get("version"), str)
@@ -264,6 +269,8 @@ def stuck(roles: Sequence[str], last: Any) -> str:
         Its last facts, if it has told any.
     """
     what = f"its {' and '.join(roles)}"
+    if isinstance(last, str):
+        return f"{last}; so it is not known whether {what} has been restarted{SEE}"
     if not isinstance(last, Mapping):
         return f"does not answer since {what} was to be restarted{SEE}"
     waiting = [

@@ -7,6 +7,7 @@ runner, engine and execution module need it.
 
 import contextlib
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -45,6 +46,7 @@ def gather(
     timeout: float,
     connections: Callable[[], int] | None = None,
     more: Callable[[set[str]], Question | None] = lambda asked: None,
+    proves: Callable[[Answer], bool] = lambda answer: True,
 ) -> Iterator[Answer]:
     """
     Give all questions on this master, at once, and return what yields the answers as they come.
@@ -57,6 +59,8 @@ def gather(
         have answered, the rest is not there, and not waited for.
     more
         Returns a question for those who are connected and were not asked, if there are any.
+    proves
+        Tells whether an answer is one of who it says: until there is such a one it is waited for.
     """
     import salt.client
 
@@ -68,7 +72,7 @@ def gather(
     except BaseException:
         client.destroy()
         raise
-    return _listen(client, jobs, timeout, connections, more)
+    return _listen(client, jobs, timeout, connections, more, proves)
 
 
 def question(ids: Sequence[str], function: str, arguments: Sequence[Any] = ()) -> Question:
@@ -85,6 +89,7 @@ def _listen(
     timeout: float,
     connections: Callable[[], int] | None,
     more: Callable[[set[str]], Question | None],
+    proves: Callable[[Answer], bool],
 ) -> Iterator[Answer]:
     with contextlib.closing(_Client(client)):
         questions = [each for each, _ in jobs.values()]
@@ -125,10 +130,12 @@ def _listen(
                 if (jid, name) not in left:
                     continue
                 each, asked = jobs[jid]
-                left.discard((jid, name))
-                heard.add(name)
-                answered = time.monotonic()
-                yield Answer(each, name, value, asked, time.time())
+                answer = Answer(each, name, value, asked, time.time())
+                if proves(answer):
+                    left.discard((jid, name))
+                    heard.add(name)
+                    answered = time.monotonic()
+                yield answer
                 if not left:
                     break
 
@@ -236,6 +243,50 @@ def pair(opts: Mapping[str, Any]) -> tuple[str | None, str | None]:
     return None, None
 
 
+def signed(function: str, arguments: Sequence[Any] = (), **named: Any) -> list[Any]:
+    """
+    Return the arguments of ``multimaster.signed`` for a question to masters' hosts.
+
+    Their nonce, the second of them, is fresh: everybody sees the question.
+    """
+    return [function, secrets.token_hex(16), list(arguments), named]
+
+
+def proved(
+    opts: Mapping[str, Any],
+    utils: Mapping[str, Callable[..., Any]],
+    asked: Sequence[Any],
+    host: str,
+    reply: Any,
+) -> tuple[Any, str | None]:
+    """
+    Return what a master's host has answered, as it may be read, and None; or None, and why not.
+
+    asked
+        What :func:`signed` has returned.
+    """
+    function, nonce, *_ = asked
+    pub = pair(opts)[1]
+    told, why = utils["multimaster_keypair.proved"](reply, function, host, nonce, pub)
+    return (None, why) if why is not None else utils["multimaster_said.check"](function, told)
+
+
+def prover(
+    opts: Mapping[str, Any], utils: Mapping[str, Callable[..., Any]]
+) -> Callable[[Answer], bool]:
+    """Return what tells whether an answer is one of who it says, where that can be told."""
+    pub = pair(opts)[1]
+
+    def proves(answer: Answer) -> bool:
+        if answer.question.function != "multimaster.signed":
+            return True
+        function, nonce, *_ = answer.question.arguments
+        unproved = utils["multimaster_keypair.unproved"]
+        return unproved(answer.value, function, answer.id, nonce, pub) is None
+
+    return proves
+
+
 def process(pid: int) -> list[Any] | None:
     """
     Return what tells a process from all others, before and after it; None if it is not there.
@@ -326,7 +377,7 @@ def look(
     }
     if detail:
         arguments["detail"] = SHORT
-    questions = [Question(hosts, "multimaster_drift.report", [_named(arguments)])]
+    questions = [_reports(hosts, arguments)]
     asks = minions and hot
 
     def count() -> int:
@@ -347,17 +398,27 @@ def look(
     heard: dict[str, set[str]] = {}
     unknown: dict[str, str] = {}
     check = utils["multimaster_said.check"]
-    for answer in gather(opts, questions, timeout + SLACK, count if asks else None, more):
-        value, why = check(answer.question.function, answer.value)
-        if why is not None:
-            unknown[answer.id] = why
+
+    def read(answer: Answer) -> tuple[Any, str | None]:
+        return proved(opts, utils, answer.question.arguments, answer.id, answer.value)
+
+    proves = prover(opts, utils)
+    connections = count if asks else None
+    for answer in gather(opts, questions, timeout + SLACK, connections, more, proves):
         if answer.question.function == "multimaster.masters":
+            value, why = check(answer.question.function, answer.value)
             # It is there, whatever it says.
             heard.setdefault(answer.id, set()).add(opts["id"])
             if why is None:
                 told[answer.id] = value
-        elif why is None:
-            reports[answer.id] = value | {"offset": _offset(answer, value)}
+        else:
+            value, why = read(answer)
+            if why is None:
+                reports[answer.id] = value | {"offset": _offset(answer, value)}
+                # Somebody may have been quicker in its name.
+                unknown.pop(answer.id, None)
+        if why is not None:
+            unknown[answer.id] = why
     there = {name: report for name, report in reports.items() if report is not None}
     for name, report in there.items():
         told[name] = report["host"]
@@ -367,6 +428,9 @@ def look(
         if report["master"]["answers"]:
             heard.setdefault(name, set()).add(name)
         for minion, row in _unpacked(utils, "minions", report).items():
+            if minion in hosts:
+                # Told by whoever answers in its name; itself it proves what it says.
+                continue
             row, why = check("multimaster.masters", row)
             if why is not None:
                 unknown.setdefault(minion, why)
@@ -374,6 +438,8 @@ def look(
                 told.setdefault(minion, row)
             heard.setdefault(minion, set()).add(name)
         for minion, why in _unpacked(utils, "unknown", report).items():
+            if minion in hosts:
+                continue
             unknown.setdefault(minion, why)
             heard.setdefault(minion, set()).add(name)
     again: dict[str, Any] = {}
@@ -390,13 +456,15 @@ def look(
             "compiles": False,
             "ask": False,
         } | again
-        questions = [Question(sorted(there), "multimaster_drift.report", [_named(again)])]
-        for answer in gather(opts, questions, timeout + 60 * again["compiles"]):
-            value, why = check(answer.question.function, answer.value)
+        questions = [_reports(sorted(there), again)]
+        for answer in gather(opts, questions, timeout + SLACK, proves=proves):
+            value, why = read(answer)
             if why is not None:
                 unknown[answer.id] = why
                 reports[answer.id] = None
                 continue
+            unknown.pop(answer.id, None)
+            reports[answer.id] = there[answer.id]
             fresh = {n: v for n, v in value.items() if n not in ("master", "minions", "unknown")}
             there[answer.id].update(fresh)
     for report in there.values():
@@ -421,9 +489,8 @@ def _chosen(
     return (None, None), aside
 
 
-def _named(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return named arguments as Salt's jobs have them."""
-    return {"__kwarg__": True, **arguments}
+def _reports(ids: Sequence[str], arguments: Mapping[str, Any]) -> Question:
+    return Question(ids, "multimaster.signed", signed("multimaster_drift.report", **arguments))
 
 
 def _offset(answer: Answer, report: Mapping[str, Any]) -> float:

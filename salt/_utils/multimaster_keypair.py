@@ -32,6 +32,11 @@ _HASHES: dict[str, hashes.HashAlgorithm] = {
     "PKCS1v15-SHA1": hashes.SHA1(),
     "PKCS1v15-SHA224": hashes.SHA224(),
 }
+# Characters of a signature, at most: more than a key of 16384 bits makes.
+SIGNATURE = 4_096
+# Characters of a text in place of a signed answer that are shown.
+SHOWN = 500
+UNSIGNED = "the answer is not signed"
 _OAEP = padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
 
 
@@ -369,14 +374,80 @@ def sign_answer(answer: Mapping[str, Any], nonce: str, pem: str) -> str:
     return base64.b64encode(signature).decode()
 
 
-def verify_answer(answer: Mapping[str, Any], nonce: str, signature: str, pub: str) -> None:
+def verify_answer(answer: Any, nonce: str, signature: Any, pub: str) -> None:
     """Raise :class:`KeypairError` unless the holder of the shared key gave this answer."""
     key = _public(pub)
     try:
+        if not isinstance(signature, str) or len(signature) > SIGNATURE:
+            raise ValueError("no signature")
         raw = base64.b64decode(signature, validate=True)
         key.verify(raw, _canonical(answer, nonce), _PSS, hashes.SHA256())
     except (InvalidSignature, RecursionError, TypeError, ValueError) as err:
         raise KeypairError("the answer is not signed with the masters' key") from err
+
+
+def prove(answer: Mapping[str, Any], function: str, host: str, nonce: str, pem: str | None) -> Any:
+    """
+    Return what a master's host says to a question, so that :func:`proved` can tell that it did.
+
+    answer
+        With ``told``, what the function has returned, or ``error``, why it has not.
+    pem
+        The masters' private key; a master-to-be has none, and proves nothing.
+    """
+    answer = {**answer, "function": function, "id": host}
+    signature = None if pem is None else sign_answer(answer, nonce, pem)
+    return {"answer": answer, "signature": signature}
+
+
+def proved(
+    reply: Any, function: str, host: str, nonce: str, pub: str | None
+) -> tuple[Any, str | None]:
+    """
+    Return what a master's host has answered, and None; or None, and why that is not known.
+
+    The arguments are those of :func:`unproved`.
+    """
+    if why := unproved(reply, function, host, nonce, pub):
+        return None, why
+    answer = reply["answer"]
+    return (None, _cut(str(answer["error"]))) if "error" in answer else (answer.get("told"), None)
+
+
+def unproved(reply: Any, function: str, host: str, nonce: str, pub: str | None) -> str | None:
+    """
+    Return why an answer is not one of a master's host; None if it is.
+
+    Anybody may answer in the name of any host, and whoever gets the question knows its nonce; only
+    the masters' key is out of their reach.
+
+    pub
+        The masters' public key.
+    """
+    reply = reply if isinstance(reply, Mapping) else {"answer": reply}
+    answer, signature = reply.get("answer"), reply.get("signature")
+    if signature is None:
+        # How Salt answers when something is wrong, or where the formula is an older one.
+        said = _cut(answer) if isinstance(answer, str) else ""
+        return f"{UNSIGNED}: {said}" if said else UNSIGNED
+    try:
+        verify_answer(answer, nonce, signature, pub or "")
+    except KeypairError as err:
+        return str(err)
+    if (answer.get("function"), answer.get("id")) != (function, host):
+        return "the answer is one to another question, or of another host"
+    return None
+
+
+def claimed(reply: Any) -> Any:
+    """Return what an answer says without a proof; None if it is no such answer."""
+    answer = reply.get("answer") if isinstance(reply, Mapping) else None
+    return answer.get("told") if isinstance(answer, Mapping) else None
+
+
+def _cut(text: str) -> str:
+    text = text[:SHOWN]
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _replace_if(found: str, minions: Sequence[str], replace: bool) -> Decision:

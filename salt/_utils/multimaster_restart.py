@@ -206,8 +206,10 @@ class _Host:
         """Tell whether the minion still has jobs."""
         import salt.utils.minion
 
+        import multimaster_said as said
+
         jobs = salt.utils.minion.running(self.options())
-        return any(job.get("fun") not in LOOKS for job in jobs)
+        return any(said.function(job) not in LOOKS for job in jobs)
 
     def ask(self, options: Mapping[str, Any], address: str, patience: float) -> str:
         """Return what a master says to this minion."""
@@ -361,7 +363,7 @@ class _Host:
 
         def ask(ids: set[str], patience: float) -> Mapping[str, Any]:
             nonlocal addresses, others, earlier
-            answers = self._command(ids, "multimaster.outstanding", [self.args.service], patience)
+            answers = self._proved(ids, own, "multimaster.outstanding", patience)
             # Somebody may have taken one out meanwhile.
             _, addresses, others, earlier = self._declared()
             if own not in answers and self._is_foreign(addresses.get(own)):
@@ -430,6 +432,36 @@ class _Host:
         import salt.config
 
         return dict(salt.config.master_config(self.args.master_config))
+
+    def _proved(
+        self, ids: Iterable[str], own: str, function: str, patience: float
+    ) -> dict[str, Any]:
+        """
+        Ask hosts of masters about this service; return what they prove with the masters' key.
+
+        Whoever proves nothing, as one does not with an older version of the formula or before it
+        has a pair, has not answered: it is not waited for for ever, and lets nobody restart.
+
+        own
+            The minion on this host.  That it answers is all that is heard of it.
+        """
+        import multimaster_gather as gather
+        import multimaster_keypair as keypair
+        import multimaster_said as said
+
+        opts, asked = self._master_options(), gather.signed(function, [self.args.service])
+        tools: dict[str, Callable[..., Any]] = {
+            "multimaster_keypair.proved": keypair.proved,
+            "multimaster_said.check": said.check,
+        }
+        found = {}
+        for name, reply in self._command(ids, "multimaster.signed", asked, patience).items():
+            told, why = gather.proved(opts, tools, asked, name, reply)
+            if why is None or name == own:
+                found[name] = told
+            else:
+                log.warning("%s: %s: %s", function, name, said.plain(why))
+        return found
 
     def _command(
         self, ids: Iterable[str], function: str, arguments: list[Any], patience: float

@@ -109,6 +109,8 @@ ANSWERS: Mapping[str, Any] = {
         "answering": _list("path", ALL),
     },
     "multimaster.restart": "flag",
+    # What is in there is checked once it is proved.
+    "multimaster.signed": "any",
     "multimaster.synced": "flag",
     "multimaster_drift.report": {
         "master": {
@@ -177,7 +179,7 @@ ANSWERS: Mapping[str, Any] = {
     },
     "multimaster_roots.wake": "flag",
     "saltutil.find_job": _or(("empty",), {"jid": "word"}),
-    "saltutil.running": _list({"jid?": "word", "fun": _or("text", _list("text"))}),
+    "saltutil.running": _list({"jid?": "word", "fun": _or("text", _list("text")), "arg?": "any"}),
     "state.apply": _or(_map("path", _STATE), _list("lines")),
     "test.ping": "flag",
     # Parts of answers that are packed there.
@@ -226,6 +228,14 @@ def told(function: Any, value: Any) -> Any:
         return True
     found, why = check(function, value)
     return found if why is None else why
+
+
+def function(job: Mapping[str, Any]) -> Any:
+    """Return what a running job is; of a question whose answer is to be signed, what is asked."""
+    arguments = job.get("arg")
+    if job.get("fun") == "multimaster.signed" and isinstance(arguments, (list, tuple)):
+        return next(iter(arguments), None)
+    return job.get("fun")
 
 
 def plain(text: Any) -> str:

@@ -7,13 +7,9 @@ true.  Messages are those of :mod:`lab.attack`.
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import psutil
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -92,7 +88,17 @@ def test_an_odd_key_is_decided_on_like_any_other(lab: Laboratory, kind: str) -> 
 
 def test_ids_that_are_no_names_stop_nothing(lab: Laboratory) -> None:
     pub = make_pair()[1]
-    odd = ["x" * 252, "x" * 255, "x" * 300, "..", ".hidden", "../../etc/x", "a\nb", "\x1b[2J", "é" * 127]
+    odd = [
+        "x" * 252,
+        "x" * 255,
+        "x" * 300,
+        "..",
+        ".hidden",
+        "../../etc/x",
+        "a\nb",
+        "\x1b[2J",
+        "é" * 127,
+    ]
     for name in odd:
         sign_in(lab, name, pub, "saltm2")
     lab.attack(

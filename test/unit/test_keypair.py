@@ -520,3 +520,101 @@ def test_nothing_is_believed_without_the_masters_public_key(signature, pub):
 def test_nothing_is_signed_without_the_masters_private_key(pem):
     with pytest.raises(keypair.KeypairError, match="the master's private key"):
         keypair.sign_answer(ANSWER, "nonce", pem)
+
+
+# What a master's host has proved
+
+TOLD = {"running": True, "accepted": ["web1"], "at": 1.5, "nothing": None}
+QUESTION = ("multimaster.report", "saltm2", "nonce")
+NOT_SIGNED = "the answer is not signed"
+NOT_WITH_KEY = "the answer is not signed with the masters' key"
+
+
+@pytest.fixture
+def proof(shared):
+    return keypair.prove({"told": TOLD}, *QUESTION, shared.pem)
+
+
+def test_what_a_masters_host_proves_is_believed(shared, proof):
+    assert keypair.proved(proof, *QUESTION, shared.pub) == (TOLD, None)
+    # As it arrives.
+    assert keypair.proved(json.loads(json.dumps(proof)), *QUESTION, shared.pub) == (TOLD, None)
+
+
+def test_an_error_is_proved_too_and_nothing_of_it_is_for_a_terminal(shared):
+    proof = keypair.prove({"error": "no\x1b[2J"}, *QUESTION, shared.pem)
+    assert keypair.proved(proof, *QUESTION, shared.pub) == (None, r"no\x1b[2J")
+
+
+@pytest.mark.parametrize(
+    ("function", "host", "nonce"),
+    [
+        ("multimaster.masters", "saltm2", "nonce"),
+        ("multimaster.report", "saltm1", "nonce"),
+        ("multimaster.report", "saltm2", "another"),
+    ],
+)
+def test_a_proof_is_for_one_question_to_one_host(shared, proof, function, host, nonce):
+    told, why = keypair.proved(proof, function, host, nonce, shared.pub)
+    assert (told, bool(why)) == (None, True)
+
+
+def test_what_one_master_tells_another_of_its_ledger_proves_nothing_else(shared):
+    answer = {"origin": "saltm2", "asker": "saltm1", "epoch": None}
+    signature = keypair.sign_answer(answer, "nonce", shared.pem)
+    reply = {"answer": answer, "signature": signature}
+    assert keypair.proved(reply, *QUESTION, shared.pub)[0] is None
+
+
+def test_nothing_is_proved_with_another_key_or_without_one(shared, other):
+    proof = keypair.prove({"told": TOLD}, *QUESTION, other.pem)
+    assert keypair.proved(proof, *QUESTION, shared.pub) == (None, NOT_WITH_KEY)
+    proof = keypair.prove({"told": TOLD}, *QUESTION, None)
+    assert keypair.proved(proof, *QUESTION, shared.pub) == (None, NOT_SIGNED)
+    assert keypair.proved(proof, *QUESTION, None) == (None, NOT_SIGNED)
+
+
+def test_nothing_is_proved_to_one_who_has_no_public_key(proof):
+    assert keypair.proved(proof, *QUESTION, None)[0] is None
+
+
+deep: list = []
+for _ in range(5000):
+    deep = [deep]
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [5, 10**400, 1.5, True, b"x", b"x" * 1_000_000, "x" * 1_000_000, [], {}, "\udc80", deep],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("answer", [None, 5, "x" * 1_000_000, [], {}, deep, {1: 2, "x": 3}], ids=id)
+def test_whatever_is_said_instead_proves_nothing(shared, answer, signature):
+    reply = {"answer": answer, "signature": signature}
+    assert keypair.proved(reply, *QUESTION, shared.pub) == (None, NOT_WITH_KEY)
+    keypair.claimed(reply)
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        (None, NOT_SIGNED),
+        (True, NOT_SIGNED),
+        ([], NOT_SIGNED),
+        ({}, NOT_SIGNED),
+        (TOLD, NOT_SIGNED),
+        (deep, NOT_SIGNED),
+        ("'x' is not available.", f"{NOT_SIGNED}: 'x' is not available."),
+        ("\x1b[2J\udc80", rf"{NOT_SIGNED}: \x1b[2J\udc80"),
+        ("x" * 1_000_000, f"{NOT_SIGNED}: {'x' * 500}"),
+    ],
+    ids=["nothing", "true", "list", "empty", "plain", "deep", "text", "terminal", "long"],
+)
+def test_what_is_no_proof_is_not_signed(shared, reply, why):
+    assert keypair.proved(reply, *QUESTION, shared.pub) == (None, why)
+    assert keypair.claimed(reply) is None
+
+
+def test_a_host_without_a_pair_claims_what_it_says(proof):
+    unsigned = {**proof, "signature": None}
+    assert keypair.claimed(unsigned) == TOLD

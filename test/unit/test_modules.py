@@ -766,3 +766,54 @@ class TestSynced:
         opts = host.modules.pack["__opts__"]
         monkeypatch.setitem(opts, "extension_modules", str(copy))
         assert host.call("synced") is False
+
+
+# What is signed for other masters
+
+
+@pytest.mark.usefixtures("offer")
+def test_what_masters_ask_is_answered_signed_with_the_shared_key(host, shared):
+    import multimaster_keypair as keypair
+
+    host.call("install_keypair")
+    host.accept({"web1": shared.pub})
+    reply = host.call("signed", "multimaster.key_states", "nonce", ["web*"])
+    assert not shared.shows_in(repr(reply))
+    question = ("multimaster.key_states", ID, "nonce")
+    found, why = keypair.proved(reply, *question, shared.pub)
+    assert (list(found), why) == (["web1"], None)
+    named = host.call("signed", "multimaster.key_states", "nonce", named={"like": "db*"})
+    assert keypair.proved(named, *question, shared.pub) == ({}, None)
+
+
+@pytest.mark.usefixtures("offer")
+def test_an_error_is_answered_signed(host, shared):
+    import multimaster_keypair as keypair
+
+    host.call("install_keypair")
+    asked = ["lose", "web1", "f" * 64]
+    reply = host.call("signed", "multimaster.key_decide", "nonce", asked)
+    _, why = keypair.proved(reply, "multimaster.key_decide", ID, "nonce", shared.pub)
+    assert why.startswith("verdict: got 'lose'; supported: accept")
+
+
+def test_a_master_to_be_answers_and_proves_nothing(host, shared):
+    import multimaster_keypair as keypair
+
+    reply = host.call("signed", "multimaster.outstanding", "nonce", ["salt-master"])
+    assert keypair.claimed(reply) is False
+    _, why = keypair.proved(reply, "multimaster.outstanding", ID, "nonce", shared.pub)
+    assert why == "the answer is not signed"
+
+
+@pytest.mark.parametrize("function", ["cmd.run", "state.apply", "multimaster.signed", "", ["x"], 5])
+def test_nothing_else_is_run_for_a_signature(host, function):
+    refused(host, "function: got .*; supported: multimaster.key_decide", "signed", function, "n")
+
+
+def test_all_that_is_signed_is_checked_when_it_is_read(host):
+    import multimaster_said
+
+    signed = host.modules["multimaster.signed"].func.__globals__["SIGNED"]
+    assert set(signed) <= set(multimaster_said.ANSWERS)
+    assert all(name in host.modules for name in signed)

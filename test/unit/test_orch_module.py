@@ -70,7 +70,12 @@ def test_whose_jobs_are_not_known_is_told_apart_from_who_has_none(orch, host, mo
     module = host.modules["multimaster_orch.unfinished"].func.__globals__
     answers = {
         "web1": [{"jid": "1", "fun": "test.sleep"}, {"jid": "2", "fun": "test.ping"}],
-        "web2": [{"jid": "1", "fun": "test.sleep"}, {"fun": "multimaster_orch.unfinished"}],
+        "web2": [
+            {"jid": "1", "fun": "test.sleep"},
+            {"fun": "multimaster_orch.unfinished"},
+            # This very question, if the answer is signed.
+            {"jid": "1", "fun": "multimaster.signed", "arg": ["multimaster_orch.unfinished", "n"]},
+        ],
         "web3": "an error",
         "web4": [],
     }
@@ -152,4 +157,5 @@ def test_the_runner_asks_for_no_command_that_is_refused(orch, host):
     supported = host.modules["multimaster_orch.ask"].func.__globals__["ASKED"]
     asked |= set(re.findall(r'"(saltutil\.\w+)"', runner))
     assert {"multimaster.masters", "saltutil.sync_utils"} <= asked
-    assert asked <= set(supported)
+    # What a master's host has to prove, too.
+    assert {*asked, "multimaster.signed"} <= set(supported)

@@ -7,6 +7,8 @@ What the hosts tell is made up here, and when; the laboratory has daemons.
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import types
 
 import pytest
@@ -14,6 +16,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import multimaster_deploy
+import multimaster_gather
+import multimaster_keypair
 import multimaster_said
 
 PLAN = types.SimpleNamespace(
@@ -39,7 +43,16 @@ def runner(by_path, monkeypatch):
         for name in ("lacking", "largest", "progress", "stuck", "under_way", "unfinished")
     }
     module.__utils__ |= {
-        f"multimaster_said.{name}": getattr(multimaster_said, name) for name in ("told", "lines")
+        f"multimaster_said.{name}": getattr(multimaster_said, name)
+        for name in ("check", "told", "lines")
+    }
+    module.__utils__ |= {
+        f"multimaster_gather.{name}": getattr(multimaster_gather, name)
+        for name in ("proved", "signed")
+    }
+    module.__utils__ |= {
+        f"multimaster_keypair.{name}": getattr(multimaster_keypair, name)
+        for name in ("claimed", "proved")
     }
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
@@ -58,7 +71,7 @@ def wait(runner, monkeypatch):
     def run(**looks):
         patience = []
 
-        def facts(plan, ids, timeout):
+        def facts(plan, ids, timeout, to_be=False):
             patience.append(timeout)
             number = len(patience) - 1
             seen = {name: told[min(number, len(told) - 1)] for name, told in looks.items()}
@@ -164,7 +177,7 @@ def test_so_many_looks_have_to_be_alike_however_long_each_takes(runner):
 def test_what_is_not_known_of_a_host_is_a_problem(runner, monkeypatch):
     module, _ = runner
     answers = {"saltm1": process(BEFORE), "saltm3": "tells no facts: an error"}
-    monkeypatch.setattr(module, "_facts", lambda plan, ids, timeout: answers)
+    monkeypatch.setattr(module, "_facts", lambda plan, ids, timeout, to_be: answers)
     facts, problems = module._until_told(PLAN, MASTERS)
     assert facts["saltm1"] == process(BEFORE)
     assert problems == ["saltm2: tells no facts, so that nothing is known of its daemons"]
@@ -179,7 +192,7 @@ def jobs(runner, monkeypatch):
     def run(*looks):
         left = list(looks)
 
-        def command(ids, function, arguments, timeout):
+        def command(plan, ids, function, arguments, timeout):
             return {"saltm2": left.pop(0) if len(left) > 1 else left[0]}
 
         monkeypatch.setattr(module, "_command", command)
@@ -390,29 +403,63 @@ def spoilt(draw, whole):
     return {**whole, place: draw(spoilt(whole[place]))}
 
 
-def orchestrated(runner, monkeypatch, mode, odd):
+@pytest.fixture
+def answering(runner, tmp_path, shared, monkeypatch):
+    """
+    Have minions answer; returns what takes the answers (question, minion, arguments -> answer), and
+    what makes another reply of the proof of a master's host, if anything does.
+    """
+    module, _ = runner
+    # What is signed once need not be again.
+    prove = functools.cache(
+        lambda *proof: multimaster_keypair.prove(json.loads(proof[0]), *proof[1:])
+    )
+    (tmp_path / "master.pub").write_text(shared.pub)
+    module.__opts__ = {"pidfile": "/nowhere", "id": "saltm1", "pki_dir": str(tmp_path)}
+    module.__context__ = {}
+
+    def reply(function, name, arguments, answer, forge):
+        if function != "multimaster.signed":
+            return answer(function, name, arguments)
+        function, nonce, arguments, _ = arguments
+        told = answer(function, name, arguments)
+        with contextlib.suppress(TypeError, ValueError):
+            proof = prove(json.dumps({"told": told}), function, name, nonce, shared.pem)
+            return forge(name, proof)
+        return told
+
+    def answering(answer, forge=lambda name, proof: proof):
+        class Client:
+            def cmd_iter(self, ids, function, arguments, **flags):
+                for name in ids:
+                    yield {name: {"ret": reply(function, name, arguments, answer, forge)}}
+
+        monkeypatch.setattr(
+            "salt.client.get_local_client", lambda mopts: contextlib.nullcontext(Client())
+        )
+        return lambda *question: reply(*question, answer, forge)
+
+    return answering
+
+
+def orchestrated(runner, monkeypatch, answering, mode, odd):
     """Take every look of an orchestration at hosts; saltm2 and web1 answer something odd."""
     module, _ = runner
     module.__context__ = {}
-    module.__opts__ = {"pidfile": "/nowhere"}
+    module.__utils__["multimaster_gather.signed"] = lambda asked, given: [asked, "n", given, {}]
     for name in ("facts", "failures", "changes", "restarts", "preflight", "unhealthy", "order"):
         module.__utils__[f"multimaster_deploy.{name}"] = getattr(multimaster_deploy, name)
     module.__utils__["multimaster_gather.tables"] = dict
     module.__utils__["multimaster_trees.subscribed"] = lambda opts, tables: 3
 
-    class Client:
-        def cmd_iter(self, ids, function, arguments, **flags):
-            for name in ids:
-                if not isinstance(function, str):
-                    function = "test.ping"
-                value = ANSWERS.get(function, True)
-                if name in ("saltm2", "web1") and function in odd:
-                    value = odd[function]
-                yield {name: {"ret": value}}
+    def answer(function, name, arguments):
+        if not isinstance(function, str):
+            function = "test.ping"
+        if name in ("saltm2", "web1") and function in odd:
+            return odd[function]
+        return ANSWERS.get(function, True)
 
-    monkeypatch.setattr(
-        "salt.client.get_local_client", lambda mopts: contextlib.nullcontext(Client())
-    )
+    answering(answer)
     monkeypatch.setattr(module, "_accepted", lambda: {*MASTERS, "web1"})
     monkeypatch.setattr(module, "_say", lambda message: None)
     declared = [{"id": n, "address": f"192.0.2.{at}"} for at, n in enumerate(MASTERS, 1)]
@@ -443,13 +490,15 @@ ODD = st.fixed_dictionaries({}, optional={name: spoilt(ANSWERS[name]) for name i
 @example(mode="failover", odd={name: {} for name in ANSWERS})
 @example(mode="hot", odd={"state.apply": []})
 @example(mode="hot", odd={"multimaster.report": {"x": 5}})
-def test_whatever_one_says_an_orchestration_goes_on(runner, monkeypatch, mode, odd):
-    orchestrated(runner, monkeypatch, mode, odd)
+def test_whatever_one_says_an_orchestration_goes_on(runner, monkeypatch, answering, mode, odd):
+    orchestrated(runner, monkeypatch, answering, mode, odd)
 
 
-def test_who_tells_something_odd_is_named_and_nothing_of_it_reaches_a_terminal(runner, monkeypatch):
+def test_who_tells_something_odd_is_named_and_nothing_of_it_reaches_a_terminal(
+    runner, monkeypatch, answering
+):
     odd = {"multimaster_orch.facts": {**FACTS, "version": "3008\x1b[2J"}}
-    problems = orchestrated(runner, monkeypatch, "hot", odd)
+    problems = orchestrated(runner, monkeypatch, answering, "hot", odd)
     said = r"tells no facts: version: got '3008\\x1b[2J'; supported: a name"
     assert [line for line in problems if "tells no facts" in line] == [
         f"saltm2: {said}",
@@ -457,17 +506,161 @@ def test_who_tells_something_odd_is_named_and_nothing_of_it_reaches_a_terminal(r
     ]
 
 
-def test_what_minions_say_to_another_master_is_heard_of_those_who_were_asked(runner, monkeypatch):
+def test_what_minions_say_to_another_master_is_heard_of_those_who_were_asked(runner, answering):
     module, _ = runner
-    module.__opts__ = {}
 
-    class Client:
-        def cmd_iter(self, ids, function, arguments, **flags):
-            assert function == "multimaster_orch.ask"
-            yield {"saltm2": {"ret": {"web1": FACTS, "web8": False, "web9": FACTS}}}
+    def answer(function, name, arguments):
+        assert (function, name) == ("multimaster_orch.ask", "saltm2")
+        return {"web1": FACTS, "web8": False, "web9": FACTS}
 
-    monkeypatch.setattr(
-        "salt.client.get_local_client", lambda mopts: contextlib.nullcontext(Client())
-    )
-    asked = module._asked(PLAN, "saltm2", {"web1", "web8"}, "multimaster_orch.facts", "saltm1")
-    assert asked == {"web1": FACTS}
+    answering(answer)
+    question = ("saltm2", {"web1", "web8"}, "multimaster_orch.facts", "saltm1")
+    assert module._asked(DECLARED, *question) == {"web1": FACTS}
+
+
+# What is proved
+
+
+DECLARED = types.SimpleNamespace(
+    **{**vars(PLAN), "masters": {"saltm1": "192.0.2.1", "saltm2": "192.0.2.2"}}
+)
+NOT_SIGNED = "the answer is not signed"
+OLDER = "'multimaster.signed' is not available."
+
+
+def unsigned(name, proof):
+    """What a host without a pair, or anybody in its name, answers."""
+    return {**proof, "signature": None} if name == "saltm2" else proof
+
+
+def older(name, proof):
+    return OLDER if name == "saltm2" else proof
+
+
+def told_by(function, name, arguments):
+    return ANSWERS.get(function, True)
+
+
+@pytest.mark.parametrize(
+    ("forge", "why"),
+    [
+        (unsigned, NOT_SIGNED),
+        (older, f"{NOT_SIGNED}: {OLDER}"),
+        (
+            lambda name, proof: {**proof, "signature": "A" * 1_000_000},
+            "the answer is not signed with the masters' key",
+        ),
+    ],
+    ids=["unsigned", "older", "badly signed"],
+)
+def test_no_master_is_restarted_because_of_what_a_host_does_not_prove(
+    runner, answering, monkeypatch, forge, why
+):
+    module, _ = runner
+    module.__utils__["multimaster_deploy.facts"] = multimaster_deploy.facts
+    module.__utils__["multimaster_deploy.unhealthy"] = multimaster_deploy.unhealthy
+    monkeypatch.setattr(module, "_inside", lambda: False)
+    answering(told_by, forge)
+    done = module.restart_masters(DECLARED)
+    assert done["changes"] == {}
+    assert f"saltm2: tells no facts: {why}" in done["problems"]
+    # Nor is it taken to be well, or to have nothing left to do.
+    problems = module._until_well(DECLARED, ["saltm2"], None)
+    assert f"saltm2: the minion on its host gives no answer: {why}" in problems
+    assert module._until_finished(DECLARED, "saltm2", {"web1"}, None) == [f"saltm2: {why}"]
+    # Nobody is absent for what it says of its connections.
+    module.__utils__ |= {
+        "multimaster_gather.tables": dict,
+        "multimaster_trees.subscribed": lambda opts, tables: 2,
+    }
+    failover = types.SimpleNamespace(**{**vars(DECLARED), "mode": "failover"})
+    assert module._connected_beside(failover, {"saltm1", "saltm2"}) is None
+    question = ("saltm2", {"web1"}, "test.ping", "saltm1")
+    assert module._asked(failover, *question) == {}
+
+
+def test_all_that_is_to_be_proved_is_signed(runner, by_path):
+    module, _ = runner
+    assert set(module.PROVED) <= set(by_path("salt/_modules/multimaster.py").SIGNED)
+
+
+def test_what_hosts_prove_is_believed(runner, answering, monkeypatch):
+    module, _ = runner
+    module.__utils__["multimaster_deploy.facts"] = multimaster_deploy.facts
+    answering(told_by)
+    assert module._until_told(DECLARED, MASTERS) == (dict.fromkeys(MASTERS, FACTS), [])
+
+
+def test_a_masters_host_proves_itself_through_another_master(runner, answering):
+    module, _ = runner
+
+    def answer(function, name, arguments):
+        if function == "multimaster_orch.ask":
+            ids, asked, given, *_ = arguments
+            return {n: said(asked, n, given) for n in ids}
+        return told_by(function, name, arguments)
+
+    said = answering(answer)
+    question = ("saltm1", {"saltm2", "web1"}, "multimaster_orch.facts", None)
+    assert module._asked(DECLARED, *question) == {"saltm2": FACTS, "web1": FACTS}
+    said = answering(answer, unsigned)
+    found = module._asked(DECLARED, *question)
+    assert found == {"saltm2": {**FACTS, "unproved": NOT_SIGNED}, "web1": FACTS}
+
+
+def test_the_formula_is_applied_to_who_proves_nothing_whatever_it_says(
+    runner, answering, monkeypatch
+):
+    module, _ = runner
+    for name in ("facts", "order"):
+        module.__utils__[f"multimaster_deploy.{name}"] = getattr(multimaster_deploy, name)
+    looked = []
+    monkeypatch.setattr(module, "_in_place", lambda plan, ids: looked.extend(ids) or ids)
+    monkeypatch.setattr(module, "_say", lambda message: None)
+    running = {**FACTS, "daemons": {"master": [1, 1.0], "minion": [2, 1.0]}}
+    answering(lambda function, *_: running if "facts" in function else True, unsigned)
+    done = module.deploy_masters(DECLARED, test=True)
+    assert looked == ["saltm1"]
+    assert done["changes"] == {"saltm2": "would be deployed"}
+    # As in a test run before there are any masters; minions are led to those that are there.
+    assert module._until_told(DECLARED, MASTERS, to_be=True)[1] == []
+    assert module._until_told(DECLARED, MASTERS)[1] == [f"saltm2: tells no facts: {NOT_SIGNED}"]
+
+
+def test_who_proves_nothing_is_not_this_master(runner, tmp_path):
+    import os
+
+    import psutil
+
+    module, _ = runner
+    own = psutil.Process()
+    module.__opts__ = {"pidfile": str(tmp_path / "pid")}
+    (tmp_path / "pid").write_text(str(os.getpid()))
+    facts = {"daemons": {"master": [own.pid, own.create_time()], "minion": None}}
+    assert module._here(DECLARED, {"saltm2": facts}) == "saltm2"
+    assert module._here(DECLARED, {"saltm2": {**facts, "unproved": NOT_SIGNED}}) is None
+
+
+def test_who_does_not_prove_that_it_was_restarted_is_waited_for_and_named(runner, answering):
+    module, _ = runner
+    module.__utils__["multimaster_deploy.facts"] = multimaster_deploy.facts
+    answering(told_by, unsigned)
+    before = {"saltm2": process(BEFORE)}
+    assert module._until_restarted(DECLARED, {"saltm2": {"minion"}}, before) == [
+        f"saltm2: tells no facts: {NOT_SIGNED}; so it is not known whether its minion has been "
+        "restarted; see multimaster-restart.log on it"
+    ]
+
+
+def test_a_preflight_names_who_proves_nothing(runner, answering, monkeypatch):
+    module, _ = runner
+    for name in ("facts", "preflight"):
+        module.__utils__[f"multimaster_deploy.{name}"] = getattr(multimaster_deploy, name)
+    module.__utils__["multimaster_gather.tables"] = dict
+    module.__utils__["multimaster_trees.subscribed"] = lambda opts, tables: 3
+    monkeypatch.setattr(module, "_accepted", lambda: {*MASTERS, "web1"})
+    monkeypatch.setattr(module, "_say", lambda message: None)
+    answering(told_by, unsigned)
+    masters = [{"id": n, "address": at} for n, at in DECLARED.masters.items()]
+    notes = module.preflight(multimaster_deploy.plan({"masters": masters}))["notes"]
+    assert f"saltm2: {NOT_SIGNED}; as of one that is to be a master" in notes

@@ -20,6 +20,7 @@ from unittest.mock import Mock, call
 import pytest
 
 import multimaster_dial
+import multimaster_keypair as keypair
 import multimaster_restart as restart
 
 
@@ -108,10 +109,18 @@ def test_jobs_that_only_look_at_a_minion_are_not_waited_for(host, monkeypatch):
 
     monkeypatch.undo()
     functions = ["saltutil.find_job", "multimaster_orch.facts", "multimaster.outstanding"]
-    monkeypatch.setattr(salt.utils.minion, "running", lambda _: [{"fun": f} for f in functions])
+    jobs = [{"fun": function} for function in functions]
+    # Also if the answer is to be signed.
+    jobs.append({"fun": "multimaster.signed", "arg": ["multimaster_orch.facts", "nonce"]})
+    monkeypatch.setattr(salt.utils.minion, "running", lambda _: jobs)
     assert not host.busy()
-    functions.append("state.apply")
-    assert host.busy()
+    for job in (
+        {"fun": "state.apply"},
+        {"fun": "multimaster.signed", "arg": ["multimaster_drift.report", "nonce"]},
+        {"fun": "multimaster.signed"},
+    ):
+        monkeypatch.setattr(salt.utils.minion, "running", lambda _, job=job: [*jobs, job])
+        assert host.busy()
 
 
 @pytest.mark.parametrize("refusals", [0, 1, 2])
@@ -401,19 +410,26 @@ DECLARED = [{"id": f"saltm{number}", "address": f"192.0.2.{number}"} for number 
 
 
 @pytest.fixture
-def turn(host, running, monkeypatch):
+def turn(host, running, tmp_path, shared, monkeypatch):
     """Let the masters be declared, say what they and their minions say; return what was asked."""
+    (tmp_path / "master.pub").write_text(shared.pub)
 
-    def wait(says, outstanding, own="saltm2", declared=DECLARED):
+    def wait(says, outstanding, own="saltm2", declared=DECLARED, forge=lambda proof: proof):
         asked = []
-        opts = {"id": own, "multimaster": {"masters": declared}}
+        opts = {"id": own, "multimaster": {"masters": declared}, "pki_dir": str(tmp_path)}
         monkeypatch.setattr(host, "_master_options", lambda: opts)
 
+        def prove(name, told, function, nonce):
+            proof = keypair.prove({"told": told}, function, name, nonce, shared.pem)
+            return proof if name == own else forge(proof)
+
         def command(ids, function, arguments, patience):
+            assert function == "multimaster.signed"
+            function, nonce, given, _ = arguments
+            assert given == ["salt-master"]
             asked.append((function, sorted(ids)))
-            return {own: False} | {
-                name: next(outstanding[name]) for name in ids if name in outstanding
-            }
+            says = {own: False} | {n: next(outstanding[n]) for n in ids if n in outstanding}
+            return {name: prove(name, told, function, nonce) for name, told in says.items()}
 
         def lets_in(options, address, patience):
             asked.append(address)
@@ -445,14 +461,31 @@ def test_one_that_is_out_of_reach_is_not_waited_for(turn):
     assert len([one for one in asked if isinstance(one, tuple)]) == restart.SEVERAL
 
 
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda proof: False,
+        lambda proof: "'multimaster.signed' is not available.",
+        lambda proof: {**proof, "signature": None},
+        lambda proof: {**proof, "answer": {**proof["answer"], "told": False}},
+    ],
+    ids=["not signed", "older", "without a pair", "forged"],
+)
+def test_what_one_does_not_prove_lets_no_master_restart_and_is_not_waited_for(turn, forge):
+    says = iter([True] * (restart.SEVERAL + 1))
+    asked = turn({"192.0.2.3": "accepted"}, {"saltm1": says}, forge=forge)
+    # As one that is out of reach.
+    assert len([one for one in asked if isinstance(one, tuple)]) == restart.SEVERAL
+
+
 @pytest.mark.parametrize("declared", [[], DECLARED[1:2]], ids=["none", "itself"])
 def test_the_only_master_waits_for_nobody(turn, declared):
     assert turn({}, {}, declared=declared) == []
 
 
-def test_a_declaration_that_changes_is_heeded_by_who_waits(host, running, monkeypatch):
+def test_a_declaration_that_changes_is_heeded_by_who_waits(host, running, tmp_path, monkeypatch):
     declared = [*DECLARED[:2]]
-    opts = {"id": "saltm2", "multimaster": {"masters": declared}}
+    opts = {"id": "saltm2", "multimaster": {"masters": declared}, "pki_dir": str(tmp_path)}
     monkeypatch.setattr(host, "_master_options", lambda: opts)
 
     def command(ids, *_):

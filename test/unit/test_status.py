@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import multimaster_drift
+import multimaster_keypair
 
 IDS = ("saltm1", "saltm2")
 UNEQUAL = "the masters' decisions on keys differ; see salt-run multimaster.keys"
@@ -190,12 +191,24 @@ def test_a_minion_has_to_be_configured_for_them(problems, configured, wrong):
 # The runner
 
 
+def proof(value, function, host, nonce, pem):
+    """Return the answer of a master's host; a text is what Salt says instead of one."""
+    if isinstance(value, str):
+        return value
+    with contextlib.suppress(TypeError, ValueError):
+        return multimaster_keypair.prove({"told": value}, function, host, nonce, pem)
+    # What cannot be signed.
+    return {"answer": {"told": value}, "signature": "AAAA"}
+
+
 class Bus:
     """Stands in for a master's bus: a job is answered at once by those who have an answer."""
 
-    def __init__(self, answers):
+    def __init__(self, answers, pem):
         # (function, minion) -> what it returns, or a function of the job's arguments.
         self.answers = answers
+        # The masters' private key; and minion -> what makes another answer of its signed one.
+        self.pem, self.forged = pem, {}
         self.asked = []
         self.events = deque()
         # Minions that are slow -> their jobs; how often they were looked for; and who is silent.
@@ -214,7 +227,10 @@ class Bus:
             for name in targets:
                 self.look_for(name, jid, *arguments)
             return {"jid": jid}
-        named = {k: v for a in arguments for k, v in a.items() if k != "__kwarg__"}
+        signed, named = function == "multimaster.signed", {}
+        if signed:
+            function, nonce, _, named = arguments
+            self.nonce = nonce
         self.asked.append((targets, function, named))
         for name in (*IDS, "web1") if targets == "*" else targets:
             if (function, name) in self.answers:
@@ -223,6 +239,9 @@ class Bus:
                 if isinstance(value, dict) and isinstance(value.get("now"), float):
                     # Told as the clock's offset.
                     value = value | {"now": time.time() + value["now"]}
+                if signed:
+                    value = proof(value, function, name, nonce, self.pem)
+                    value = self.forged.get(name, lambda reply: reply)(value)
                 if name in self.busy:
                     self.busy[name].append((jid, value))
                 else:
@@ -255,13 +274,14 @@ class Bus:
 
 
 @pytest.fixture
-def bus(loaders, loaded_host, monkeypatch):
+def bus(loaders, loaded_host, shared, monkeypatch):
     """Have the runners meet such a bus, on a master that has accepted three minions."""
+    loaded_host.write("etc/salt/pki/master/master.pub", shared.pub)
     loaded_host.accept(dict.fromkeys(("saltm1", "saltm2", "web1"), "a key"))
     look = loaders.utils["multimaster_gather.look"].func
 
     def bus(answers):
-        made = bus.last = Bus(answers)
+        made = bus.last = Bus(answers, shared.pem)
         clock = SimpleNamespace(time=time.time, monotonic=lambda: made.now)
         monkeypatch.setitem(look.__globals__, "time", clock)
         monkeypatch.setattr("salt.client.get_local_client", lambda mopts: made)
@@ -274,10 +294,11 @@ def bus(loaders, loaded_host, monkeypatch):
 def status(loaders, bus):
     """Run it with the masters' reports and the minions' lists of masters."""
 
-    def status(reports, lists, connected=("web1",), busy=()):
+    def status(reports, lists, connected=("web1",), busy=(), forged=None):
         answers = {("multimaster_drift.report", name): value for name, value in reports.items()}
         answers |= {("multimaster.masters", name): lists[name] for name in lists}
         bus(answers).busy = {name: [] for name in busy}
+        bus.last.forged = forged or {}
         return loaders.runner["multimaster.status"](timeout=0)
 
     return status
@@ -398,7 +419,11 @@ def test_a_master_without_a_report_is_exit_status_1(status, reports):
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        ("The minion function caused an exception", "The minion function caused an exception"),
+        ("\x1b[2J", r"the answer is not signed: \x1b[2J"),
+        (
+            "'multimaster.signed' is not available.",
+            "the answer is not signed: 'multimaster.signed' is not available.",
+        ),
         (False, "answer: got False; supported: a mapping"),
         ({}, "master: got nothing; supported: a mapping"),
         (report() | {"now": float("nan")}, "now: got nan; supported: a number"),
@@ -415,6 +440,73 @@ def test_a_master_whose_answer_is_none_is_unknown_with_the_reason(status, loader
     assert shown["masters"]["saltm2"]["unknown"] == why
     assert shown["masters"]["saltm1"] == master(ADDRESSES[0])
     assert f"! {problem}" in loaders.output["multimaster"](shown).splitlines()
+
+
+NOT_SIGNED = "the answer is not signed"
+NOT_WITH_KEY = "the answer is not signed with the masters' key"
+ANOTHER = "the answer is one to another question, or of another host"
+
+
+@pytest.mark.parametrize(
+    ("forge", "why"),
+    [
+        # As an older version of the formula does.
+        (lambda reply, _: reply["answer"]["told"], NOT_SIGNED),
+        (lambda reply, _: {"answer": reply["answer"]}, NOT_SIGNED),
+        (lambda reply, _: {**reply, "signature": None}, NOT_SIGNED),
+        (lambda reply, _: {**reply, "signature": ["x"]}, NOT_WITH_KEY),
+        (lambda reply, _: {**reply, "signature": {"x": 1}}, NOT_WITH_KEY),
+        (lambda reply, _: {**reply, "signature": 10**400}, NOT_WITH_KEY),
+        (lambda reply, _: {**reply, "signature": b"\xff" * 1_000_000}, NOT_WITH_KEY),
+        (lambda reply, _: {**reply, "signature": "A" * 1_000_000}, NOT_WITH_KEY),
+        (lambda reply, _: {**reply, "answer": 5}, NOT_WITH_KEY),
+        (lambda reply, _: {**reply, "answer": {**reply["answer"], "told": {}}}, NOT_WITH_KEY),
+        (lambda reply, sign: sign(reply, pem="other"), NOT_WITH_KEY),
+        (lambda reply, sign: sign(reply, nonce="of an earlier question"), NOT_WITH_KEY),
+        (lambda reply, sign: sign(reply, function="multimaster.report"), ANOTHER),
+        (lambda reply, sign: sign(reply, host="saltm1"), ANOTHER),
+    ],
+    ids=str,
+)
+def test_what_a_master_does_not_prove_is_neither_good_nor_bad(
+    status, bus, shared, other, forge, why
+):
+    def sign(reply, pem="shared", nonce=None, function="multimaster_drift.report", host="saltm2"):
+        answer = {"told": reply["answer"]["told"]}
+        key = {"shared": shared.pem, "other": other.pem}[pem]
+        return proof(answer["told"], function, host, nonce or bus.last.nonce, key)
+
+    forged = {"saltm2": lambda reply: forge(reply, sign)}
+    told = {"saltm1": report(), "saltm2": report(pending=9)}
+    shown = status(told, CONFIGURED, forged=forged)["data"]
+    assert shown["problems"] == [f"master saltm2 (192.0.2.2) is unknown: its answer is none: {why}"]
+    assert shown["masters"]["saltm2"]["pending"] is None
+    assert shown["masters"]["saltm1"] == master(ADDRESSES[0])
+
+
+def test_a_master_is_heard_though_somebody_was_quicker_in_its_name(bus, loaders):
+    class Hasty(Bus):
+        def say(self, jid, name, value):
+            if isinstance(value, dict) and "signature" in value:
+                for forged in ("x", {**value, "signature": None}, {**value, "signature": "AAAA"}):
+                    super().say(jid, name, forged)
+            super().say(jid, name, value)
+
+    bus_of = bus({})
+    bus_of.__class__ = Hasty
+    bus_of.answers = {("multimaster_drift.report", name): report() for name in IDS}
+    bus_of.answers["multimaster.masters", "web1"] = CONFIGURED["web1"]
+    assert loaders.runner["multimaster.status"](timeout=0)["data"]["problems"] == []
+
+
+def test_what_another_master_is_told_in_the_name_of_a_masters_host_is_not_heard(status, loaders):
+    pack = loaders.utils["multimaster_ledger.squeeze"]
+    lists = CONFIGURED["web1"] | {"silent": ["192.0.2.1"]}
+    for parts in ({"minions": pack({"saltm2": lists})}, {"unknown": pack({"saltm2": "an error"})}):
+        data = status({"saltm1": report() | parts}, CONFIGURED)["data"]
+        assert data["minions"]["saltm2"]["configured"] is None
+        assert data["minions"]["saltm2"]["connected"] == dict.fromkeys(IDS, False)
+        assert data["masters"]["saltm2"]["unknown"] is None
 
 
 def test_a_minion_that_answers_and_has_no_such_module_is_unknown_and_not_away(status, loaders):
@@ -817,25 +909,39 @@ def test_the_tables_of_nothing(loaders):
 
 
 @pytest.fixture
-def on_masters(loaders, monkeypatch):
+def on_masters(loaders, bus, shared):
     """Run a runner with what the masters' hosts answer; returns its result and what was asked."""
     import multimaster_ledger
 
-    def run(function, *args, answers, asked=None, **kwargs):
+    def said(name, host, nonce, value):
+        with contextlib.suppress(TypeError, ValueError):
+            return multimaster_keypair.prove({"told": value}, name, host, nonce, shared.pem)
+        return value
+
+    def run(function, *args, answers, asked=None, forged=None, quicker=False, **kwargs):
         asked = [] if asked is None else asked
 
-        class Client:
-            # There is no master here whose bus would carry the questions.
-            def cmd(self, targets, name, arguments, **flags):
+        class Hosts(Bus):
+            def run_job(self, targets, name, arguments, **flags):
+                if name == "saltutil.find_job":
+                    return {"jid": "look"}
+                assert name == "multimaster.signed"
+                name, nonce, arguments, _ = arguments
                 asked.append((targets, name.partition(".")[2], arguments))
-                found = {host: answers[host] for host in targets if host in answers}
-                if asked[-1][1] == "key_page":
-                    found = {h: multimaster_ledger.squeeze(page) for h, page in found.items()}
-                return found
+                jid = str(len(asked))
+                for host in targets:
+                    if host not in answers:
+                        continue
+                    value = answers[host]
+                    if asked[-1][1] == "key_page":
+                        value = multimaster_ledger.squeeze(value)
+                    if forged is not None:
+                        self.say(jid, host, forged(name, host, nonce, value))
+                    if forged is None or quicker:
+                        self.say(jid, host, said(name, host, nonce, value))
+                return {"jid": jid}
 
-        monkeypatch.setattr(
-            "salt.client.get_local_client", lambda mopts: contextlib.nullcontext(Client())
-        )
+        bus({}).__class__ = Hosts
         return loaders.runner[f"multimaster.{function}"](*args, **kwargs), asked
 
     return run
@@ -934,6 +1040,25 @@ def test_keys_of_a_master_whose_answer_is_none_are_unknown_with_the_reason(on_ma
     assert data["unknown"] == {"saltm2": "web1:state: got nothing; supported: a name"}
     assert data["retcode"] == 1
     assert loaders.output["multimaster"](data).splitlines()[-1].startswith("! master saltm2: web1")
+
+
+def test_keys_that_a_master_does_not_prove_are_unknown_and_end_no_conflict(on_masters, other):
+    from salt.exceptions import CommandExecutionError
+
+    good = {"saltm1": states(web1=("accepted", "a")), "saltm2": states(web1=("accepted", "a"))}
+
+    def forged(name, host, nonce, value):
+        return multimaster_keypair.prove({"told": value}, name, host, nonce, other.pem)
+
+    # Who was only quicker is not heard.
+    data = on_masters("keys", answers=good, forged=forged, quicker=True)[0]["data"]
+    assert (data["unknown"], data["retcode"]) == ({}, 0)
+    data = on_masters("keys", answers=good, forged=forged)[0]["data"]
+    assert data["unknown"] == dict.fromkeys(IDS, NOT_WITH_KEY)
+    with pytest.raises(CommandExecutionError, match="supported: none"):
+        on_masters("resolve", "web1", "a" * 16, answers=good, forged=forged)
+    with pytest.raises(CommandExecutionError, match=NOT_WITH_KEY):
+        on_masters("key_history", "web1", answers={"saltm1": []}, forged=forged)
 
 
 def test_pages_of_keys_that_never_end_are_none(on_masters, loaders, monkeypatch):

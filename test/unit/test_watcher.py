@@ -34,7 +34,8 @@ def engine(by_path, tmp_path, monkeypatch):
 
     utils = {f"multimaster_drift.{n}": getattr(multimaster_drift, n) for n in USED}
     utils |= {"multimaster_gather.look": look, "multimaster_ledger.unsqueeze": json.loads}
-    utils["multimaster_trees.subscribed"] = utils["multimaster_said.check"] = None
+    for name in ("keypair.proved", "keypair.unproved", "said.check", "trees.subscribed"):
+        utils[f"multimaster_{name}"] = None
     monkeypatch.setattr(module, "__utils__", utils, raising=False)
     monkeypatch.setattr(module, "CONFIRM", 0)
     bus = SimpleNamespace(fire_event=lambda data, tag: found.told.append((tag, data)))

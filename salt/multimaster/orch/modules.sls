@@ -4,6 +4,7 @@
   'states/multimaster_orch.py',
   'utils/multimaster_deploy.py',
   'utils/multimaster_gather.py',
+  'utils/multimaster_keypair.py',
   'utils/multimaster_said.py',
   'utils/multimaster_topology.py',
   'utils/multimaster_trees.py',
