@@ -466,7 +466,7 @@ ANOTHER = "the answer is one to another question, or of another host"
         (lambda reply, sign: sign(reply, function="multimaster.report"), ANOTHER),
         (lambda reply, sign: sign(reply, host="saltm1"), ANOTHER),
     ],
-    ids=str,
+    ids=range(14),
 )
 def test_what_a_master_does_not_prove_is_neither_good_nor_bad(
     status, bus, shared, other, forge, why
