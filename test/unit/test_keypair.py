@@ -588,7 +588,9 @@ for _ in range(5000):
     [5, 10**400, 1.5, True, b"x", b"x" * 1_000_000, "x" * 1_000_000, [], {}, "\udc80", deep],
     ids=lambda value: type(value).__name__,
 )
-@pytest.mark.parametrize("answer", [None, 5, "x" * 1_000_000, [], {}, deep, {1: 2, "x": 3}], ids=range(7))
+@pytest.mark.parametrize(
+    "answer", [None, 5, "x" * 1_000_000, [], {}, deep, {1: 2, "x": 3}], ids=range(7)
+)
 def test_whatever_is_said_instead_proves_nothing(shared, answer, signature):
     reply = {"answer": answer, "signature": signature}
     assert keypair.proved(reply, *QUESTION, shared.pub) == (None, NOT_WITH_KEY)
