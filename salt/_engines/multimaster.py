@@ -105,6 +105,8 @@ class _Asked(NamedTuple):
     """What a question says of the asker: how far it has read, and the digest of its ledger."""
 
     place: tuple
+    # The peer's mark of that place; not sent.
+    mark: str
     digest: str
     # Asked before the answer to the last question was taken in.
     ahead: bool
@@ -512,10 +514,10 @@ class _Engine:
         if peer.ready(time.monotonic()):
             if peer.silent and not silent:
                 log.warning("%s does not answer; asking again now and then", peer.name)
-            self._ask(peer, self.book.place(peer.name))
+            self._ask(peer, self.book.place(peer.name), self.book.mark_of(peer.name))
 
-    def _ask(self, peer, place, ahead=False):
-        nonce, asked = secrets.token_hex(16), _Asked(tuple(place), self.book.digest, ahead)
+    def _ask(self, peer, place, mark, ahead=False):
+        nonce, asked = secrets.token_hex(16), _Asked(tuple(place), mark, self.book.digest, ahead)
         question = [__opts__["id"], nonce, *asked.place, asked.digest]
         jid = self.courier.give([peer.name], "multimaster.ledger_pull", question)
         peer.ask(time.monotonic(), jid, nonce, asked)
@@ -560,7 +562,8 @@ class _Engine:
         if ahead:
             log.info("%s: read %d of %d decisions", peer.name, answer["place"], answer["end"])
             # The next part comes while this one is taken in.
-            self._ask(peer, (answer["epoch"], answer["place"]), ahead)
+            place = (answer["epoch"], answer["place"])
+            self._ask(peer, place, answer.get("mark", ""), ahead)
         elif more:
             peer.woken(time.monotonic())
         try:
@@ -601,11 +604,17 @@ class _Engine:
         known = place(*self.book.place(peer.name))
         told = place(answer["epoch"], answer["place"])
         equal = asked.digest == answer["digest"]
+        # An older release says nothing of it.
+        rewound = bool(asked.mark) and asked.mark != answer.get("before", asked.mark)
+        rewound = rewound and asked.place[0] == answer["epoch"]
         after = __utils__["multimaster_peers.place_after"](
-            known, place(*asked.place), told, overtaken, equal
+            known, place(*asked.place), told, overtaken, equal, rewound
         )
-        if after != known:
-            self.book.set_place(peer.name, *after)
+        if rewound and not overtaken:
+            log.warning("The ledger of %s was put back from a copy; reading all of it", peer.name)
+        mark = answer.get("mark", "") if after == told else ""
+        if after != known or (after == told and mark != self.book.mark_of(peer.name)):
+            self.book.set_place(peer.name, *after, mark)
         return changed, overtaken or (after.epoch == told.epoch and after.seq >= told.seq)
 
     def _verified(self, reply, peer, nonce):
@@ -620,7 +629,9 @@ class _Engine:
             raise ValueError("it comes from another master, or is meant for one")
         if answer["epoch"] is not None:
             places = (answer["place"], answer["end"])
-            texts = (answer["epoch"], answer["digest"])
+            texts = [answer[name] for name in ("epoch", "digest")]
+            # Not of an older release.
+            texts += [answer[name] for name in ("before", "mark") if name in answer]
             if not all(isinstance(text, str) and text.isascii() for text in texts) or not all(
                 type(place) is int and 0 <= place < FARTHEST for place in places
             ):

@@ -299,7 +299,8 @@ def ledger_pull(asker, nonce, epoch="", place=0, digest=""):
     digest
         The digest of its own ledger: if that is this one's, there is nothing to read.
 
-    Returns ``answer`` (origin, asker, epoch, place, end, digest, settled, decisions) and
+    Returns ``answer`` (origin, asker, epoch, place, end, digest, settled, decisions, and ``before``
+    and ``mark``, which name what was recorded up to the place asked for and up to the one told) and
     ``signature``, made with the masters' shared key, so that an answer is as good as that key and
     not as a minion id.  The epoch is None, and nothing follows it, while there is no ledger yet.
     What is not in a ledger that is ``settled``, no key store of that master has, either.
@@ -321,6 +322,7 @@ def ledger_pull(asker, nonce, epoch="", place=0, digest=""):
             # Before the decisions are read, or it could be true of later ones.
             settled = book.complete and not _seeds_path(opts).exists()
             known = place if epoch == book.epoch else 0
+            before = book.mark(known)
             if digest == book.digest:
                 known = book.end
             packed, place = _packed(book, known, _room(opts))
@@ -330,6 +332,8 @@ def ledger_pull(asker, nonce, epoch="", place=0, digest=""):
                 "end": book.end,
                 "digest": book.digest,
                 "settled": settled,
+                "before": before,
+                "mark": book.mark(place),
                 "decisions": packed,
             }
     with _translated():

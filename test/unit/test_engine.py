@@ -132,6 +132,7 @@ class Master:
         import multimaster_ledger
 
         book = self.books[origin]
+        before = book.mark(place) if epoch == book.epoch else ""
         decisions, end = book.since(place if epoch == book.epoch else 0, limit)
         answer = {
             "origin": origin,
@@ -140,6 +141,8 @@ class Master:
             "place": end,
             "end": book.end,
             "digest": book.digest,
+            "before": before,
+            "mark": book.mark(end),
             "decisions": multimaster_ledger.pack(decisions),
         } | changed
         pem = pem or self.shared.pem
@@ -909,6 +912,77 @@ def test_a_late_answer_counts_and_what_comes_then_puts_nothing_back(master, deci
         run(master, clock)
     assert (master.book.place("saltm1"), master.book.digest) == (end, digest)
     assert len(master.asked) == asked
+
+
+def put_back(master, peer, copy):
+    """Have a peer go on with a copy of its ledger, as from a backup."""
+    import multimaster_ledger
+
+    book = master.books[peer]
+    with sqlite3.connect(copy) as source:
+        source.backup(book._db)
+    source.close()
+    assert isinstance(book, multimaster_ledger.Ledger)
+
+
+@pytest.mark.parametrize("later", [1, 3, 9])
+def test_a_ledger_that_was_put_back_from_a_copy_is_read_again(
+    master, decide, clock, tmp_path, later
+):
+    copy = str(tmp_path / "copy")
+    decide(master, "saltm1", "accepted", name="kept")
+    with sqlite3.connect(copy) as target:
+        master.books["saltm1"]._db.backup(target)
+    target.close()
+    for name in ("lost1", "lost2", "lost3"):
+        decide(master, "saltm1", "accepted", name=name)
+    decide(master, "saltm1", "deleted", name="kept")
+    master.pull("saltm1")
+    assert master.verdicts("kept") == ["deleted"]
+    put_back(master, "saltm1", copy)
+    # Fewer than there were, about as many, and more.
+    new = {f"new{number}" for number in range(later)}
+    for name in new:
+        decide(master, "saltm1", "accepted", name=name)
+    for _ in range(2):
+        master.pull("saltm1")
+    assert master.host.accepted() == {"lost1", "lost2", "lost3", *new}
+    # What was decided before does not come back.
+    assert master.verdicts("kept") == ["deleted"]
+    asked = len(master.asked)
+    master.pull("saltm1")
+    # And only once.
+    assert len([a for a in master.asked[asked:] if a[1] == PULL and a[2][3] == 0]) == 0
+    assert master.book.place("saltm1") == (
+        master.books["saltm1"].epoch,
+        master.books["saltm1"].end,
+    )
+
+
+def test_an_older_release_says_nothing_of_where_its_ledger_was_read_from(master, decide):
+    decide(master, "saltm1", "accepted", name="web1")
+    old = {"before": None, "mark": None}
+    book = master.books["saltm1"]
+    for name in ("web2", "web3"):
+        decide(master, "saltm1", "accepted", name=name)
+        master.bus.put("multimaster/wake", origin="saltm1")
+        master.engine.peers["saltm1"]._asked = 0.0
+        master.turn()
+        reply = master.answer("saltm1", *master.asked[-1][2], **old)
+        for part in old:
+            del reply["answer"][part]
+        reply = signed(master, reply["answer"], master.asked[-1][2][1])
+        master.reply("saltm1", reply)
+        master.turn()
+    assert master.host.accepted() == {"web1", "web2", "web3"}
+    assert master.book.place("saltm1") == (book.epoch, book.end)
+
+
+def signed(master, answer, nonce):
+    import multimaster_keypair
+
+    signature = multimaster_keypair.sign_answer(answer, nonce, master.shared.pem)
+    return {"answer": answer, "signature": signature}
 
 
 def test_an_answer_that_takes_half_a_minute_is_read_to_the_end(master, decide, clock, caplog):

@@ -101,6 +101,9 @@ class TestLedger:
         second = self.decide(book, "web2")
         answer = host.call("ledger_pull", "saltm3", "nonce", book.epoch, place)["answer"]
         assert multimaster_ledger.unpack(answer["decisions"]) == [second]
+        # And what was decided last before and last now, so that it knows its own past again.
+        assert (answer["before"], answer["mark"]) == (book.mark(place), book.mark(book.end))
+        assert len({answer["before"], answer["mark"], ""}) == 3
         # Unless that was another ledger.
         answer = host.call("ledger_pull", "saltm3", "nonce", "another", place)["answer"]
         assert len(multimaster_ledger.unpack(answer["decisions"])) == 2

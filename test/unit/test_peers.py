@@ -284,8 +284,8 @@ P = peers.Place
         # The peer lost its ledger, or put an older copy of it back.
         (P("a", 9), P("a", 9), P("b", 5), False, P("b", 5)),
         (P("b", 5), P("a", 0), P("a", 5), True, P("b", 5)),
-        (P("a", 9), P("a", 9), P("a", 5), False, P("a", 5)),
-        (P("a", 3), P("a", 9), P("a", 5), False, P("a", 3)),
+        (P("a", 9), P("a", 9), P("a", 5), False, P("a", 0)),
+        (P("a", 3), P("a", 9), P("a", 5), False, P("a", 0)),
         # Asked later and read earlier.
         (P("a", 6), P("a", 0), P("a", 5), False, P("a", 6)),
     ],
@@ -300,6 +300,17 @@ def test_equal_ledgers_are_read_to_the_end_whatever_was_read_before():
     assert peers.place_after(P("", 0), P("a", 7), P("a", 9), False, equal=True) == P("a", 9)
     # Put back from a copy: what is decided next must not be passed over.
     assert peers.place_after(P("a", 9), P("a", 9), P("a", 5), False, equal=True) == P("a", 5)
+
+
+def test_a_ledger_that_was_put_back_is_read_from_the_beginning_though_it_has_grown_since():
+    for known in (P("a", 9), P("a", 12)):
+        after = peers.place_after(known, P("a", 9), P("a", 12), False, rewound=True)
+        assert after == P("a", 0)
+    # Known by a later answer already, or of no account.
+    assert peers.place_after(P("a", 5), P("a", 9), P("a", 12), True, rewound=True) == P("a", 5)
+    assert peers.place_after(P("", 0), P("a", 9), P("a", 12), False, rewound=True) == P("", 0)
+    equal = peers.place_after(P("a", 9), P("a", 9), P("a", 12), False, equal=True, rewound=True)
+    assert equal == P("a", 12)
 
 
 # The courier
