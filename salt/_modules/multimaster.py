@@ -494,6 +494,8 @@ def key_decide(verdict, minion_id, fingerprint, test=False):
     if verdict not in VERBS:
         raise CommandExecutionError(f"verdict: got {verdict!r}; supported: {', '.join(VERBS)}")
     minion_id = str(minion_id)
+    if not _is_id(minion_id):
+        raise CommandExecutionError(f"minion_id: got {minion_id!r}; supported: a minion id")
     # Salt makes a number of one that has decimal digits only.
     if not isinstance(fingerprint, str) or len(fingerprint) < LEAST_DIGITS:
         raise CommandExecutionError(
@@ -1125,14 +1127,14 @@ def resume(service="salt-minion", timeout=600):
     """
     config_dir = _config_dir()
     opts = _effective("minion", config_dir)
-    journal, restarts = _journal(opts), __utils__["multimaster_restart.requests_path"]
+    journal = _journal(opts)
     process = __utils__["multimaster_restart.process"]
     locks = []
     broken = __utils__["multimaster_cutover.pending"](journal)
     # Whoever has prepared it asks for the restart itself.
     if broken and not __utils__["multimaster_cutover.at_work"](journal, process):
         locks.append((service, __utils__["multimaster_cutover.lock_path"](journal)))
-    for directory in pathlib.Path(restarts(opts["cachedir"], "")).glob("*"):
+    for directory in pathlib.Path(opts["cachedir"], "multimaster", "restarts").glob("*"):
         pid = _daemon_pid(directory.name, config_dir)
         __utils__["multimaster_restart.settle"](str(directory), pid)
         if directory.name == service and _cutting_over(opts):
@@ -1212,8 +1214,7 @@ def withdraw(service, config_dir=None, test=False):
     going = _role(service) == "minion" and __utils__["multimaster_cutover.pending"](_journal(opts))
     found = bool(_outstanding(service, config_dir)) or going
     if found and not test:
-        directory = __utils__["multimaster_restart.requests_path"](opts["cachedir"], service)
-        __utils__["multimaster_restart.withdraw"](directory)
+        __utils__["multimaster_restart.withdraw"](_requests(opts, service))
         if going:
             __utils__["multimaster_cutover.forget"](_journal(opts))
     return found
@@ -1563,10 +1564,15 @@ def _restart_log(config_dir):
 
 def _outstanding(service, config_dir):
     """Return since when a restart is to come and what it waits for; empty if none is."""
-    cachedir = _effective("minion", config_dir)["cachedir"]
-    directory = __utils__["multimaster_restart.requests_path"](cachedir, service)
+    directory = _requests(_effective("minion", config_dir), service)
     pid = _daemon_pid(service, config_dir)
     return __utils__["multimaster_restart.outstanding"](directory, pid)
+
+
+def _requests(opts, service):
+    """Return the directory of the requests for a service's restart; fail for what names none."""
+    with _translated():
+        return __utils__["multimaster_restart.requests_path"](opts["cachedir"], service)
 
 
 def _daemon_pid(service, config_dir):
@@ -1584,9 +1590,9 @@ def _cutting_over(opts):
 
 def _launch(service, timeout, config_dir, job=False, request=True):
     """Start the program that restarts a daemon; it outlives this process, and the minion's."""
-    if "/" in service:
-        raise CommandExecutionError(f"service: got {service!r}; supported: the name of a service")
-    opts, minion = _effective(_role(service), config_dir), _effective("minion", config_dir)
+    minion = _effective("minion", config_dir)
+    directory = _requests(minion, service)
+    opts = _effective(_role(service), config_dir)
     log_file = _restart_log(config_dir)
     argv = [
         sys.executable,
@@ -1602,7 +1608,6 @@ def _launch(service, timeout, config_dir, job=False, request=True):
         argv.append(f"--journal={_journal(minion)}")
     # A cut-over's journal is its request.
     if request and not (_role(service) == "minion" and _cutting_over(minion)):
-        directory = __utils__["multimaster_restart.requests_path"](minion["cachedir"], service)
         __utils__["multimaster_restart.request"](
             directory,
             _jid() if job else "",

@@ -82,6 +82,9 @@ def report(
         salt saltm2 multimaster_drift.report
         salt saltm2 multimaster_drift.report '[config, files:base]'
     """
+    if sample and not __utils__["multimaster_pubkey.is_id"](sample[0]):
+        # External pillars make paths of it.
+        raise CommandExecutionError(f"sample: got {sample[0]!r}; supported: a minion id")
     look = _Look()
     ask = ask and look.daemon and (minions or asker != __opts__["id"])
     answers = _Asked(look.opts, minions, timeout) if ask else None

@@ -485,12 +485,19 @@ def _save_job(function):
         save(jid, load, minions=[__opts__["id"]])
 
 
-def _look(timeout, **flags):
+def _look(timeout, sample=None, **flags):
+    if sample is not None and not __utils__["multimaster_pubkey.is_id"](sample):
+        raise CommandExecutionError(f"sample: got {sample!r}; supported: a minion id")
     settings = __opts__["multimaster"].get("drift") or {}
     # What the engine had compiled the last time, or the time before, is as good.
     max_age = 2.5 * settings.get("interval", 0)
     return __utils__["multimaster_gather.look"](
-        __opts__, {name: __utils__[name] for name in TOOLS}, timeout, max_age=max_age, **flags
+        __opts__,
+        {name: __utils__[name] for name in TOOLS},
+        timeout,
+        max_age=max_age,
+        sample=sample,
+        **flags,
     )
 
 

@@ -209,8 +209,10 @@ class Courier:
     """
 
     def __init__(self, opts: Mapping[str, Any], **settings: Any) -> None:
-        # Read here, for Salt's loader gives them to the engine's thread only.
-        self.opts, self.settings = dict(opts), {"timeout": GIVEN, **settings}
+        # Read here, for Salt's loader gives them to the engine's thread only.  Nobody looks the
+        # answers up later: the job cache does not keep them.
+        self.opts = dict(opts)
+        self.settings = {"timeout": GIVEN, "nocache": True, **settings}
         self._jobs: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self._sent: queue.SimpleQueue[Sent] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None

@@ -254,6 +254,13 @@ class TestKeyDecide:
         assert host.call("key_decide", "only", "web1", fingerprint)["changed"] is False
         assert host.accepted() == {"web1"}
 
+    def test_a_name_that_leads_elsewhere_is_no_id(self, host, fingerprint, minion_keys):
+        host.write("etc/salt/pki/master/minions_denied/kept", minion_keys["web1"].pub)
+        outside = host.write("etc/salt/pki/elsewhere", minion_keys["web1"].pub)
+        for name in ("../../elsewhere", "../minions_denied/kept", str(outside), ".", ""):
+            refused(host, "supported: a minion id", "key_decide", "delete", name, fingerprint)
+        assert outside.exists()
+
     def test_a_denied_key_is_deleted_alone(self, host, fingerprint, other):
         import multimaster_keypair
 
@@ -423,6 +430,14 @@ class TestRestart:
         assert (told["jid"], told["job"][0], told["timeout"]) == (job["jid"], os.getpid(), 9)
         assert f"--pidfile={host.root}/var/run/salt-minion.pid" in options
         assert not any(option.startswith("--master-config") for option in options)
+
+    @pytest.mark.parametrize("name", ["..", ".", "", "../../x", "/etc", "a/b", ".lock", "a\0b"])
+    def test_leads_nowhere_else_by_the_name_of_a_service(self, host, commands, name):
+        kept = host.write("var/cache/salt/minion/multimaster/kept", "x")
+        for function in ("restart", "outstanding", "withdraw"):
+            refused(host, "service: got .*the name of a service", function, name)
+        assert kept.exists()
+        assert commands == []
 
     def test_of_a_master_waits_for_the_returns_of_its_job_too(self, host, commands):
         host.call("restart", "salt-master")

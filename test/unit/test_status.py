@@ -195,7 +195,7 @@ class Bus:
     def __init__(self, answers):
         # (function, minion) -> what it returns, or a function of the job's arguments.
         self.answers = answers
-        self.asked = []
+        self.asked, self.flags = [], []
         self.events = deque()
         # Minions that are slow -> their jobs; how often they were looked for; and who is silent.
         self.busy, self.asked_for, self.dead = {}, Counter(), set()
@@ -208,6 +208,7 @@ class Bus:
 
     def run_job(self, targets, function, arguments, **flags):
         jid = str(len(self.asked))
+        self.flags.append(flags)
         if function == "saltutil.find_job":
             self.asked.append((targets, function, arguments))
             for name in targets:
@@ -613,6 +614,29 @@ def test_one_subject_alone_can_be_asked_for(drift):
     for subject, expected in (("files", ["files:base"]), ("salt", ["salt"]), ("clock", [])):
         data, _ = drift(leaves, subject=subject)
         assert [one["subject"] for one in data["drift"]] == expected
+
+
+@pytest.mark.parametrize("name", ["../web1", "/etc/x", "..", "", 5])
+def test_a_sample_that_is_no_id_is_refused_before_anything_is_looked_up(drift, name):
+    from salt.exceptions import CommandExecutionError
+
+    with pytest.raises(CommandExecutionError, match="sample: got .*supported: a minion id"):
+        drift({n: {} for n in IDS}, sample=name)
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["named", "by a glob"])
+def test_the_answers_to_what_masters_ask_are_kept_in_no_job_cache(
+    status, bus, loaders, monkeypatch, many
+):
+    if many:
+        monkeypatch.setitem(loaders.utils["multimaster_gather.look"].func.__globals__, "NAMED", 1)
+    made = bus({("multimaster_drift.report", name): report() for name in IDS})
+    made.busy["web1"] = []
+    loaders.runner["multimaster.status"](timeout=1)
+    # The question whether somebody is at work on one, too.
+    assert {function for _, function, _ in made.asked} >= {"saltutil.find_job"}
+    assert len(made.flags) == len(made.asked)
+    assert all(flags.get("nocache") is True for flags in made.flags)
 
 
 def test_an_unknown_subject_is_refused(drift):
