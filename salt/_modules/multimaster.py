@@ -857,7 +857,7 @@ def follow_masters(service="salt-minion", timeout=600, test=False, within=SEEN_W
     return ret
 
 
-def check_config(role, options, config_dir=None, raw=False):
+def check_config(role, options, config_dir=None, take=None):
     """
     Parse a role's configuration with Salt's own loader as it would be with the given drop-in.
 
@@ -865,8 +865,10 @@ def check_config(role, options, config_dir=None, raw=False):
         ``master`` or ``minion``.
     options
         Content of the drop-in ``multimaster.conf``; None for a configuration without it.
-    raw
-        True for the states, which need it all: the options with the secrets that are among them.
+    take
+        For the states, which need it all: a function of this process that is given the options with
+        the secrets that are among them, and then nothing is returned.  From a command line, or from
+        another host, none can come.
 
     Returns the main file and all drop-ins, combined as Salt combines them: a keyed hash for what
     may be a secret, and mappings with their paths joined by colons.  Raises CommandExecutionError
@@ -879,10 +881,13 @@ def check_config(role, options, config_dir=None, raw=False):
 
         salt web1 multimaster.check_config minion '{master: [192.0.2.1, 192.0.2.2]}'
     """
+    if take is not None and not callable(take):
+        raise CommandExecutionError(f"take: got {take!r}; supported: nothing, from elsewhere")
     config_dir = config_dir or _config_dir()
     loaded = _checked(role, options, config_dir)
-    if raw:
-        return loaded
+    if take:
+        take(loaded)
+        return {}
     key = _hash_key(role, config_dir)
     leaves = __utils__["multimaster_options.leaves"](loaded)
     return {
@@ -1679,9 +1684,11 @@ def _parsed(role, main):
         return parse(main, exit_on_config_errors=True)
     # Salt has no checks of its own where it takes an option apart.
     except (SaltException, SystemExit, AttributeError, LookupError, TypeError, ValueError) as err:
+        # Salt quotes what it does not understand.  None: without the traceback, which does so, too.
+        said = __utils__["multimaster_options.without_secrets"](str(err), os.urandom(32))
         raise CommandExecutionError(
-            f"Salt cannot parse the {role} configuration with our drop-in: {err}"
-        ) from err
+            f"Salt cannot parse the {role} configuration with our drop-in: {said}"
+        ) from None
 
 
 def _combined(role, main):

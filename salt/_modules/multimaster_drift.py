@@ -84,7 +84,9 @@ def report(
     """
     if sample and not __utils__["multimaster_pubkey.is_id"](sample[0]):
         # External pillars make paths of it.
-        raise CommandExecutionError(f"sample: got {sample[0]!r}; supported: a minion id")
+        raise salt.exceptions.CommandExecutionError(
+            f"sample: got {sample[0]!r}; supported: a minion id"
+        )
     look = _Look()
     ask = ask and look.daemon and (minions or asker != __opts__["id"])
     answers = _Asked(look.opts, minions, timeout) if ask else None

@@ -324,30 +324,62 @@ class TestKeyDecide:
 # Configuration
 
 
+def taken(host, role, options):
+    """What a role's options would be, as the states take them."""
+    found = {}
+    host.call("check_config", role, options, take=found.update)
+    return found
+
+
 class TestCheckConfig:
     @pytest.mark.parametrize("role", ["minion", "master"])
     def test_returns_main_file_and_drop_ins_together(self, host, role):
         host.write(f"etc/salt/{role}.d/a.conf", {"log_level": "debug"})
-        options = host.call("check_config", role, {"timeout": 7}, raw=True)
+        options = taken(host, role, {"timeout": 7})
         assert options["root_dir"] == str(host.root)
         assert options["log_level"] == "debug"
         assert options["timeout"] == 7
 
-    def test_shows_no_secret_unless_told_to(self, host):
-        host.write("etc/salt/master.d/a.conf", {"ext_pillar": [{"vault": {"token": "hunter2"}}]})
+    def test_gives_secrets_to_its_own_process_and_to_nobody_who_calls_it_from_elsewhere(self, host):
+        secret = [{"vault": {"token": "hunter2"}}]
+        host.write("etc/salt/master.d/a.conf", {"ext_pillar": secret})
         assert "hunter2" not in repr(host.call("check_config", "master", {"timeout": 7}))
-        raw = host.call("check_config", "master", {"timeout": 7}, raw=True)
-        assert raw["ext_pillar"] == [{"vault": {"token": "hunter2"}}]
+        found = {}
+        given = host.call("check_config", "master", {"timeout": 7}, take=found.update)
+        assert found["ext_pillar"] == secret
+        assert "hunter2" not in repr(given)
+        # What Salt can bring here from a command line, or from another host.
+        for word in (True, "print", 1, ["x"], {"x": 1}):
+            refused(host, "take: got ", "check_config", "master", {"timeout": 7}, take=word)
+        with pytest.raises(TypeError):
+            host.call("check_config", "master", {"timeout": 7}, raw=True)
+
+    def test_quotes_no_secret_where_salt_fails(self, host, monkeypatch):
+        def fail(*_, **__):
+            raise ValueError("gitfs_remotes: https://me:hunter2@h/a, {'password': 'hunter2'}")
+
+        host.write("etc/salt/master.d/a.conf", {"timeout": 5})
+        monkeypatch.setattr("salt.config.apply_master_config", fail)
+        monkeypatch.setitem(
+            host.modules["multimaster.check_config"].func.__globals__,
+            "ROLES",
+            {"master": (fail, "SALT_MASTER_CONFIG")},
+        )
+        from salt.exceptions import CommandExecutionError
+
+        with pytest.raises(CommandExecutionError, match="cannot parse") as err:
+            host.call("check_config", "master", {"timeout": 7})
+        assert "hunter2" not in str(err.value)
 
     @pytest.mark.parametrize("role", ["minion", "master"])
     def test_puts_the_new_drop_in_in_place_of_the_old_one(self, host, role):
         host.write(f"etc/salt/{role}.d/multimaster.conf", {"timeout": 1, "log_level": "debug"})
-        assert "log_level" not in host.call("check_config", role, {"timeout": 7}, raw=True)
+        assert "log_level" not in taken(host, role, {"timeout": 7})
         assert "timeout" not in host.call("check_config", role, None)
 
     def test_takes_a_host_without_any_configuration(self, host):
         (host.config_dir / "master").unlink()
-        assert host.call("check_config", "master", {"timeout": 7}, raw=True)["timeout"] == 7
+        assert taken(host, "master", {"timeout": 7})["timeout"] == 7
 
     @pytest.mark.parametrize(
         ("role", "name", "content"),
