@@ -65,6 +65,7 @@ SYNCED = {
         "multimaster_cutover.py",
         "multimaster_dial.py",
         "multimaster_drift.py",
+        "multimaster_files.py",
         "multimaster_gather.py",
         "multimaster_keypair.py",
         "multimaster_ledger.py",
@@ -850,8 +851,8 @@ def follow_masters(service="salt-minion", timeout=600, test=False, within=SEEN_W
     if new != text:
         log.warning("The masters %s; so this minion", "sign" if wanted else "do not sign")
         status = path.stat()
-        _write_atomically(path, new, status.st_mode & 0o777, None)
-        os.chown(path, status.st_uid, status.st_gid)
+        owner = (status.st_uid, status.st_gid)
+        __utils__["multimaster_files.write"](str(path), new, status.st_mode & 0o777, owner)
     if new != text or ret["verifies"] != wanted:
         _launch(service, timeout, _config_dir())
     return ret
@@ -1268,8 +1269,9 @@ def leave(service="salt-master", config_dir=None, test=False):
     if _daemon(opts["pidfile"]) is not None:
         raise CommandExecutionError(f"{service} still runs")
     ret["backup"] = _back_up(opts, known)
-    for path in paths:
-        os.unlink(path)
+    with _opened(opts["pki_dir"], opts) as place:
+        for path in paths:
+            os.unlink(os.path.basename(path), dir_fd=place)
     shutil.rmtree(os.path.dirname(_ours(opts)))
     return ret
 
@@ -1629,7 +1631,7 @@ def _launch(service, timeout, config_dir, job=False, request=True):
         # Whose parent is init, and so nobody that the daemon could take down with it.
         argv = ["setsid", "--fork", *argv]
     # Not a pipe: the helper would hold it open, and this job would wait for the helper's end.
-    with open(log_file, "ab") as output:
+    with open(__utils__["multimaster_files.open_log"](log_file), "ab") as output:
         result = subprocess.run(
             argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False
         )
@@ -2119,9 +2121,8 @@ def _write_keys(opts, keys, standing):
         places = {}
         for directory, state in STATES.items():
             # The directories are the master's user's, who may have put anything in them.
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-            places[state] = os.open(os.path.join(opts["pki_dir"], directory), flags)
-            stack.callback(os.close, places[state])
+            path = os.path.join(opts["pki_dir"], directory)
+            places[state] = stack.enter_context(_opened(path, opts))
         # Neither Salt nor the engine takes that for a minion's.
         scratch = ".multimaster\\new"
         for name, state, pub in keys:
@@ -2306,38 +2307,36 @@ def _write_pair(opts, bundle):
             _cache(opts).store("master_keys", f"{stem}.{suffix}", text)
             continue
         path = pathlib.Path(opts["pki_dir"], f"{stem}.{suffix}")
-        if path.is_symlink():
-            path.unlink()
         _write_atomically(path, text, KEY_MODE, owner)
         alias = path.with_name(f"master.{suffix}")
         if alias != path and not (alias.is_symlink() and alias.resolve() == path.resolve()):
-            alias.unlink(missing_ok=True)
-            alias.symlink_to(path)
+            with _opened(path.parent, opts) as place:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(alias.name, dir_fd=place)
+                os.symlink(path, alias.name, dir_fd=place)
 
 
 def _write_atomically(path, text, mode, owner):
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=".multimaster-")
-    try:
-        with os.fdopen(handle, "w") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if owner:
-            os.chown(scratch, owner.pw_uid, owner.pw_gid)
-        os.chmod(scratch, mode)
-        os.replace(scratch, path)
-    except BaseException:
-        os.unlink(scratch)
-        raise
+    """Write a file for a user, whatever that one may have put in its way."""
+    __utils__["multimaster_files.write"](str(path), text, mode, (owner.pw_uid, owner.pw_gid))
+
+
+def _make_directory(path, mode, owner):
+    """Make a directory for a user if it is not there."""
+    user = (owner.pw_uid, owner.pw_gid)
+    __utils__["multimaster_files.make_directory"](str(path), mode, user)
+
+
+def _opened(path, opts):
+    """Open a directory of the master's; what is done there, its user could do as well."""
+    return __utils__["multimaster_files.opened"](str(path), pwd.getpwnam(opts["user"]).pw_uid)
 
 
 def _make_private_directories(opts):
     owner = pwd.getpwnam(opts["user"])
     pki = pathlib.Path(opts["pki_dir"])
     for path in (pki, *(pki / name for name in ("minions", "minions_pre", "minions_rejected"))):
-        if not path.is_dir():
-            path.mkdir(parents=True, mode=0o700)
-            os.chown(path, owner.pw_uid, owner.pw_gid)
+        _make_directory(path, 0o700, owner)
 
 
 def _would_be_lost(opts, bundle):
@@ -2351,14 +2350,16 @@ def _would_be_lost(opts, bundle):
 
 def _back_up(opts, paths):
     """Copy key files that are there into a private directory beside them; return that directory."""
-    stamp = time.strftime("%Y%m%dT%H%M%S")
-    target = tempfile.mkdtemp(prefix=f"multimaster-backup-{stamp}-", dir=opts["pki_dir"])
-    for path in paths:
-        if path.is_file():
-            copy = os.path.join(target, path.name)
-            shutil.copyfile(path, copy)
-            os.chmod(copy, KEY_MODE)
-    return target
+    name = f"multimaster-backup-{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(4)}"
+    with (
+        _opened(opts["pki_dir"], opts) as pki,
+        __utils__["multimaster_files.made_at"](pki, name, 0o700) as target,
+    ):
+        for path in paths:
+            if path.is_file():
+                content = path.read_bytes()
+                __utils__["multimaster_files.write_at"](target, path.name, content, KEY_MODE)
+    return os.path.join(opts["pki_dir"], name)
 
 
 def _state_dir(opts):
@@ -2405,16 +2406,12 @@ def _ours(opts):
 def _make_state_dir(opts):
     owner = pwd.getpwnam(opts["user"])
     for directory in (opts["cachedir"], _state_dir(opts)):
-        if not os.path.isdir(directory):
-            os.makedirs(directory, mode=0o750)
-            os.chown(directory, owner.pw_uid, owner.pw_gid)
+        _make_directory(directory, 0o750, owner)
 
 
 def _touch(opts, path):
-    owner = pwd.getpwnam(opts["user"])
     _make_state_dir(opts)
-    pathlib.Path(path).touch(mode=0o640)
-    os.chown(path, owner.pw_uid, owner.pw_gid)
+    _write_atomically(path, "", 0o640, pwd.getpwnam(opts["user"]))
 
 
 def _room(opts):
@@ -2478,7 +2475,9 @@ def _denied(opts, name):
 def _clear_denied(opts, name):
     """Clear the keys that this master has denied under an id; Salt would do more than that."""
     if _on_disk(opts):
-        pathlib.Path(opts["pki_dir"], DENIED, name).unlink(missing_ok=True)
+        path = os.path.join(opts["pki_dir"], DENIED)
+        with contextlib.suppress(FileNotFoundError), _opened(path, opts) as place:
+            os.unlink(name, dir_fd=place)
     else:
         _cache(opts).flush("denied_keys", name)
 

@@ -160,12 +160,20 @@ def _requests(directory: str, daemon: int) -> dict[str, dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns 0 when what was asked for is done, or somebody is at it."""
     args = _parser().parse_args(argv)
-    logging.basicConfig(
-        filename=args.log,
-        level=logging.INFO,
-        format=f"%(asctime)s {args.service} [%(process)d] %(message)s",
-    )
     # The file beside this one: not to be found while Salt's loader looks at this one.
+    import multimaster_files as files
+
+    with open(files.open_log(args.log), "a") as stream:
+        logging.basicConfig(
+            stream=stream,
+            level=logging.INFO,
+            format=f"%(asctime)s {args.service} [%(process)d] %(message)s",
+        )
+        return _do(args)
+
+
+def _do(args: argparse.Namespace) -> int:
+    """Do what is asked for, unless somebody is at it."""
     import multimaster_cutover as cutover
 
     host = _Host(args)

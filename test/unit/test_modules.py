@@ -476,6 +476,14 @@ class TestRestart:
         assert f"--pidfile={host.root}/var/run/salt-master.pid" in commands[0]
         assert f"--master-config={host.config_dir}/master" in commands[0]
 
+    def test_logs_into_a_private_file_and_through_no_link(self, host, commands):
+        log, victim = host.root / "var/log/salt/multimaster-restart.log", host.root / "var/victim"
+        victim.write_text("kept")
+        log.symlink_to(victim)
+        host.call("restart", "salt-minion")
+        assert victim.read_text() == "kept"
+        assert (log.is_symlink(), log.stat().st_mode & 0o777) == (False, 0o600)
+
     def test_under_systemd_is_a_unit_of_its_own(self, host, commands, monkeypatch):
         monkeypatch.setattr("salt.utils.systemd.booted", lambda context: True)
         host.call("restart", "salt-minion")

@@ -331,6 +331,21 @@ class TestCredentials:
         assert self.write(host, {"deploy": "WORD"}).changes == {}
         assert "WORD" not in repr((would, did))
 
+    def test_are_written_through_no_link_put_in_their_way(self, host, tmp_path, monkeypatch):
+        victim = tmp_path / "victim"
+        victim.write_text("kept")
+        victim.chmod(0o644)
+        directory = host.config_dir / "multimaster.credentials"
+
+        def swap(handle):
+            (scratch,) = directory.glob(".multimaster-*")
+            scratch.unlink()
+            scratch.symlink_to(victim)
+
+        monkeypatch.setattr(os, "fsync", swap)
+        self.write(host, {"deploy": "WORD"})
+        assert (victim.read_text(), victim.stat().st_mode & 0o777) == ("kept", 0o644)
+
     def test_that_others_can_read_are_written_again(self, host):
         self.write(host, {"deploy": "WORD"})
         path = host.config_dir / "multimaster.credentials/deploy"
