@@ -308,6 +308,7 @@ class _Engine:
             self._apply(())
             return
         self._note_seeds()
+        self._name_dotted()
         odd = self._unfinished(snapshot)
         changed = {name for name, _ in snapshot.items() ^ self.snapshot.items()} - odd
         due -= odd
@@ -364,6 +365,15 @@ class _Engine:
         for name in odd & self.snapshot.keys():
             self._set_aside(name, "named as Salt names a key file that it has not finished")
         return odd
+
+    def _name_dotted(self):
+        """Name those that Salt lets in and does not list, and that no other master hears of."""
+        there = {f"minions/{name}" for name in self.store.dotted}
+        for item in [one for one in self.aside if one.startswith("minions/")]:
+            if item not in there:
+                del self.aside[item]
+        for item in there:
+            self._set_aside(item, "accepted on this master alone: its id begins with a dot")
 
     def _note_seeds(self):
         """Look at what the formula has put there as seen: it is no decision of this master's."""
@@ -727,6 +737,8 @@ class _KeyStore:
         self.cache = salt.cache.Cache(__opts__, driver=driver) if driver else None
         self.on_disk = driver in (None, "localfs_key")
         self.name = f"{'localfs_key' if self.on_disk else driver} in {self.pki}"
+        # Accepted ids that begin with a dot, as the last snapshot has found them.
+        self.dotted = set()
 
     def marks(self):
         """Return what differs after keys were added, removed or moved; costs next to nothing."""
@@ -738,18 +750,23 @@ class _KeyStore:
 
     def snapshot(self):
         """Return id -> (whether it is accepted or rejected, a mark that changes with the key)."""
-        found, is_id = {}, __utils__["multimaster_pubkey.is_id"]
+        found, is_id, dotted = {}, __utils__["multimaster_pubkey.is_id"], set()
         if not self.on_disk:
             for name, entry in self.cache.list_all("keys", include_data=True).items():
-                if is_id(name):
+                if name.startswith(".") and entry["state"] == "accepted":
+                    dotted.add(name)
+                elif is_id(name):
                     mark = hash(entry["pub"])
                     found[name] = (entry["state"] != "pending", entry["state"], mark)
+            self.dotted = dotted
             return found
         # The last one counts where an id has several, as it does for Salt.
         for directory in ("minions", "minions_pre", "minions_rejected"):
             with contextlib.suppress(FileNotFoundError):
                 for entry in os.scandir(os.path.join(self.pki, directory)):
                     name = entry.name
+                    if name[0] == "." and directory == "minions" and "\\" not in name:
+                        dotted.add(name)
                     # Salt's check of each takes longer than all the rest.
                     if "\\" in name or name[0] == "." or not (name.isascii() or is_id(name)):
                         continue
@@ -763,7 +780,15 @@ class _KeyStore:
                         continue
                     mark = hash((status.st_mtime_ns, status.st_size, status.st_ino))
                     found[name] = (directory != "minions_pre", directory, mark)
+        # Some are no keys, but Salt's own, or a file system's.
+        self.dotted = {name for name in dotted if self._has_key(name)}
         return found
+
+    def _has_key(self, name):
+        with contextlib.suppress(OSError):
+            key = self._read(name)[1]
+            return bool(key and key.text)
+        return False
 
     def fetch(self, minion_id):
         """Return an id's key and its text, as far as that may travel, or None twice."""

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -1507,6 +1508,47 @@ def test_of_the_decisions_in_an_answer_one_that_is_none_stops_nothing(master, de
     assert master.has("web1") == "accepted"
     assert caplog.text.count("what is no decision") == len(bad)
     assert master.book.place("saltm1")[1] == 1
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_an_accepted_id_that_begins_with_a_dot_is_named(
+    master, minion_keys, monkeypatch, caplog, on_disk
+):
+    pub = minion_keys["web1"].pub
+    for name, state in ((".evil", "accepted"), (".knocks", "pending"), (".out", "rejected")):
+        master.put(name, state, pub)
+    # Salt's, and what is no key at all.
+    (master.host.pki / "minions/.key_cache").write_bytes(b"x")
+    (master.host.pki / "minions/.gitkeep").touch()
+    if not on_disk:
+        found = {".evil": ("accepted", pub), ".knocks": ("pending", pub), "web2": ("accepted", pub)}
+        listed = {name: {"state": state, "pub": text} for name, (state, text) in found.items()}
+        monkeypatch.setattr(master.engine.store, "on_disk", False)
+        monkeypatch.setattr(
+            master.engine.store,
+            "cache",
+            SimpleNamespace(
+                list_all=lambda *_, **__: listed,
+                list=lambda *_: [],
+                fetch=lambda bank, name: listed.get(name, {}),
+            ),
+        )
+    for _ in range(2):
+        master.again()
+        master.engine.marks = None
+        master.turn()
+    assert list(master.book.aside()) == ["minions/.evil"]
+    assert "begins with a dot" in master.book.aside()["minions/.evil"]
+    assert caplog.text.count("begins with a dot") == 1
+    assert list(master.book.of(".evil")) == []
+    if on_disk:
+        master.put(".evil", None, pub)
+    else:
+        del listed[".evil"]
+    master.again()
+    master.engine.marks = None
+    master.turn()
+    assert master.book.aside() == {}
 
 
 def test_an_answer_that_comes_twice_is_taken_once(master, decide):
