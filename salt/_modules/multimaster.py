@@ -1521,7 +1521,7 @@ def install_credentials(config_dir=None, test=False):
             continue
         written.append(str(name))
         if not test:
-            directory.mkdir(mode=0o755, exist_ok=True)
+            _make_directory(directory, 0o755, owner)
             _write_atomically(path, content, 0o600, owner)
     return written
 
