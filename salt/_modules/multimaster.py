@@ -198,7 +198,7 @@ def list_masters():
     told = ("step", "since", "timeout", "wanted", "heard", "seconds", "seen", "back", "why")
     restarts = {}
     # Those that were ever asked for on this host.
-    for path in pathlib.Path(opts["cachedir"], "multimaster", "restarts").glob("*"):
+    for path in pathlib.Path(opts["cachedir"], "multimaster", "restarts").glob("[!.]*"):
         restarts[path.name] = _outstanding(path.name, _config_dir())
     return {
         "configured": configured,
@@ -1140,7 +1140,7 @@ def resume(service="salt-minion", timeout=600):
     # Whoever has prepared it asks for the restart itself.
     if broken and not __utils__["multimaster_cutover.at_work"](journal, process):
         locks.append((service, __utils__["multimaster_cutover.lock_path"](journal)))
-    for directory in pathlib.Path(opts["cachedir"], "multimaster", "restarts").glob("*"):
+    for directory in pathlib.Path(opts["cachedir"], "multimaster", "restarts").glob("[!.]*"):
         pid = _daemon_pid(directory.name, config_dir)
         __utils__["multimaster_restart.settle"](str(directory), pid)
         if directory.name == service and _cutting_over(opts):
