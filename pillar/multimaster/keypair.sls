@@ -315,6 +315,9 @@ def _key_cache(opts):
 
 def _accepted_key(opts, minion_id):
     """Return the public key that this master has accepted for an id, or None."""
+    if not minion_id or minion_id.startswith(".") or set(minion_id) & set("/\\\0"):
+        # Before Salt 3008 it would be a path, and perhaps that of a pending key.
+        return None
     if "keys.cache_driver" in opts:
         entry = _key_cache(opts).fetch("keys", minion_id) or {}
         return entry.get("pub") if entry.get("state") == "accepted" else None

@@ -105,6 +105,8 @@ class _Asked(NamedTuple):
     """What a question says of the asker: how far it has read, and the digest of its ledger."""
 
     place: tuple
+    # The peer's mark of that place; not sent.
+    mark: str
     digest: str
     # Asked before the answer to the last question was taken in.
     ahead: bool
@@ -306,6 +308,7 @@ class _Engine:
             self._apply(())
             return
         self._note_seeds()
+        self._name_dotted()
         odd = self._unfinished(snapshot)
         changed = {name for name, _ in snapshot.items() ^ self.snapshot.items()} - odd
         due -= odd
@@ -362,6 +365,15 @@ class _Engine:
         for name in odd & self.snapshot.keys():
             self._set_aside(name, "named as Salt names a key file that it has not finished")
         return odd
+
+    def _name_dotted(self):
+        """Name those that Salt lets in and does not list, and that no other master hears of."""
+        there = {f"minions/{name}" for name in self.store.dotted}
+        for item in [one for one in self.aside if one.startswith("minions/")]:
+            if item not in there:
+                del self.aside[item]
+        for item in there:
+            self._set_aside(item, "accepted on this master alone: its id begins with a dot")
 
     def _note_seeds(self):
         """Look at what the formula has put there as seen: it is no decision of this master's."""
@@ -512,10 +524,10 @@ class _Engine:
         if peer.ready(time.monotonic()):
             if peer.silent and not silent:
                 log.warning("%s does not answer; asking again now and then", peer.name)
-            self._ask(peer, self.book.place(peer.name))
+            self._ask(peer, self.book.place(peer.name), self.book.mark_of(peer.name))
 
-    def _ask(self, peer, place, ahead=False):
-        nonce, asked = secrets.token_hex(16), _Asked(tuple(place), self.book.digest, ahead)
+    def _ask(self, peer, place, mark, ahead=False):
+        nonce, asked = secrets.token_hex(16), _Asked(tuple(place), mark, self.book.digest, ahead)
         question = [__opts__["id"], nonce, *asked.place, asked.digest]
         jid = self.courier.give([peer.name], "multimaster.ledger_pull", question)
         peer.ask(time.monotonic(), jid, nonce, asked)
@@ -560,7 +572,8 @@ class _Engine:
         if ahead:
             log.info("%s: read %d of %d decisions", peer.name, answer["place"], answer["end"])
             # The next part comes while this one is taken in.
-            self._ask(peer, (answer["epoch"], answer["place"]), ahead)
+            place = (answer["epoch"], answer["place"])
+            self._ask(peer, place, answer.get("mark", ""), ahead)
         elif more:
             peer.woken(time.monotonic())
         try:
@@ -601,11 +614,17 @@ class _Engine:
         known = place(*self.book.place(peer.name))
         told = place(answer["epoch"], answer["place"])
         equal = asked.digest == answer["digest"]
+        # An older release says nothing of it.
+        rewound = bool(asked.mark) and asked.mark != answer.get("before", asked.mark)
+        rewound = rewound and asked.place[0] == answer["epoch"]
         after = __utils__["multimaster_peers.place_after"](
-            known, place(*asked.place), told, overtaken, equal
+            known, place(*asked.place), told, overtaken, equal, rewound
         )
-        if after != known:
-            self.book.set_place(peer.name, *after)
+        if rewound and not overtaken:
+            log.warning("The ledger of %s was put back from a copy; reading all of it", peer.name)
+        mark = answer.get("mark", "") if after == told else ""
+        if after != known or (after == told and mark != self.book.mark_of(peer.name)):
+            self.book.set_place(peer.name, *after, mark)
         return changed, overtaken or (after.epoch == told.epoch and after.seq >= told.seq)
 
     def _verified(self, reply, peer, nonce):
@@ -620,7 +639,9 @@ class _Engine:
             raise ValueError("it comes from another master, or is meant for one")
         if answer["epoch"] is not None:
             places = (answer["place"], answer["end"])
-            texts = (answer["epoch"], answer["digest"])
+            texts = [answer[name] for name in ("epoch", "digest")]
+            # Not of an older release.
+            texts += [answer[name] for name in ("before", "mark") if name in answer]
             if not all(isinstance(text, str) and text.isascii() for text in texts) or not all(
                 type(place) is int and 0 <= place < FARTHEST for place in places
             ):
@@ -716,6 +737,8 @@ class _KeyStore:
         self.cache = salt.cache.Cache(__opts__, driver=driver) if driver else None
         self.on_disk = driver in (None, "localfs_key")
         self.name = f"{'localfs_key' if self.on_disk else driver} in {self.pki}"
+        # Accepted ids that begin with a dot, as the last snapshot has found them.
+        self.dotted = set()
 
     def marks(self):
         """Return what differs after keys were added, removed or moved; costs next to nothing."""
@@ -727,18 +750,23 @@ class _KeyStore:
 
     def snapshot(self):
         """Return id -> (whether it is accepted or rejected, a mark that changes with the key)."""
-        found, is_id = {}, __utils__["multimaster_pubkey.is_id"]
+        found, is_id, dotted = {}, __utils__["multimaster_pubkey.is_id"], set()
         if not self.on_disk:
             for name, entry in self.cache.list_all("keys", include_data=True).items():
-                if is_id(name):
+                if name.startswith(".") and entry["state"] == "accepted":
+                    dotted.add(name)
+                elif is_id(name):
                     mark = hash(entry["pub"])
                     found[name] = (entry["state"] != "pending", entry["state"], mark)
+            self.dotted = dotted
             return found
         # The last one counts where an id has several, as it does for Salt.
         for directory in ("minions", "minions_pre", "minions_rejected"):
             with contextlib.suppress(FileNotFoundError):
                 for entry in os.scandir(os.path.join(self.pki, directory)):
                     name = entry.name
+                    if name[0] == "." and directory == "minions" and "\\" not in name:
+                        dotted.add(name)
                     # Salt's check of each takes longer than all the rest.
                     if "\\" in name or name[0] == "." or not (name.isascii() or is_id(name)):
                         continue
@@ -752,7 +780,15 @@ class _KeyStore:
                         continue
                     mark = hash((status.st_mtime_ns, status.st_size, status.st_ino))
                     found[name] = (directory != "minions_pre", directory, mark)
+        # Some are no keys, but Salt's own, or a file system's.
+        self.dotted = {name for name in dotted if self._has_key(name)}
         return found
+
+    def _has_key(self, name):
+        with contextlib.suppress(OSError):
+            key = self._read(name)[1]
+            return bool(key and key.text)
+        return False
 
     def fetch(self, minion_id):
         """Return an id's key and its text, as far as that may travel, or None twice."""

@@ -106,8 +106,7 @@ class _Engine:
         self.store, self.bus, self.declared = store, bus, declared
         store.prepare()
         self.pins = __utils__["multimaster_roots.pins"](store.directory)
-        # The returns do not go into the job cache.
-        self.courier = __utils__["multimaster_peers.courier"](__opts__, listen=False, nocache=True)
+        self.courier = __utils__["multimaster_peers.courier"](__opts__, listen=False)
         self.look_due = 0.0
         # Minion -> _Run, of those whose state run holds a tree; job -> (nonce, minion -> the time
         # that its pin was made).
@@ -266,6 +265,9 @@ class _Engine:
 
     def _minion_key(self, minion_id):
         """Return the public key of a minion that this master has accepted; None if it has not."""
+        if not __utils__["multimaster_pubkey.is_id"](minion_id):
+            # Before Salt 3008 it would be a path, and perhaps that of a pending key.
+            return None
         driver = __opts__.get("keys.cache_driver")
         if driver:
             found = salt.cache.Cache(__opts__, driver=driver).fetch("keys", minion_id) or {}

@@ -65,6 +65,7 @@ SYNCED = {
         "multimaster_cutover.py",
         "multimaster_dial.py",
         "multimaster_drift.py",
+        "multimaster_files.py",
         "multimaster_gather.py",
         "multimaster_keypair.py",
         "multimaster_ledger.py",
@@ -214,7 +215,7 @@ def list_masters():
     told = ("step", "since", "timeout", "wanted", "heard", "seconds", "seen", "back", "why")
     restarts = {}
     # Those that were ever asked for on this host.
-    for path in pathlib.Path(opts["cachedir"], "multimaster", "restarts").glob("*"):
+    for path in pathlib.Path(opts["cachedir"], "multimaster", "restarts").glob("[!.]*"):
         restarts[path.name] = _outstanding(path.name, _config_dir())
     return {
         "configured": configured,
@@ -316,7 +317,8 @@ def ledger_pull(asker, nonce, epoch="", place=0, digest=""):
     digest
         The digest of its own ledger: if that is this one's, there is nothing to read.
 
-    Returns ``answer`` (origin, asker, epoch, place, end, digest, settled, decisions) and
+    Returns ``answer`` (origin, asker, epoch, place, end, digest, settled, decisions, and ``before``
+    and ``mark``, which name what was recorded up to the place asked for and up to the one told) and
     ``signature``, made with the masters' shared key, so that an answer is as good as that key and
     not as a minion id.  The epoch is None, and nothing follows it, while there is no ledger yet.
     What is not in a ledger that is ``settled``, no key store of that master has, either.
@@ -338,6 +340,7 @@ def ledger_pull(asker, nonce, epoch="", place=0, digest=""):
             # Before the decisions are read, or it could be true of later ones.
             settled = book.complete and not _seeds_path(opts).exists()
             known = place if epoch == book.epoch else 0
+            before = book.mark(known)
             if digest == book.digest:
                 known = book.end
             packed, place = _packed(book, known, _room(opts))
@@ -347,6 +350,8 @@ def ledger_pull(asker, nonce, epoch="", place=0, digest=""):
                 "end": book.end,
                 "digest": book.digest,
                 "settled": settled,
+                "before": before,
+                "mark": book.mark(place),
                 "decisions": packed,
             }
     with _translated():
@@ -536,6 +541,8 @@ def key_decide(verdict, minion_id, fingerprint, test=False):
     if verdict not in VERBS:
         raise CommandExecutionError(f"verdict: got {verdict!r}; supported: {', '.join(VERBS)}")
     minion_id = str(minion_id)
+    if not _is_id(minion_id):
+        raise CommandExecutionError(f"minion_id: got {minion_id!r}; supported: a minion id")
     # Salt makes a number of one that has decimal digits only.
     if not isinstance(fingerprint, str) or len(fingerprint) < LEAST_DIGITS:
         raise CommandExecutionError(
@@ -890,14 +897,14 @@ def follow_masters(service="salt-minion", timeout=600, test=False, within=SEEN_W
     if new != text:
         log.warning("The masters %s; so this minion", "sign" if wanted else "do not sign")
         status = path.stat()
-        _write_atomically(path, new, status.st_mode & 0o777, None)
-        os.chown(path, status.st_uid, status.st_gid)
+        owner = (status.st_uid, status.st_gid)
+        __utils__["multimaster_files.write"](str(path), new, status.st_mode & 0o777, owner)
     if new != text or ret["verifies"] != wanted:
         _launch(service, timeout, _config_dir())
     return ret
 
 
-def check_config(role, options, config_dir=None, raw=False):
+def check_config(role, options, config_dir=None, take=None):
     """
     Parse a role's configuration with Salt's own loader as it would be with the given drop-in.
 
@@ -905,8 +912,10 @@ def check_config(role, options, config_dir=None, raw=False):
         ``master`` or ``minion``.
     options
         Content of the drop-in ``multimaster.conf``; None for a configuration without it.
-    raw
-        True for the states, which need it all: the options with the secrets that are among them.
+    take
+        For the states, which need it all: a function of this process that is given the options with
+        the secrets that are among them, and then nothing is returned.  From a command line, or from
+        another host, none can come.
 
     Returns the main file and all drop-ins, combined as Salt combines them: a keyed hash for what
     may be a secret, and mappings with their paths joined by colons.  Raises CommandExecutionError
@@ -919,10 +928,13 @@ def check_config(role, options, config_dir=None, raw=False):
 
         salt web1 multimaster.check_config minion '{master: [192.0.2.1, 192.0.2.2]}'
     """
+    if take is not None and not callable(take):
+        raise CommandExecutionError(f"take: got {take!r}; supported: nothing, from elsewhere")
     config_dir = config_dir or _config_dir()
     loaded = _checked(role, options, config_dir)
-    if raw:
-        return loaded
+    if take:
+        take(loaded)
+        return {}
     key = _hash_key(role, config_dir)
     leaves = __utils__["multimaster_options.leaves"](loaded)
     return {
@@ -1167,14 +1179,14 @@ def resume(service="salt-minion", timeout=600):
     """
     config_dir = _config_dir()
     opts = _effective("minion", config_dir)
-    journal, restarts = _journal(opts), __utils__["multimaster_restart.requests_path"]
+    journal = _journal(opts)
     process = __utils__["multimaster_restart.process"]
     locks = []
     broken = __utils__["multimaster_cutover.pending"](journal)
     # Whoever has prepared it asks for the restart itself.
     if broken and not __utils__["multimaster_cutover.at_work"](journal, process):
         locks.append((service, __utils__["multimaster_cutover.lock_path"](journal)))
-    for directory in pathlib.Path(restarts(opts["cachedir"], "")).glob("*"):
+    for directory in pathlib.Path(opts["cachedir"], "multimaster", "restarts").glob("[!.]*"):
         pid = _daemon_pid(directory.name, config_dir)
         __utils__["multimaster_restart.settle"](str(directory), pid)
         if directory.name == service and _cutting_over(opts):
@@ -1254,8 +1266,7 @@ def withdraw(service, config_dir=None, test=False):
     going = _role(service) == "minion" and __utils__["multimaster_cutover.pending"](_journal(opts))
     found = bool(_outstanding(service, config_dir)) or going
     if found and not test:
-        directory = __utils__["multimaster_restart.requests_path"](opts["cachedir"], service)
-        __utils__["multimaster_restart.withdraw"](directory)
+        __utils__["multimaster_restart.withdraw"](_requests(opts, service))
         if going:
             __utils__["multimaster_cutover.forget"](_journal(opts))
     return found
@@ -1304,8 +1315,9 @@ def leave(service="salt-master", config_dir=None, test=False):
     if _daemon(opts["pidfile"]) is not None:
         raise CommandExecutionError(f"{service} still runs")
     ret["backup"] = _back_up(opts, known)
-    for path in paths:
-        os.unlink(path)
+    with _opened(opts["pki_dir"], opts) as place:
+        for path in paths:
+            os.unlink(os.path.basename(path), dir_fd=place)
     shutil.rmtree(os.path.dirname(_ours(opts)))
     return ret
 
@@ -1555,7 +1567,7 @@ def install_credentials(config_dir=None, test=False):
             continue
         written.append(str(name))
         if not test:
-            directory.mkdir(mode=0o755, exist_ok=True)
+            _make_directory(directory, 0o755, owner)
             _write_atomically(path, content, 0o600, owner)
     return written
 
@@ -1605,10 +1617,15 @@ def _restart_log(config_dir):
 
 def _outstanding(service, config_dir):
     """Return since when a restart is to come and what it waits for; empty if none is."""
-    cachedir = _effective("minion", config_dir)["cachedir"]
-    directory = __utils__["multimaster_restart.requests_path"](cachedir, service)
+    directory = _requests(_effective("minion", config_dir), service)
     pid = _daemon_pid(service, config_dir)
     return __utils__["multimaster_restart.outstanding"](directory, pid)
+
+
+def _requests(opts, service):
+    """Return the directory of the requests for a service's restart; fail for what names none."""
+    with _translated():
+        return __utils__["multimaster_restart.requests_path"](opts["cachedir"], service)
 
 
 def _daemon_pid(service, config_dir):
@@ -1626,9 +1643,9 @@ def _cutting_over(opts):
 
 def _launch(service, timeout, config_dir, job=False, request=True):
     """Start the program that restarts a daemon; it outlives this process, and the minion's."""
-    if "/" in service:
-        raise CommandExecutionError(f"service: got {service!r}; supported: the name of a service")
-    opts, minion = _effective(_role(service), config_dir), _effective("minion", config_dir)
+    minion = _effective("minion", config_dir)
+    directory = _requests(minion, service)
+    opts = _effective(_role(service), config_dir)
     log_file = _restart_log(config_dir)
     argv = [
         sys.executable,
@@ -1644,7 +1661,6 @@ def _launch(service, timeout, config_dir, job=False, request=True):
         argv.append(f"--journal={_journal(minion)}")
     # A cut-over's journal is its request.
     if request and not (_role(service) == "minion" and _cutting_over(minion)):
-        directory = __utils__["multimaster_restart.requests_path"](minion["cachedir"], service)
         __utils__["multimaster_restart.request"](
             directory,
             _jid() if job else "",
@@ -1661,7 +1677,7 @@ def _launch(service, timeout, config_dir, job=False, request=True):
         # Whose parent is init, and so nobody that the daemon could take down with it.
         argv = ["setsid", "--fork", *argv]
     # Not a pipe: the helper would hold it open, and this job would wait for the helper's end.
-    with open(log_file, "ab") as output:
+    with open(__utils__["multimaster_files.open_log"](log_file), "ab") as output:
         result = subprocess.run(
             argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False
         )
@@ -1716,9 +1732,11 @@ def _parsed(role, main):
         return parse(main, exit_on_config_errors=True)
     # Salt has no checks of its own where it takes an option apart.
     except (SaltException, SystemExit, AttributeError, LookupError, TypeError, ValueError) as err:
+        # Salt quotes what it does not understand.  None: without the traceback, which does so, too.
+        said = __utils__["multimaster_options.without_secrets"](str(err), os.urandom(32))
         raise CommandExecutionError(
-            f"Salt cannot parse the {role} configuration with our drop-in: {err}"
-        ) from err
+            f"Salt cannot parse the {role} configuration with our drop-in: {said}"
+        ) from None
 
 
 def _combined(role, main):
@@ -2149,9 +2167,8 @@ def _write_keys(opts, keys, standing):
         places = {}
         for directory, state in STATES.items():
             # The directories are the master's user's, who may have put anything in them.
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-            places[state] = os.open(os.path.join(opts["pki_dir"], directory), flags)
-            stack.callback(os.close, places[state])
+            path = os.path.join(opts["pki_dir"], directory)
+            places[state] = stack.enter_context(_opened(path, opts))
         # Neither Salt nor the engine takes that for a minion's.
         scratch = ".multimaster\\new"
         for name, state, pub in keys:
@@ -2336,38 +2353,36 @@ def _write_pair(opts, bundle):
             _cache(opts).store("master_keys", f"{stem}.{suffix}", text)
             continue
         path = pathlib.Path(opts["pki_dir"], f"{stem}.{suffix}")
-        if path.is_symlink():
-            path.unlink()
         _write_atomically(path, text, KEY_MODE, owner)
         alias = path.with_name(f"master.{suffix}")
         if alias != path and not (alias.is_symlink() and alias.resolve() == path.resolve()):
-            alias.unlink(missing_ok=True)
-            alias.symlink_to(path)
+            with _opened(path.parent, opts) as place:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(alias.name, dir_fd=place)
+                os.symlink(path, alias.name, dir_fd=place)
 
 
 def _write_atomically(path, text, mode, owner):
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=".multimaster-")
-    try:
-        with os.fdopen(handle, "w") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if owner:
-            os.chown(scratch, owner.pw_uid, owner.pw_gid)
-        os.chmod(scratch, mode)
-        os.replace(scratch, path)
-    except BaseException:
-        os.unlink(scratch)
-        raise
+    """Write a file for a user, whatever that one may have put in its way."""
+    __utils__["multimaster_files.write"](str(path), text, mode, (owner.pw_uid, owner.pw_gid))
+
+
+def _make_directory(path, mode, owner):
+    """Make a directory for a user if it is not there."""
+    user = (owner.pw_uid, owner.pw_gid)
+    __utils__["multimaster_files.make_directory"](str(path), mode, user)
+
+
+def _opened(path, opts):
+    """Open a directory of the master's; what is done there, its user could do as well."""
+    return __utils__["multimaster_files.opened"](str(path), pwd.getpwnam(opts["user"]).pw_uid)
 
 
 def _make_private_directories(opts):
     owner = pwd.getpwnam(opts["user"])
     pki = pathlib.Path(opts["pki_dir"])
     for path in (pki, *(pki / name for name in ("minions", "minions_pre", "minions_rejected"))):
-        if not path.is_dir():
-            path.mkdir(parents=True, mode=0o700)
-            os.chown(path, owner.pw_uid, owner.pw_gid)
+        _make_directory(path, 0o700, owner)
 
 
 def _would_be_lost(opts, bundle):
@@ -2381,14 +2396,16 @@ def _would_be_lost(opts, bundle):
 
 def _back_up(opts, paths):
     """Copy key files that are there into a private directory beside them; return that directory."""
-    stamp = time.strftime("%Y%m%dT%H%M%S")
-    target = tempfile.mkdtemp(prefix=f"multimaster-backup-{stamp}-", dir=opts["pki_dir"])
-    for path in paths:
-        if path.is_file():
-            copy = os.path.join(target, path.name)
-            shutil.copyfile(path, copy)
-            os.chmod(copy, KEY_MODE)
-    return target
+    name = f"multimaster-backup-{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(4)}"
+    with (
+        _opened(opts["pki_dir"], opts) as pki,
+        __utils__["multimaster_files.made_at"](pki, name, 0o700) as target,
+    ):
+        for path in paths:
+            if path.is_file():
+                content = path.read_bytes()
+                __utils__["multimaster_files.write_at"](target, path.name, content, KEY_MODE)
+    return os.path.join(opts["pki_dir"], name)
 
 
 def _state_dir(opts):
@@ -2435,16 +2452,12 @@ def _ours(opts):
 def _make_state_dir(opts):
     owner = pwd.getpwnam(opts["user"])
     for directory in (opts["cachedir"], _state_dir(opts)):
-        if not os.path.isdir(directory):
-            os.makedirs(directory, mode=0o750)
-            os.chown(directory, owner.pw_uid, owner.pw_gid)
+        _make_directory(directory, 0o750, owner)
 
 
 def _touch(opts, path):
-    owner = pwd.getpwnam(opts["user"])
     _make_state_dir(opts)
-    pathlib.Path(path).touch(mode=0o640)
-    os.chown(path, owner.pw_uid, owner.pw_gid)
+    _write_atomically(path, "", 0o640, pwd.getpwnam(opts["user"]))
 
 
 def _room(opts):
@@ -2508,7 +2521,9 @@ def _denied(opts, name):
 def _clear_denied(opts, name):
     """Clear the keys that this master has denied under an id; Salt would do more than that."""
     if _on_disk(opts):
-        pathlib.Path(opts["pki_dir"], DENIED, name).unlink(missing_ok=True)
+        path = os.path.join(opts["pki_dir"], DENIED)
+        with contextlib.suppress(FileNotFoundError), _opened(path, opts) as place:
+            os.unlink(name, dir_fd=place)
     else:
         _cache(opts).flush("denied_keys", name)
 

@@ -93,6 +93,11 @@ def report(
         salt saltm2 multimaster_drift.report
         salt saltm2 multimaster_drift.report '[config, files:base]'
     """
+    if sample and not __utils__["multimaster_pubkey.is_id"](sample[0]):
+        # External pillars make paths of it.
+        raise salt.exceptions.CommandExecutionError(
+            f"sample: got {sample[0]!r}; supported: a minion id"
+        )
     look = _Look()
     ask = ask and look.daemon and (minions or asker != __opts__["id"])
     answers = _Asked(look.opts, minions, timeout) if ask else None
@@ -354,14 +359,11 @@ class _Look:
         """Keep what the engine that looks at all masters has told, where its successor finds it."""
         path = os.path.join(self.opts["cachedir"], "multimaster", "watch.json")
         owner = pwd.getpwnam(self.opts["user"])
-        scratch = f"{path}.{os.getpid()}"
-        # In a directory that belongs to somebody else: nothing that is there is written through.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        with contextlib.suppress(FileNotFoundError, FileExistsError):
-            with os.fdopen(os.open(scratch, flags, 0o640), "w") as handle:
-                json.dump(watch, handle)
-                os.fchown(handle.fileno(), owner.pw_uid, owner.pw_gid)
-            os.replace(scratch, path)
+        # In a directory that belongs to somebody else: not there yet, or nobody knows whose it is.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            __utils__["multimaster_files.write"](
+                path, json.dumps(watch), 0o640, (owner.pw_uid, owner.pw_gid)
+            )
 
     def proof(self, sample, max_age, inputs, compiles):
         """Return what this master would give a minion, as hashes, compiled anew where needed."""

@@ -4,6 +4,8 @@ Look at a multi-master topology as a whole, from any of its masters, and decide 
 
 import contextlib
 import os
+import re
+import stat
 import tempfile
 import time
 
@@ -18,6 +20,9 @@ PAGE = 8_000
 MOST_KEYS = 1_000_000
 # Characters of an error that are shown.
 SHOWN_TEXT = 200
+# Where metrics may be written, and how they begin.
+METRICS = re.compile(r"/(.*/)?[\w-][\w.-]*\.prom")
+HEADER = b"# HELP multimaster_"
 # Minions in trouble that are named, of many.
 SHOWN = 20
 # What a utility module cannot get from Salt's loader by itself.
@@ -130,7 +135,9 @@ def metrics(path=None, timeout=5, sample=None):
     Tell the state of the masters as text for Prometheus.
 
     path
-        Write it there, at once and readable for all, for node_exporter's textfile collector.
+        Write it there, at once and readable for all, for node_exporter's textfile collector: the
+        absolute path of a file whose name ends in ``.prom``, and that this has written before
+        unless there is none.
     timeout, sample
         As for ``status``.
 
@@ -143,6 +150,8 @@ def metrics(path=None, timeout=5, sample=None):
         salt-run multimaster.metrics
         salt-run multimaster.metrics path=/var/lib/node_exporter/textfile/multimaster.prom
     """
+    if path is not None:
+        _refuse_others(path)
     _save_job("metrics")
     data = _status(timeout, sample, detail=True)
     text = __utils__["multimaster_drift.metrics"](data, time.time())
@@ -153,7 +162,8 @@ def metrics(path=None, timeout=5, sample=None):
         try:
             with os.fdopen(handle, "w") as stream:
                 stream.write(text)
-            os.chmod(scratch, 0o644)
+                os.fchmod(handle, 0o644)
+            # Not through a link.
             os.replace(scratch, path)
         except BaseException:
             os.unlink(scratch)
@@ -343,6 +353,27 @@ def key_history(minion_id, timeout=10):
     return entries
 
 
+def _refuse_others(path):
+    """Fail if metrics would be written to anything but a file of theirs, or a new one."""
+    supported = "an absolute path of a file NAME.prom that is not there, or that this has written"
+    refused = CommandExecutionError(f"path: got {path!r}; supported: {supported}")
+    if not isinstance(path, str) or not METRICS.fullmatch(path) or "/../" in path:
+        raise refused
+    try:
+        # Not to wait for whoever writes into a pipe.
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return
+    except OSError as err:
+        raise refused from err
+    try:
+        regular = stat.S_ISREG(os.fstat(handle).st_mode)
+        if not regular or os.read(handle, len(HEADER)) != HEADER:
+            raise refused
+    finally:
+        os.close(handle)
+
+
 def _key_states(like, timeout):
     """
     Return master -> id -> state and fingerprint, None for one of which that is not known; and
@@ -498,12 +529,19 @@ def _save_job(function):
         save(jid, load, minions=[__opts__["id"]])
 
 
-def _look(timeout, **flags):
+def _look(timeout, sample=None, **flags):
+    if sample is not None and not __utils__["multimaster_pubkey.is_id"](sample):
+        raise CommandExecutionError(f"sample: got {sample!r}; supported: a minion id")
     settings = __opts__["multimaster"].get("drift") or {}
     # What the engine had compiled the last time, or the time before, is as good.
     max_age = 2.5 * settings.get("interval", 0)
     return __utils__["multimaster_gather.look"](
-        __opts__, {name: __utils__[name] for name in TOOLS}, timeout, max_age=max_age, **flags
+        __opts__,
+        {name: __utils__[name] for name in TOOLS},
+        timeout,
+        max_age=max_age,
+        sample=sample,
+        **flags,
     )
 
 

@@ -67,7 +67,7 @@ def minion_config(name, declaration, config_dir):
     """
     topology = __utils__["multimaster_topology.parse"](declaration)
     try:
-        existing = __salt__["multimaster.check_config"]("minion", None, config_dir, raw=True)
+        existing = _existing("minion", config_dir)
         # Its engine follows the masters, and whoever gets this far is at one with one of them.
         verifies = __salt__["multimaster.verifies"](config_dir)
     except CommandExecutionError as err:
@@ -593,7 +593,7 @@ def _restart(ret, timeout, config_dir):
 
 def _master_options(declaration, config_dir, extension_dir):
     """Return the content of the master's drop-in."""
-    existing = __salt__["multimaster.check_config"]("master", None, config_dir, raw=True)
+    existing = _existing("master", config_dir)
     topology = __utils__["multimaster_topology.parse"](declaration)
     # Who signs goes on if it is applied from a master that has no signing pair to offer.
     signs = topology.signing and (
@@ -610,6 +610,13 @@ def _master_options(declaration, config_dir, extension_dir):
     if refused := _unstated("master", options, override, config_dir):
         raise CommandExecutionError(refused)
     return options
+
+
+def _existing(role, config_dir):
+    """Return what a role's files say without our drop-in, secrets included."""
+    found = {}
+    __salt__["multimaster.check_config"](role, None, config_dir, take=found.update)
+    return found
 
 
 def _unstated(role, options, override, config_dir):

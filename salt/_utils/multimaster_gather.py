@@ -166,6 +166,8 @@ def _give(client: Any, asked_for: Question, timeout: float) -> tuple[str, tuple[
         tgt_type="glob" if many else "list",
         timeout=timeout,
         listen=True,
+        # The answers are read here and now; the job cache would keep them for hours.
+        nocache=True,
     )
     return str(job.get("jid", "")), (asked_for, asked)
 

@@ -580,10 +580,27 @@ class Ledger:
         sound = row and isinstance(row[0], str) and isinstance(row[1], int)
         return (row[0], row[1]) if sound else ("", 0)
 
-    def set_place(self, peer: str, epoch: str, place: int) -> None:
-        """Remember how far a peer's ledger was read."""
+    def set_place(self, peer: str, epoch: str, place: int, mark: str = "") -> None:
+        """Remember how far a peer's ledger was read, and the peer's :meth:`mark` of that place."""
         with self.transaction():
             self._db.execute("REPLACE INTO peer VALUES (?, ?, ?)", (peer, epoch, place))
+            self._set(f"mark of {peer}", mark)
+
+    def mark_of(self, peer: str) -> str:
+        """Return the peer's mark of the place up to which it was read; empty if it gave none."""
+        found = self._get(f"mark of {peer}")
+        return found if isinstance(found, str) else ""
+
+    def mark(self, place: int) -> str:
+        """
+        Return what tells the past up to a place from any other with as many decisions.
+
+        A ledger that was put back from a copy has the old name, and gives old numbers to new
+        decisions.  Empty if nothing was recorded there.
+        """
+        # One row for each number that was ever given, and none of them changes.
+        row = self._db.execute(f"SELECT {_AUDIT} FROM audit WHERE number = ?", (place,)).fetchone()
+        return hashlib.sha256(json.dumps(row).encode()).hexdigest()[:32] if row else ""
 
     def purge(self, before: int) -> int:
         """Forget deletions that are older than a time (ms); return how many."""
@@ -640,8 +657,7 @@ class Ledger:
             "REPLACE INTO decision VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*to_wire(decision), self._seq)
         )
         self._db.execute(
-            "INSERT INTO audit (recorded, id, fingerprint, verdict, decided, origin, via)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO audit ({_AUDIT}) VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
                 int(time.time() * 1000),
                 decision.id,
@@ -690,6 +706,7 @@ class Ledger:
         self._db.execute("COMMIT")
 
 
+_AUDIT = "recorded, id, fingerprint, verdict, decided, origin, via"
 _SELECT = "SELECT id, fingerprint, verdict, time, turn, origin, pub, seq FROM decision"
 _SCHEMA = (
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",

@@ -82,10 +82,12 @@ PLAIN = (
 _SECRET = re.compile(r"pass|secret|token|credential|privkey|private|api_?key|bindpw|cert\b|pem\b")
 # Settings of the formula's own engines.
 _OURS = re.compile(r"engines:\d+:multimaster(_minion)?(:|$)")
-# user:password@ in an address.
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
-# token=... in its query.
-_QUERY = re.compile(r"(?<=[?&])([^=&\s]*(?:pass|secret|token|key)[^=&\s]*=)[^&\s]+", re.IGNORECASE)
+# user:password@ in an address, whatever is in the password; but not a port.
+_USERINFO = re.compile(r"(?<=://)(?:[^/\s'\"@:]*:(?!\d*/)[^\s'\"]*@|[^/\s'\"]*@)")
+# token=... in its query, or among the options of a mount.
+_PAIR = re.compile(r"([\w.-]*(?:pass|secret|token|key)[\w.-]*=)[^&,;\s'\"]+", re.IGNORECASE)
+# password: ... in a text that quotes a configuration; all that follows in its line.
+_LINE = re.compile(rf"((?:{_SECRET.pattern})[\w.-]*['\"]?\s*:\s+)(?=\S)(.+)", re.IGNORECASE)
 HASHED = "hash:"
 
 
@@ -132,7 +134,13 @@ def shown(path: str, value: Any, key: bytes) -> Any:
 def without_userinfo(text: str, key: bytes) -> str:
     """Return a text with keyed hashes in place of an address's ``user:password@`` and tokens."""
     text = _USERINFO.sub(lambda found: _hashed(found[0], key) + "@", text)
-    return _QUERY.sub(lambda found: found[1] + _hashed(found[0], key), text)
+    return _PAIR.sub(lambda found: found[1] + _hashed(found[0], key), text)
+
+
+def without_secrets(text: str, key: bytes) -> str:
+    """Return a text of somebody else's, who may quote a configuration, as it may be seen."""
+    text = without_userinfo(text, key)
+    return _LINE.sub(lambda found: found[1] + _hashed(found[2], key), text)
 
 
 def _hashed(text: str, key: bytes) -> str:

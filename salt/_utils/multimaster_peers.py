@@ -153,7 +153,12 @@ class Place(NamedTuple):
 
 
 def place_after(
-    known: Place, asked: Place, told: Place, overtaken: bool, equal: bool = False
+    known: Place,
+    asked: Place,
+    told: Place,
+    overtaken: bool,
+    equal: bool = False,
+    rewound: bool = False,
 ) -> Place:
     """
     Return how far a peer's ledger is read after an answer, so that nothing is passed over.
@@ -167,14 +172,18 @@ def place_after(
         Whether a later question was answered before.
     equal
         Whether the asker's ledger was the same then, and so read from the beginning on.
+    rewound
+        Whether the ledger has another past than the one that was read, up to the place asked for.
     """
     same = asked.epoch == told.epoch
+    # Put back from a copy, whether or not it ends earlier than it did: nobody can tell how much of
+    # what it has by now was numbered anew.
+    rewound = rewound or (same and asked.seq > told.seq)
+    if rewound and told.epoch == known.epoch and not overtaken:
+        return told if equal else Place(known.epoch, 0)
     first = asked.seq if same and not equal else 0
     if told.epoch != known.epoch:
         return told if first == 0 and not overtaken else known
-    if same and asked.seq > told.seq and not overtaken:
-        # A ledger that ends earlier than it did was put back from a copy.
-        return Place(known.epoch, min(known.seq, told.seq))
     if first > known.seq:
         # What is between was not taken in.
         return known
@@ -200,8 +209,10 @@ class Courier:
     """
 
     def __init__(self, opts: Mapping[str, Any], **settings: Any) -> None:
-        # Read here, for Salt's loader gives them to the engine's thread only.
-        self.opts, self.settings = dict(opts), {"timeout": GIVEN, **settings}
+        # Read here, for Salt's loader gives them to the engine's thread only.  Nobody looks the
+        # answers up later: the job cache does not keep them.
+        self.opts = dict(opts)
+        self.settings = {"timeout": GIVEN, "nocache": True, **settings}
         self._jobs: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self._sent: queue.SimpleQueue[Sent] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None

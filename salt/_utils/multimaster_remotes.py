@@ -14,6 +14,8 @@ from typing import Any
 
 # How many are asked at once.
 AT_ONCE = 8
+# What ssh says of a server that it does not know.
+UNKNOWN_HOST = "Host key verification failed."
 
 
 def ask(remotes: Sequence[Any], user: str, timeout: float) -> list[str | None]:
@@ -38,8 +40,9 @@ def _ask(remote: Any, user: str, timeout: float) -> str | None:
         "HOME": owner.pw_dir,
         "LC_ALL": "C",
         "GIT_TERMINAL_PROMPT": "0",
-        # As Salt's provider does, but without questions.
-        "GIT_SSH_COMMAND": "ssh -o BatchMode=yes -o StrictHostKeyChecking=no"
+        # As Salt's providers do, but without questions; and a look leaves nothing behind: whoever
+        # stands in between would be in the user's known_hosts from then on.
+        "GIT_SSH_COMMAND": "ssh -o BatchMode=yes -o StrictHostKeyChecking=yes -o UpdateHostKeys=no"
         + (f" -i {shlex.quote(remote.privkey)}" if remote.privkey else ""),
     }
     if not remote.ssl_verify:
@@ -63,6 +66,11 @@ def _ask(remote: Any, user: str, timeout: float) -> str | None:
     except OSError as err:
         return str(err)
     if done.returncode:
+        if UNKNOWN_HOST in done.stderr:
+            return (
+                f"{UNKNOWN_HOST} Its host key is not, or another one, in known_hosts of {user} or "
+                "in /etc/ssh/ssh_known_hosts"
+            )
         said = done.stderr.strip().splitlines() or [f"git ended with {done.returncode}"]
         return said[-1]
     names = {line.split("\t")[1].split("/", 2)[2] for line in done.stdout.splitlines()}

@@ -49,8 +49,19 @@ def program() -> str:
 
 
 def requests_path(cachedir: str, service: str) -> str:
-    """Return the directory of the requests for a service's restart, below a minion's cache."""
-    return os.path.join(cachedir, "multimaster", "restarts", service)
+    """
+    Return the directory of the requests for a service's restart, below a minion's cache.
+
+    Raises ValueError for what is no name of a service, and would lead elsewhere.
+    """
+    return os.path.join(cachedir, "multimaster", "restarts", _named("service", service))
+
+
+def _named(what: str, name: Any) -> str:
+    """Return a name if it is one of a file that may be there; they come from other hosts."""
+    if not isinstance(name, str) or not name or name[0] == "." or set(name) & set("/\0"):
+        raise ValueError(f"{what}: got {name!r}; supported: the name of a {what}")
+    return name
 
 
 def process(pid: int) -> list[Any] | None:
@@ -80,8 +91,8 @@ def request(directory: str, jid: str, pid: int, timeout: float, daemon: int) -> 
     daemon
         Process id of the daemon, 0 if there is none: the request is served when it is another one.
     """
+    name = _named("jid", jid) if jid else f"pid-{os.getpid()}"
     os.makedirs(directory, mode=0o700, exist_ok=True)
-    name = jid or f"pid-{os.getpid()}"
     scratch = os.path.join(directory, f".{name}")
     told = {"jid": jid, "job": pid and process(pid), "timeout": timeout, "daemon": process(daemon)}
     Path(scratch).write_text(json.dumps(told))
@@ -149,12 +160,20 @@ def _requests(directory: str, daemon: int) -> dict[str, dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns 0 when what was asked for is done, or somebody is at it."""
     args = _parser().parse_args(argv)
-    logging.basicConfig(
-        filename=args.log,
-        level=logging.INFO,
-        format=f"%(asctime)s {args.service} [%(process)d] %(message)s",
-    )
     # The file beside this one: not to be found while Salt's loader looks at this one.
+    import multimaster_files as files
+
+    with open(files.open_log(args.log), "a") as stream:
+        logging.basicConfig(
+            stream=stream,
+            level=logging.INFO,
+            format=f"%(asctime)s {args.service} [%(process)d] %(message)s",
+        )
+        return _do(args)
+
+
+def _do(args: argparse.Namespace) -> int:
+    """Do what is asked for, unless somebody is at it."""
     import multimaster_cutover as cutover
 
     host = _Host(args)

@@ -133,6 +133,13 @@ _ROOT = re.compile(r"/[^*?\[\]\0\n]*")
 _WORD = re.compile(r"[\w./@+~-]+")
 
 
+# As in multimaster_options.py: names that have a secret, ``user:password@`` and ``token=...``.
+_SECRET = re.compile(r"pass|secret|token|credential|privkey|private|api_?key|bindpw|cert\b|pem\b")
+_USERINFO = re.compile(r"(?<=://)(?:[^/\s'\"@:]*:(?!\d*/)[^\s'\"]*@|[^/\s'\"]*@)")
+_PAIR = re.compile(r"([\w.-]*(?:pass|secret|token|key)[\w.-]*=)[^&,;\s'\"]+", re.IGNORECASE)
+HIDDEN = "(not shown)"
+
+
 class TopologyError(ValueError):
     """A declaration that cannot be carried out: one line for each finding."""
 
@@ -214,7 +221,9 @@ def parse(declaration: Any) -> Topology:
     findings: list[str] = []
 
     def refuse(where: str, got: Any, supported: str) -> None:
-        findings.append(f"{where}: got {got!r}; supported: {supported}")
+        # Whoever applies states sees it, and every job cache has it.
+        shown = _without_secrets(got, where.rpartition(":")[2])
+        findings.append(_without_userinfo(f"{where}: got {shown!r}; supported: {supported}"))
 
     if not isinstance(declaration, Mapping):
         refuse("multimaster", declaration, "a mapping with at least 'masters'")
@@ -289,6 +298,21 @@ def parse(declaration: Any) -> Topology:
         drift_sample=(sample,) if isinstance(sample, str) else tuple(sample),
         clocks=(declaration.get("deploy") or {}).get("clocks", 5),
     )
+
+
+def _without_secrets(value: Any, name: str) -> Any:
+    """Return what was declared under a name as a message may have it."""
+    if isinstance(value, Mapping):
+        return {inner: _without_secrets(one, str(inner)) for inner, one in value.items()}
+    if _SECRET.search(name.lower()) and value != name and not isinstance(value, bool) and value:
+        return HIDDEN
+    if isinstance(value, (list, tuple)):
+        return [_without_secrets(one, "") for one in value]
+    return value
+
+
+def _without_userinfo(text: str) -> str:
+    return _PAIR.sub(rf"\1{HIDDEN}", _USERINFO.sub(f"{HIDDEN}@", text))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@
   'utils/multimaster_deploy.py',
   'utils/multimaster_dial.py',
   'utils/multimaster_drift.py',
+  'utils/multimaster_files.py',
   'utils/multimaster_gather.py',
   'utils/multimaster_keypair.py',
   'utils/multimaster_ledger.py',

@@ -741,3 +741,19 @@ def test_a_restart_that_somebody_works_on_is_not_free(tmp_path):
         assert (first, second) == (True, False)
     with cutover.alone(path, wait=False) as third:
         assert third is True
+
+
+def test_a_lock_is_for_nobody_else_to_hold_and_no_link(tmp_path):
+    path, victim = tmp_path / "journal", tmp_path / "victim"
+    with cutover.alone(str(tmp_path / "lock")), cutover.taken_up(str(path)) as mine:
+        assert mine
+        for name in ("lock", "journal.lock"):
+            assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
+    for name in ("lock", "journal.lock"):
+        (tmp_path / name).unlink()
+        (tmp_path / name).symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic links"), cutover.alone(str(tmp_path / "lock")):
+        pass
+    with pytest.raises(OSError, match="symbolic links"), cutover.taken_up(str(path)):
+        pass
+    assert not victim.exists()

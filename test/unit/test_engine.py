@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -132,6 +133,7 @@ class Master:
         import multimaster_ledger
 
         book = self.books[origin]
+        before = book.mark(place) if epoch == book.epoch else ""
         decisions, end = book.since(place if epoch == book.epoch else 0, limit)
         answer = {
             "origin": origin,
@@ -140,6 +142,8 @@ class Master:
             "place": end,
             "end": book.end,
             "digest": book.digest,
+            "before": before,
+            "mark": book.mark(end),
             "decisions": multimaster_ledger.pack(decisions),
         } | changed
         pem = pem or self.shared.pem
@@ -911,6 +915,77 @@ def test_a_late_answer_counts_and_what_comes_then_puts_nothing_back(master, deci
     assert len(master.asked) == asked
 
 
+def put_back(master, peer, copy):
+    """Have a peer go on with a copy of its ledger, as from a backup."""
+    import multimaster_ledger
+
+    book = master.books[peer]
+    with sqlite3.connect(copy) as source:
+        source.backup(book._db)
+    source.close()
+    assert isinstance(book, multimaster_ledger.Ledger)
+
+
+@pytest.mark.parametrize("later", [1, 3, 9])
+def test_a_ledger_that_was_put_back_from_a_copy_is_read_again(
+    master, decide, clock, tmp_path, later
+):
+    copy = str(tmp_path / "copy")
+    decide(master, "saltm1", "accepted", name="kept")
+    with sqlite3.connect(copy) as target:
+        master.books["saltm1"]._db.backup(target)
+    target.close()
+    for name in ("lost1", "lost2", "lost3"):
+        decide(master, "saltm1", "accepted", name=name)
+    decide(master, "saltm1", "deleted", name="kept")
+    master.pull("saltm1")
+    assert master.verdicts("kept") == ["deleted"]
+    put_back(master, "saltm1", copy)
+    # Fewer than there were, about as many, and more.
+    new = {f"new{number}" for number in range(later)}
+    for name in new:
+        decide(master, "saltm1", "accepted", name=name)
+    for _ in range(2):
+        master.pull("saltm1")
+    assert master.host.accepted() == {"lost1", "lost2", "lost3", *new}
+    # What was decided before does not come back.
+    assert master.verdicts("kept") == ["deleted"]
+    asked = len(master.asked)
+    master.pull("saltm1")
+    # And only once.
+    assert len([a for a in master.asked[asked:] if a[1] == PULL and a[2][3] == 0]) == 0
+    assert master.book.place("saltm1") == (
+        master.books["saltm1"].epoch,
+        master.books["saltm1"].end,
+    )
+
+
+def test_an_older_release_says_nothing_of_where_its_ledger_was_read_from(master, decide):
+    decide(master, "saltm1", "accepted", name="web1")
+    old = {"before": None, "mark": None}
+    book = master.books["saltm1"]
+    for name in ("web2", "web3"):
+        decide(master, "saltm1", "accepted", name=name)
+        master.bus.put("multimaster/wake", origin="saltm1")
+        master.engine.peers["saltm1"]._asked = 0.0
+        master.turn()
+        reply = master.answer("saltm1", *master.asked[-1][2], **old)
+        for part in old:
+            del reply["answer"][part]
+        reply = signed(master, reply["answer"], master.asked[-1][2][1])
+        master.reply("saltm1", reply)
+        master.turn()
+    assert master.host.accepted() == {"web1", "web2", "web3"}
+    assert master.book.place("saltm1") == (book.epoch, book.end)
+
+
+def signed(master, answer, nonce):
+    import multimaster_keypair
+
+    signature = multimaster_keypair.sign_answer(answer, nonce, master.shared.pem)
+    return {"answer": answer, "signature": signature}
+
+
 def test_an_answer_that_takes_half_a_minute_is_read_to_the_end(master, decide, clock, caplog):
     for number in range(6):
         decide(master, "saltm1", "accepted", name=f"web{number}")
@@ -1433,6 +1508,47 @@ def test_of_the_decisions_in_an_answer_one_that_is_none_stops_nothing(master, de
     assert master.has("web1") == "accepted"
     assert caplog.text.count("what is no decision") == len(bad)
     assert master.book.place("saltm1")[1] == 1
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_an_accepted_id_that_begins_with_a_dot_is_named(
+    master, minion_keys, monkeypatch, caplog, on_disk
+):
+    pub = minion_keys["web1"].pub
+    for name, state in ((".evil", "accepted"), (".knocks", "pending"), (".out", "rejected")):
+        master.put(name, state, pub)
+    # Salt's, and what is no key at all.
+    (master.host.pki / "minions/.key_cache").write_bytes(b"x")
+    (master.host.pki / "minions/.gitkeep").touch()
+    if not on_disk:
+        found = {".evil": ("accepted", pub), ".knocks": ("pending", pub), "web2": ("accepted", pub)}
+        listed = {name: {"state": state, "pub": text} for name, (state, text) in found.items()}
+        monkeypatch.setattr(master.engine.store, "on_disk", False)
+        monkeypatch.setattr(
+            master.engine.store,
+            "cache",
+            SimpleNamespace(
+                list_all=lambda *_, **__: listed,
+                list=lambda *_: [],
+                fetch=lambda bank, name: listed.get(name, {}),
+            ),
+        )
+    for _ in range(2):
+        master.again()
+        master.engine.marks = None
+        master.turn()
+    assert list(master.book.aside()) == ["minions/.evil"]
+    assert "begins with a dot" in master.book.aside()["minions/.evil"]
+    assert caplog.text.count("begins with a dot") == 1
+    assert list(master.book.of(".evil")) == []
+    if on_disk:
+        master.put(".evil", None, pub)
+    else:
+        del listed[".evil"]
+    master.again()
+    master.engine.marks = None
+    master.turn()
+    assert master.book.aside() == {}
 
 
 def test_an_answer_that_comes_twice_is_taken_once(master, decide):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -236,7 +238,7 @@ class TestTruthTable:
     ):
         have(host, *other, stem)
 
-        def fail(*args):
+        def fail(*args, **named):
             raise OSError("disk full")
 
         # No disk to fill.
@@ -476,3 +478,56 @@ def test_neither_result_nor_log_shows_a_private_key(host, shared, other, caplog)
             assert not other.shows_in(done)
     assert not shared.shows_in(caplog.text)
     assert not other.shows_in(caplog.text)
+
+
+@pytest.mark.usefixtures("offer")
+def test_what_tells_where_the_pair_came_from_is_written_through_no_link(host):
+    victim = host.root / "var/victim"
+    host.write("var/cache/salt/master/multimaster/x", "")
+    mark = host.root / "var/cache/salt/master/multimaster/keypair-installed"
+    mark.symlink_to(victim)
+    assert host.call("install_keypair")["action"] == "write"
+    assert not victim.exists()
+    assert (mark.is_symlink(), mark.read_text()) == (False, "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.usefixtures("offer")
+def test_no_link_of_the_masters_user_leads_root_into_its_own_directories(host, monkeypatch):
+    import pwd
+
+    real, ours = pwd.getpwnam, host.root / "var/ours"
+    nobody = real("nobody")
+    monkeypatch.setattr(pwd, "getpwnam", lambda name: nobody)
+    ours.mkdir(parents=True)
+    host.pki.mkdir(parents=True)
+    os.chown(host.pki, nobody.pw_uid, nobody.pw_gid)
+    assert host.call("install_keypair")["action"] == "write"
+    assert (host.pki / f"{ID}.pem").stat().st_uid == nobody.pw_uid
+    shutil.rmtree(host.pki)
+    host.pki.symlink_to(ours)
+    os.lchown(host.pki, nobody.pw_uid, nobody.pw_gid)
+    with pytest.raises(PermissionError):
+        host.call("install_keypair")
+    assert [path for path in ours.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.usefixtures("offer")
+def test_a_backup_goes_where_it_was_begun_though_a_link_takes_its_place(host, other, monkeypatch):
+    have(host, other.pem, other.pub)
+    elsewhere = host.root / "var/elsewhere"
+    elsewhere.mkdir(parents=True)
+    real = os.mkdir
+
+    def mkdir(name, *arguments, **named):
+        real(name, *arguments, **named)
+        if "multimaster-backup-" in str(name):
+            (made,) = host.pki.glob("multimaster-backup-*")
+            made.rename(host.pki / "moved")
+            made.symlink_to(elsewhere)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    # Refused, or in the directory that was made.
+    with contextlib.suppress(OSError):
+        host.call("install_keypair", replace=True)
+    assert list(elsewhere.iterdir()) == []

@@ -341,6 +341,32 @@ def test_remembers_how_far_it_has_read_a_peer(opened):
     assert opened.place("saltm2") == ("epoch", 9)
 
 
+def test_a_mark_tells_one_past_from_another(tmp_path):
+    marks = []
+    for name in "ab":
+        with ledger.Ledger(str(tmp_path / name)) as book:
+            assert book.mark(0) == book.mark(7) == ""
+            for number in range(3):
+                book.decide(f"web{number}", A, "accepted", name, "PEM", "here")
+            before = [book.mark(place) for place in range(book.end + 1)]
+            assert len(set(before)) == 4
+            book.decide("web0", A, "deleted", name, "", "here")
+            book.purge(1 << 50)
+            # Whatever comes later.
+            assert [book.mark(place) for place in range(4)] == before
+            assert book.mark(book.end)
+            marks.append(before[3])
+    assert marks[0] != marks[1]
+
+
+def test_remembers_the_mark_of_the_place_that_it_has_read_a_peer_to(opened):
+    assert opened.mark_of("saltm2") == ""
+    opened.set_place("saltm2", "epoch", 7, "mark")
+    assert (opened.place("saltm2"), opened.mark_of("saltm2")) == (("epoch", 7), "mark")
+    opened.set_place("saltm2", "epoch", 9)
+    assert opened.mark_of("saltm2") == ""
+
+
 def test_old_deletions_are_forgotten_and_nothing_else(opened, tmp_path):
     kept = [decision("accepted", (1, 0)), decision("deleted", (9, 0), B)]
     opened.learn([*kept, decision("deleted", (1, 0), minion_id="web2")], "x")

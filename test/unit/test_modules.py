@@ -101,6 +101,9 @@ class TestLedger:
         second = self.decide(book, "web2")
         answer = host.call("ledger_pull", "saltm3", "nonce", book.epoch, place)["answer"]
         assert multimaster_ledger.unpack(answer["decisions"]) == [second]
+        # And what was decided last before and last now, so that it knows its own past again.
+        assert (answer["before"], answer["mark"]) == (book.mark(place), book.mark(book.end))
+        assert len({answer["before"], answer["mark"], ""}) == 3
         # Unless that was another ledger.
         answer = host.call("ledger_pull", "saltm3", "nonce", "another", place)["answer"]
         assert len(multimaster_ledger.unpack(answer["decisions"])) == 2
@@ -251,6 +254,13 @@ class TestKeyDecide:
         assert host.call("key_decide", "only", "web1", fingerprint)["changed"] is False
         assert host.accepted() == {"web1"}
 
+    def test_a_name_that_leads_elsewhere_is_no_id(self, host, fingerprint, minion_keys):
+        host.write("etc/salt/pki/master/minions_denied/kept", minion_keys["web1"].pub)
+        outside = host.write("etc/salt/pki/elsewhere", minion_keys["web1"].pub)
+        for name in ("../../elsewhere", "../minions_denied/kept", str(outside), ".", ""):
+            refused(host, "supported: a minion id", "key_decide", "delete", name, fingerprint)
+        assert outside.exists()
+
     def test_a_denied_key_is_deleted_alone(self, host, fingerprint, other):
         import multimaster_keypair
 
@@ -314,30 +324,62 @@ class TestKeyDecide:
 # Configuration
 
 
+def taken(host, role, options):
+    """What a role's options would be, as the states take them."""
+    found = {}
+    host.call("check_config", role, options, take=found.update)
+    return found
+
+
 class TestCheckConfig:
     @pytest.mark.parametrize("role", ["minion", "master"])
     def test_returns_main_file_and_drop_ins_together(self, host, role):
         host.write(f"etc/salt/{role}.d/a.conf", {"log_level": "debug"})
-        options = host.call("check_config", role, {"timeout": 7}, raw=True)
+        options = taken(host, role, {"timeout": 7})
         assert options["root_dir"] == str(host.root)
         assert options["log_level"] == "debug"
         assert options["timeout"] == 7
 
-    def test_shows_no_secret_unless_told_to(self, host):
-        host.write("etc/salt/master.d/a.conf", {"ext_pillar": [{"vault": {"token": "hunter2"}}]})
+    def test_gives_secrets_to_its_own_process_and_to_nobody_who_calls_it_from_elsewhere(self, host):
+        secret = [{"vault": {"token": "hunter2"}}]
+        host.write("etc/salt/master.d/a.conf", {"ext_pillar": secret})
         assert "hunter2" not in repr(host.call("check_config", "master", {"timeout": 7}))
-        raw = host.call("check_config", "master", {"timeout": 7}, raw=True)
-        assert raw["ext_pillar"] == [{"vault": {"token": "hunter2"}}]
+        found = {}
+        given = host.call("check_config", "master", {"timeout": 7}, take=found.update)
+        assert found["ext_pillar"] == secret
+        assert "hunter2" not in repr(given)
+        # What Salt can bring here from a command line, or from another host.
+        for word in (True, "print", 1, ["x"], {"x": 1}):
+            refused(host, "take: got ", "check_config", "master", {"timeout": 7}, take=word)
+        with pytest.raises(TypeError):
+            host.call("check_config", "master", {"timeout": 7}, raw=True)
+
+    def test_quotes_no_secret_where_salt_fails(self, host, monkeypatch):
+        def fail(*_, **__):
+            raise ValueError("gitfs_remotes: https://me:hunter2@h/a, {'password': 'hunter2'}")
+
+        host.write("etc/salt/master.d/a.conf", {"timeout": 5})
+        monkeypatch.setattr("salt.config.apply_master_config", fail)
+        monkeypatch.setitem(
+            host.modules["multimaster.check_config"].func.__globals__,
+            "ROLES",
+            {"master": (fail, "SALT_MASTER_CONFIG")},
+        )
+        from salt.exceptions import CommandExecutionError
+
+        with pytest.raises(CommandExecutionError, match="cannot parse") as err:
+            host.call("check_config", "master", {"timeout": 7})
+        assert "hunter2" not in str(err.value)
 
     @pytest.mark.parametrize("role", ["minion", "master"])
     def test_puts_the_new_drop_in_in_place_of_the_old_one(self, host, role):
         host.write(f"etc/salt/{role}.d/multimaster.conf", {"timeout": 1, "log_level": "debug"})
-        assert "log_level" not in host.call("check_config", role, {"timeout": 7}, raw=True)
+        assert "log_level" not in taken(host, role, {"timeout": 7})
         assert "timeout" not in host.call("check_config", role, None)
 
     def test_takes_a_host_without_any_configuration(self, host):
         (host.config_dir / "master").unlink()
-        assert host.call("check_config", "master", {"timeout": 7}, raw=True)["timeout"] == 7
+        assert taken(host, "master", {"timeout": 7})["timeout"] == 7
 
     @pytest.mark.parametrize(
         ("role", "name", "content"),
@@ -421,10 +463,26 @@ class TestRestart:
         assert f"--pidfile={host.root}/var/run/salt-minion.pid" in options
         assert not any(option.startswith("--master-config") for option in options)
 
+    @pytest.mark.parametrize("name", ["..", ".", "", "../../x", "/etc", "a/b", ".lock", "a\0b"])
+    def test_leads_nowhere_else_by_the_name_of_a_service(self, host, commands, name):
+        kept = host.write("var/cache/salt/minion/multimaster/kept", "x")
+        for function in ("restart", "outstanding", "withdraw"):
+            refused(host, "service: got .*the name of a service", function, name)
+        assert kept.exists()
+        assert commands == []
+
     def test_of_a_master_waits_for_the_returns_of_its_job_too(self, host, commands):
         host.call("restart", "salt-master")
         assert f"--pidfile={host.root}/var/run/salt-master.pid" in commands[0]
         assert f"--master-config={host.config_dir}/master" in commands[0]
+
+    def test_logs_into_a_private_file_and_through_no_link(self, host, commands):
+        log, victim = host.root / "var/log/salt/multimaster-restart.log", host.root / "var/victim"
+        victim.write_text("kept")
+        log.symlink_to(victim)
+        host.call("restart", "salt-minion")
+        assert victim.read_text() == "kept"
+        assert (log.is_symlink(), log.stat().st_mode & 0o777) == (False, 0o600)
 
     def test_under_systemd_is_a_unit_of_its_own(self, host, commands, monkeypatch):
         monkeypatch.setattr("salt.utils.systemd.booted", lambda context: True)

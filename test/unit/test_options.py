@@ -46,6 +46,39 @@ def test_a_secret_is_hashed_and_its_change_is_seen(options, secret):
     assert WORD[::-1] not in repr(found)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"fatal: unable to access 'https://me:{WORD}@h/a.git/': refused",
+        f"https://me:a@{WORD}@h/a",
+        f"https://me:a/{WORD}@h/a",
+        f"https://{WORD}@h/a",
+        f"//server/share username=me,password={WORD},vers=3",
+        f"?access_token={WORD}&x=1",
+        f"gitfs_password: {WORD}",
+        f"[{{'https://h/a': [{{'password': '{WORD} {WORD}'}}]}}]",
+        f'{{"api_key": "{WORD}"}}',
+        f"mysql.pass: '{WORD}'\nother: 5",
+    ],
+)
+def test_a_text_of_somebody_elses_shows_no_secret(options, text):
+    assert WORD not in options.without_secrets(text, KEY)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://git.example.com:8443/salt.git",
+        "ssh://git.example.com/a@b",
+        "Permission denied (publickey,password).",
+        "fatal: could not read Password for 'https://git.example.com': terminal prompts disabled",
+        "'int' object has no attribute 'items'",
+    ],
+)
+def test_what_is_no_secret_is_shown(options, text):
+    assert options.without_secrets(text, KEY) == text
+
+
 def test_a_hash_says_nothing_without_the_key_of_the_masters(options):
     one, two = (options.shown("mysql.pass", WORD, options.hash_key(pem)) for pem in ("a", "b"))
     assert one.startswith(options.HASHED)

@@ -307,7 +307,9 @@ class TestTypes:
         ids=str,
     )
     def test_that_salt_takes_are_taken(self, host, option, value):
-        assert host.call("check_config", "master", {option: value}, raw=True)[option] == value
+        found = {}
+        host.call("check_config", "master", {option: value}, take=found.update)
+        assert found[option] == value
 
     @both_modes
     @pytest.mark.parametrize(("option", "value"), [("worker_threads", "8"), ("autosign_file", {})])

@@ -284,8 +284,8 @@ P = peers.Place
         # The peer lost its ledger, or put an older copy of it back.
         (P("a", 9), P("a", 9), P("b", 5), False, P("b", 5)),
         (P("b", 5), P("a", 0), P("a", 5), True, P("b", 5)),
-        (P("a", 9), P("a", 9), P("a", 5), False, P("a", 5)),
-        (P("a", 3), P("a", 9), P("a", 5), False, P("a", 3)),
+        (P("a", 9), P("a", 9), P("a", 5), False, P("a", 0)),
+        (P("a", 3), P("a", 9), P("a", 5), False, P("a", 0)),
         # Asked later and read earlier.
         (P("a", 6), P("a", 0), P("a", 5), False, P("a", 6)),
     ],
@@ -300,6 +300,17 @@ def test_equal_ledgers_are_read_to_the_end_whatever_was_read_before():
     assert peers.place_after(P("", 0), P("a", 7), P("a", 9), False, equal=True) == P("a", 9)
     # Put back from a copy: what is decided next must not be passed over.
     assert peers.place_after(P("a", 9), P("a", 9), P("a", 5), False, equal=True) == P("a", 5)
+
+
+def test_a_ledger_that_was_put_back_is_read_from_the_beginning_though_it_has_grown_since():
+    for known in (P("a", 9), P("a", 12)):
+        after = peers.place_after(known, P("a", 9), P("a", 12), False, rewound=True)
+        assert after == P("a", 0)
+    # Known by a later answer already, or of no account.
+    assert peers.place_after(P("a", 5), P("a", 9), P("a", 12), True, rewound=True) == P("a", 5)
+    assert peers.place_after(P("", 0), P("a", 9), P("a", 12), False, rewound=True) == P("", 0)
+    equal = peers.place_after(P("a", 9), P("a", 9), P("a", 12), False, equal=True, rewound=True)
+    assert equal == P("a", 12)
 
 
 # The courier
@@ -350,7 +361,7 @@ def until_sent(courier: peers.Courier, count: int) -> list[peers.Sent]:
 
 
 def test_who_gives_a_job_does_not_wait_and_knows_its_id_before_it_is_given(client):
-    courier = peers.courier({}, timeout=5, nocache=True)
+    courier = peers.courier({}, timeout=5)
     client.free.clear()
     jids = [courier.give(["saltm1"], "test.ping", [number]) for number in range(3)]
     assert len(set(jids)) == 3
@@ -361,6 +372,7 @@ def test_who_gives_a_job_does_not_wait_and_knows_its_id_before_it_is_given(clien
     assert [(given[2], given[3]["jid"]) for given in client.given] == [
         ([number], jid) for number, jid in enumerate(jids)
     ]
+    # Nobody looks an answer up later: the job cache does not keep it.
     assert client.given[0][3] == {"tgt_type": "list", "jid": jids[0], "timeout": 5, "nocache": True}
     assert client.made == 1
 

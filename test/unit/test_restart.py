@@ -63,6 +63,13 @@ def at_most(times, function):
     return counted
 
 
+@pytest.mark.parametrize("jid", ["../../x", "..", "a/b", ".waiting"])
+def test_a_job_that_is_named_like_a_path_asks_for_nothing(tmp_path, jid):
+    with pytest.raises(ValueError, match="jid: got "):
+        restart.request(str(tmp_path / "restarts"), jid, 1, 9, 0)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     for name in ("POLL", "PAUSE", "LONGEST_PAUSE"):

@@ -27,6 +27,66 @@ def derived(roots, config=None):
     return topology.master_options(parse(roots, config), "saltm1", "/ext", {})
 
 
+SECRETS = [
+    ({"git": {"remotes": [{REMOTE: {"password": "hunter2"}}]}}, {}),
+    ({"git": {"remotes": ["--x https://me:hunter2@git.example.com/a"]}}, {}),
+    ({"git": {"remotes": [{"https://me:hunter2@h/a": "root", "b": 1}]}}, {}),
+    ({"git": {"pillar": ["https://me:hunter2@git.example.com/a.git"]}}, {}),
+    ({"git": {"pillar": [["token", {"private_token": ["hunter2"]}]]}}, {}),
+    ({"git": {"https://me:hunter2@git.example.com/a.git": {}}}, {}),
+    ({"git": {"password": "hunter2"}}, {}),
+    ({"git": {"remotes": "https://me:hunter2@git.example.com/a.git"}}, {}),
+    ({"git": {"remotes": "https://git.example.com/a?access_token=hunter2"}}, {}),
+    ({"git": "https://me:hunter2@git.example.com/a.git"}, {}),
+    (["https://me:hunter2@git.example.com/a.git"], {}),
+    ({"git": {"remotes": [REMOTE]}}, {"gitfs_remotes": ["https://me:hunter2@h/a"]}),
+    (
+        {"git": {"remotes": [REMOTE]}},
+        {"gitfs_remotes": [{"https://h/a": [{"password": "hunter2"}]}]},
+    ),
+    ({"shared": {"mounts": [{**MOUNT, "path": "x", "opts": "username=me,password=hunter2"}]}}, {}),
+    ({"shared": {"mounts": [{"path": "x", "opts": "user=me,password=hunter2"}]}}, {}),
+    ({"shared": {**SHARED, "mounts": "pass=hunter2"}}, {}),
+]
+
+
+@pytest.mark.parametrize(("roots", "config"), SECRETS, ids=range(len(SECRETS)))
+def test_a_refusal_quotes_no_secret(roots, config):
+    with pytest.raises(topology.TopologyError) as refused:
+        parse(roots, config)
+    assert "roots" in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"gitfs_password": "hunter2"},
+        {"master": {"config": {"master_sign_pubkey": {"token": "hunter2"}}}},
+        {"master": {"gitfs_password": "hunter2"}},
+        {"master": {"config": {"engines": "https://me:hunter2@h"}}},
+        {"masters": [{"id": "a", "address": "a", "password": "hunter2"}]},
+        {"masters": "https://me:hunter2@git.example.com"},
+        {"failover": {"master_tries": "token=hunter2"}},
+        ["https://me:hunter2@h", {"api_key": "hunter2"}],
+    ],
+    ids=str,
+)
+def test_no_refusal_of_anything_quotes_a_secret(declared):
+    if isinstance(declared, dict):
+        declared = {"masters": MASTERS} | declared
+    with pytest.raises(topology.TopologyError) as refused:
+        topology.parse(declared)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_what_names_a_secret_is_the_same_wherever_something_is_shown(by_path):
+    options = by_path("salt/_utils/multimaster_options.py")
+    assert topology._SECRET.pattern == options._SECRET.pattern
+    assert topology._USERINFO.pattern == options._USERINFO.pattern
+    assert topology._PAIR.pattern == options._PAIR.pattern
+
+
 @pytest.mark.parametrize(
     ("roots", "config", "said"),
     [
@@ -197,6 +257,31 @@ class TestRemotes:
         assert found.result is False
         assert "hunter2" not in found.comment
 
+    @pytest.mark.parametrize("word", ["hunter2", "hunt@er2", "hu/nter2", "a:hunter2@b"])
+    def test_show_no_password_whatever_is_in_it(self, host, word):
+        found = check(host, [f"http://me:{word}@127.0.0.1:1/a.git"])
+        assert found.result is False
+        assert not any(part in found.comment for part in ("hunt", "nter2", "er2"))
+        assert "127.0.0.1:1/a.git" in found.comment
+
+    def test_prove_who_they_are_and_leave_nothing_behind(self, host, tmp_path, monkeypatch):
+        told = tmp_path / "told"
+        program = tmp_path / "bin/ssh"
+        program.parent.mkdir()
+        program.write_text(
+            f'#!/bin/sh\necho "$@" >> {told}\n'
+            "echo 'Host key verification failed.' >&2\nexit 255\n"
+        )
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+        found = check(host, ["ssh://git@git.example.com/a.git"])
+        assert found.result is False
+        assert "known_hosts" in found.comment
+        # A file of the user's, in which whoever stands in between would be from then on.
+        said = told.read_text()
+        assert "StrictHostKeyChecking=yes" in said
+        assert "UpdateHostKeys=no" in said
+
     def test_that_salt_would_not_start_with_are_refused(self, host):
         found = check(host, ["git://127.0.0.1:1/a.git"])
         assert found.result is False
@@ -245,6 +330,21 @@ class TestCredentials:
         assert (path.stat().st_mode & 0o777, path.read_text()) == (0o600, "WORD\n")
         assert self.write(host, {"deploy": "WORD"}).changes == {}
         assert "WORD" not in repr((would, did))
+
+    def test_are_written_through_no_link_put_in_their_way(self, host, tmp_path, monkeypatch):
+        victim = tmp_path / "victim"
+        victim.write_text("kept")
+        victim.chmod(0o644)
+        directory = host.config_dir / "multimaster.credentials"
+
+        def swap(handle):
+            (scratch,) = directory.glob(".multimaster-*")
+            scratch.unlink()
+            scratch.symlink_to(victim)
+
+        monkeypatch.setattr(os, "fsync", swap)
+        self.write(host, {"deploy": "WORD"})
+        assert (victim.read_text(), victim.stat().st_mode & 0o777) == ("kept", 0o644)
 
     def test_that_others_can_read_are_written_again(self, host):
         self.write(host, {"deploy": "WORD"})

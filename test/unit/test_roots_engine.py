@@ -729,6 +729,23 @@ def test_a_pin_is_released_when_its_minion_says_that_no_run_is_under_way(runs):
     assert runs.goes_on("web2")
 
 
+@pytest.mark.parametrize("driver", ["localfs_key", None])
+def test_a_name_that_leads_to_a_pending_key_is_nobodys_that_was_accepted(runs, driver, monkeypatch):
+    masters = runs.masters
+    pki = Path(masters.opts[SOURCE]["pki_dir"])
+    (pki / "minions_pre").mkdir(exist_ok=True)
+    (pki / "minions_pre/evil").write_text(runs.keys["web1"].pub)
+    opts = dict(masters.opts[SOURCE])
+    if driver is None:
+        # Before Salt 3008.
+        del opts["keys.cache_driver"]
+    monkeypatch.setitem(masters.settings, "__opts__", opts)
+    find = runs.engine._minion_key
+    for name in ("../minions_pre/evil", f"{pki}/minions_pre/evil", "..", ""):
+        assert masters.run(SOURCE, find, name) is None
+    assert masters.run(SOURCE, find, "web1") == runs.keys["web1"].pub
+
+
 def test_nobody_else_releases_the_pin_of_a_minion(runs, other):
     runs.returned("web1")
     runs.answer("web1", key=runs.keys["web2"])

@@ -84,6 +84,15 @@ def test_a_page_is_bounded_whatever_is_asked_for(source, ask, monkeypatch, pilla
     assert (len(page["keys"]), page["last"]) == (2, False)
 
 
+def test_a_name_that_leads_elsewhere_has_no_accepted_key(source, pillar_file, minion_keys):
+    # Before Salt 3008, and since.
+    source.put("evil", minion_keys["web1"].pub, "minions_pre")
+    for opts in (source.opts, {**source.opts, "keys.cache_driver": "localfs_key"}):
+        for name in ("../minions_pre/evil", f"{source.pki}/minions_pre/evil", "..", ".", ""):
+            assert pillar_file._accepted_key(opts, name) is None
+    assert pillar_file._accepted_key(source.opts, "web1") == minion_keys["web1"].pub
+
+
 @pytest.mark.parametrize(
     "asked",
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import time
 from collections import Counter, deque
@@ -209,7 +210,7 @@ class Bus:
         self.answers = answers
         # The masters' private key; and minion -> what makes another answer of its signed one.
         self.pem, self.forged = pem, {}
-        self.asked = []
+        self.asked, self.flags = [], []
         self.events = deque()
         # Minions that are slow -> their jobs; how often they were looked for; and who is silent.
         self.busy, self.asked_for, self.dead = {}, Counter(), set()
@@ -222,6 +223,7 @@ class Bus:
 
     def run_job(self, targets, function, arguments, **flags):
         jid = str(len(self.asked))
+        self.flags.append(flags)
         if function == "saltutil.find_job":
             self.asked.append((targets, function, arguments))
             for name in targets:
@@ -708,6 +710,29 @@ def test_one_subject_alone_can_be_asked_for(drift):
         assert [one["subject"] for one in data["drift"]] == expected
 
 
+@pytest.mark.parametrize("name", ["../web1", "/etc/x", "..", "", 5])
+def test_a_sample_that_is_no_id_is_refused_before_anything_is_looked_up(drift, name):
+    from salt.exceptions import CommandExecutionError
+
+    with pytest.raises(CommandExecutionError, match=r"sample: got .*supported: a minion id"):
+        drift({n: {} for n in IDS}, sample=name)
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["named", "by a glob"])
+def test_the_answers_to_what_masters_ask_are_kept_in_no_job_cache(
+    status, bus, loaders, monkeypatch, many
+):
+    if many:
+        monkeypatch.setitem(loaders.utils["multimaster_gather.look"].func.__globals__, "NAMED", 1)
+    made = bus({("multimaster_drift.report", name): report() for name in IDS})
+    made.busy["web1"] = []
+    loaders.runner["multimaster.status"](timeout=1)
+    # The question whether somebody is at work on one, too.
+    assert {function for _, function, _ in made.asked} >= {"saltutil.find_job"}
+    assert len(made.flags) == len(made.asked)
+    assert all(flags.get("nocache") is True for flags in made.flags)
+
+
 def test_an_unknown_subject_is_refused(drift):
     from salt.exceptions import CommandExecutionError
 
@@ -833,11 +858,49 @@ def test_only_a_declared_sample_is_one(sampled, mode):
 def test_metrics_are_written_at_once_and_for_all_to_read(loaders, bus, tmp_path):
     bus({("multimaster_drift.report", name): report() for name in IDS})
     path = tmp_path / "multimaster.prom"
-    path.write_text("old")
+    path.write_text("# HELP multimaster_up Whether a master answers (1) or not (0).\nold")
     assert loaders.runner["multimaster.metrics"](path=str(path), timeout=0).startswith("written")
     assert 'multimaster_up{master="saltm2"} 1' in path.read_text()
     assert path.stat().st_mode & 0o777 == 0o644
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "kind", ["another file", "empty", "a link", "a directory", "a pipe", "a link to ours"]
+)
+def test_metrics_replace_nothing_that_is_not_theirs(loaders, bus, tmp_path, kind):
+    from salt.exceptions import CommandExecutionError
+
+    bus({("multimaster_drift.report", name): report() for name in IDS})
+    path, other = tmp_path / "x.prom", tmp_path / "other.prom"
+    ours = "# HELP multimaster_up Whether a master answers (1) or not (0).\n"
+    other.write_text(ours if kind == "a link to ours" else "somebody's")
+    if kind.startswith("a link"):
+        path.symlink_to(other)
+    elif kind == "a directory":
+        path.mkdir()
+    elif kind == "a pipe":
+        os.mkfifo(path)
+    else:
+        path.write_text("" if kind == "empty" else "# HELP node_up x\n")
+    before = {p.name: os.lstat(p).st_ino for p in tmp_path.iterdir()}
+    with pytest.raises(CommandExecutionError, match=r"path: got .*; supported: "):
+        loaders.runner["multimaster.metrics"](path=str(path), timeout=0)
+    assert {p.name: os.lstat(p).st_ino for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "name", ["x.prom", "multimaster.conf", ".prom", "a/../x", "", 5, "x.prom/"]
+)
+def test_metrics_are_written_to_a_file_for_the_collector_only(loaders, bus, tmp_path, name):
+    from salt.exceptions import CommandExecutionError
+
+    bus({("multimaster_drift.report", n): report() for n in IDS})
+    # One that is not absolute would be somewhere.
+    path = name if name in ("x.prom", 5) else f"{tmp_path}/{name}"
+    with pytest.raises(CommandExecutionError, match=r"path: got .*; supported: "):
+        loaders.runner["multimaster.metrics"](path=path, timeout=0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_metrics_are_text_without_a_path(loaders, bus):
