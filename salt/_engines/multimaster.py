@@ -671,9 +671,12 @@ class _Seeds:
             with open(self.path) as handle:
                 told = json.load(handle)
             self.keys, source = dict(told["keys"]), told["source"]
+            is_id = __utils__["multimaster_pubkey.is_id"]
+            if not all(is_id(name) and isinstance(key, str) for name, key in self.keys.items()):
+                raise ValueError(f"{self.path}: there is something else in it")
         except FileNotFoundError:
             return
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, RecursionError, ValueError, TypeError, KeyError):
             log.exception("Keys that came from another master are taken for this one's own")
             self.forget()
             return

@@ -2079,7 +2079,7 @@ def _seeds(opts):
     """Return id -> fingerprint of the keys that this master was given and has not checked yet."""
     try:
         return dict(json.loads(_seeds_path(opts).read_text())["keys"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, RecursionError, ValueError, TypeError, KeyError):
         return {}
 
 

@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import json
 import logging
+import math
 import os
 import sys
 import threading
@@ -99,7 +100,7 @@ def outstanding(directory: str, daemon: int) -> dict[str, Any]:
     if not found:
         return {}
     waiting = None
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, RecursionError, ValueError):
         waiting = json.loads(Path(directory, ".waiting").read_text())
     return {
         "since": min(one["at"] for one in found.values()),
@@ -137,11 +138,17 @@ def _requests(directory: str, daemon: int) -> dict[str, dict[str, Any]]:
     now = process(daemon)
     for path in _files(directory):
         # One that has just been served, or is none.
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(
+            OSError, OverflowError, RecursionError, ValueError, KeyError, TypeError
+        ):
             told = json.loads(path.read_text())
             if now is None or told["daemon"] == now:
                 one = {"jid": str(told["jid"]), "job": told["job"]}
                 one["timeout"] = float(told["timeout"])
+                if not math.isfinite(one["timeout"]) or (
+                    one["job"] and not isinstance(one["job"][0], int)
+                ):
+                    raise ValueError(f"{path}: no request")
                 found[path.name] = {**one, "at": path.stat().st_mtime}
     return found
 

@@ -34,9 +34,10 @@ class Hashes:
         self.path = path
         self._known: dict[str, list[Any]] = {}
         self._used: dict[str, list[Any]] = {}
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, RecursionError, ValueError):
             known = json.loads(pathlib.Path(path).read_text())
-            self._known = known if isinstance(known, dict) else {}
+            if isinstance(known, dict):
+                self._known = {name: one for name, one in known.items() if isinstance(one, list)}
 
     def of(self, path: str) -> str | None:
         """Return the hash of a file; None if it cannot be read."""

@@ -151,23 +151,20 @@ class Bus:
         return None
 
 
-tags = (
-    st.binary(max_size=60)
-    | st.sampled_from(
-        [
-            b"\xff",
-            b"salt/key",
-            b"salt/auth",
-            b"salt/job/1/ret/saltm1",
-            b"multimaster/wake",
-            b"minion_start",
-            b"salt/minion/saltm1/start",
-            b"__master_req_channel_payload/7",
-            b"__master_req_channel_payload/8/192.0.2.1",
-            b"__master_req_channel_payload/a/b/c",
-            b"__master_req_channel_return/8",
-        ]
-    )
+tags = st.binary(max_size=60) | st.sampled_from(
+    [
+        b"\xff",
+        b"salt/key",
+        b"salt/auth",
+        b"salt/job/1/ret/saltm1",
+        b"multimaster/wake",
+        b"minion_start",
+        b"salt/minion/saltm1/start",
+        b"__master_req_channel_payload/7",
+        b"__master_req_channel_payload/8/192.0.2.1",
+        b"__master_req_channel_payload/a/b/c",
+        b"__master_req_channel_return/8",
+    ]
 )
 loads = anything | st.fixed_dictionaries(
     {},
@@ -270,7 +267,9 @@ def outcome(master, decide, hostile, odd):
     bus.put("multimaster/wake", origin="saltm1")
     for _ in range(3):
         master.turn()
-    question = next(a for t, f, a in reversed(master.asked) if (t, f) == (["saltm1"], "ledger_pull"))
+    question = next(
+        a for t, f, a in reversed(master.asked) if (t, f) == (["saltm1"], "ledger_pull")
+    )
     reply = master.answer("saltm1", *question, decisions=packed, place=end)
     if master.engine.peers["saltm1"].open:
         jid = master.engine.peers["saltm1"].open.jid
@@ -343,7 +342,6 @@ def test_the_answers_of_minions_are_gathered_from_among_anything(hostile):
 
 @budget(0.5)
 @given(st.sampled_from(sorted(said.ANSWERS)), anything)
-@example("state.apply", {"x": {"changes": nested(900)}})
 def test_what_passes_the_check_of_answers_can_be_read_and_printed(function, value):
     found, why = said.check(function, value)
     if why is not None:
@@ -390,19 +388,20 @@ def recorded(path: Path) -> None:
 
 
 def is_usable(path: Path) -> None:
-    try:
-        opened = ledger.Ledger(str(path))
-    except ledger.LedgerError as err:
-        # Of a later release, as far as anybody can tell.
-        assert "got schema" in str(err)
-        return
-    with opened as book:
+    with contextlib.ExitStack() as stack:
+        try:
+            book = stack.enter_context(ledger.Ledger(str(path)))
+        except ledger.LedgerError as err:
+            if "got schema" in str(err):
+                # Of a later release, as far as anybody can tell.
+                return
+            raise
         book.decide("web3", FINGERPRINT, "accepted", "saltm1", PUB, "here")
         assert book.of("web3")[FINGERPRINT].verdict == "accepted"
         book.look_at("store")
         book.completed()
         assert all(isinstance(name, str) for name in book.ids())
-        assert book.place("saltm2") in [("epoch", 5), ("", 0)]
+        assert [type(part) for part in book.place("saltm2")] == [str, int]
         aside = book.aside()
         assert all(isinstance(text, str) for pair in aside.items() for text in pair)
         assert said.check("unknown", aside)[1] is None
@@ -473,9 +472,12 @@ def test_a_ledger_with_anything_in_a_place_of_it_is_of_use_or_set_aside(
 ):
     path = tmp_path_factory.mktemp("odd") / "ledger.db"
     recorded(path)
-    with contextlib.closing(sqlite3.connect(path)) as database, database:
-        with contextlib.suppress(sqlite3.IntegrityError):
-            database.execute(statement, (cell,))
+    with (
+        contextlib.closing(sqlite3.connect(path)) as database,
+        contextlib.suppress(sqlite3.IntegrityError),
+        database,
+    ):
+        database.execute(statement, (cell,))
     is_usable(path)
 
 
@@ -544,7 +546,10 @@ class Host:
 @example(json.dumps({**JOURNAL, "tries": "x"}).encode(), "proving")
 @example(json.dumps({**JOURNAL, "drop_in": "\0"}).encode(), "proving")
 @example(json.dumps({**JOURNAL, "old": [[]]}).encode(), "proving")
-def test_any_journal_of_a_cut_over_is_carried_out_or_none(tmp_path_factory, content, step):
+def test_any_journal_of_a_cut_over_is_carried_out_or_none(
+    tmp_path_factory, monkeypatch, content, step
+):
+    monkeypatch.setattr(cutover, "AGAIN", 0.0)
     directory = tmp_path_factory.mktemp("journal")
     path, drop_in = str(directory / "cutover.json"), directory / "drop-in"
     drop_in.write_text("master: [192.0.2.8]\n")
@@ -554,6 +559,9 @@ def test_any_journal_of_a_cut_over_is_carried_out_or_none(tmp_path_factory, cont
     Path(path).write_bytes(content.replace(b'"prepared"', json.dumps(step).encode()))
     cutover.at_work(path, lambda pid: None)
     cutover.resting(path)
+    if cutover.read(path).get("drop_in", str(drop_in)) != str(drop_in):
+        # Nobody else's files are to be written here.
+        cutover.forget(path)
     if cutover.pending(path):
         done = cutover.carry_out(path, Host(), lambda journal: None)
         assert done["step"] == cutover.KEPT
@@ -596,3 +604,44 @@ def test_any_file_in_place_of_known_hashes_changes_none(tmp_path_factory, conten
     hashes = trees.Hashes(str(path))
     assert hashes.of(str(directory / "file")).startswith("ed7002b439e9ac845f22357d822bac14")
     hashes.save()
+
+
+WATCH = {"by": "saltm1", "at": 1.0, "known": ["config"]}
+
+
+@budget(0.3)
+@given(files(WATCH), files({"web1": {"at": 1.0}}))
+@example(b"[" * 100_000, b"[" * 100_000)
+@example(b"{}", b'{"web1": 5}')
+@example(b"{}", b"[]")
+def test_any_note_of_an_earlier_look_is_read_or_none(by_path, tmp_path_factory, watch, proofs):
+    directory = tmp_path_factory.mktemp("notes")
+    (directory / "watch.json").write_bytes(watch)
+    (directory / "proofs.json").write_bytes(proofs)
+    engine = by_path("salt/_engines/multimaster_drift.py")
+    known = engine._Watcher._known(SimpleNamespace(path=str(directory / "watch.json")))
+    assert all(isinstance(name, str) for name in known)
+    found = by_path("salt/_modules/multimaster_drift.py")._proofs(str(directory / "proofs.json"))
+    assert all(isinstance(proof, dict) for proof in found.values())
+
+
+# Snapshots of the roots
+
+BASE = "file_roots/base/0"
+ENTRY = [f"{1:064x}", 1, 0o644]
+MANIFEST = {"version": 1, "entries": {BASE: None, f"{BASE}/top.sls": ENTRY}}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A store with two snapshots."""
+    directory = tmp_path_factory.mktemp("served")
+    live = directory / "live"
+    live.mkdir()
+    store = roots.Store(str(directory / "store"))
+    store.prepare()
+    for text in ("one", "two"):
+        (live / "top.sls").write_text(text)
+        made = store.capture(roots.look({"file_roots": {"base": [str(live)]}}, None, None))
+        store.switch(made)
+    return directory / "store"
