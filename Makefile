@@ -50,8 +50,11 @@ render: setup ## test what the states and pillars render to
 integration: image ## test in the laboratory: process driver, and Docker where an engine answers
 	$(BIN)/pytest -n 2 --dist loadfile test/integration
 
-chaos: setup ## test what every single fault does, under load
-	$(BIN)/pytest --long test/chaos
+chaos: setup ## test what every single fault does, under load, and long what anybody may say
+	status=0; \
+	$(BIN)/pytest --long test/chaos || status=1; \
+	$(BIN)/pytest --hypothesis-profile=long test/unit/test_fuzz.py || status=1; \
+	exit $$status
 
 test-long: setup ## run the tests that take long
 	$(BIN)/pytest --long -m long

@@ -100,7 +100,7 @@ def open_bundle(sealed: str, minion_id: str, minion_pem: str) -> Bundle:
             sign_pem=content.get("sign_pem"),
             sign_pub=content.get("sign_pub"),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as err:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as err:
         raise KeypairError(f"{what} is incomplete") from err
     texts: list[Any] = [bundle.pem, bundle.pub]
     if bundle.sign_pem is not None or bundle.sign_pub is not None:
@@ -125,7 +125,7 @@ def open_page(sealed: str, minion_id: str, minion_pem: str) -> Page:
             total=int(content["total"]),
             digest=str(content["digest"]),
         )
-    except (KeyError, TypeError, ValueError, zlib.error) as err:
+    except (KeyError, OverflowError, RecursionError, TypeError, ValueError, zlib.error) as err:
         raise KeypairError(f"{what} is incomplete") from err
     if not all(pub is None or isinstance(pub, str) for _, _, pub in keys):
         raise KeypairError(f"{what} is incomplete")
@@ -146,7 +146,7 @@ def _opened(sealed: str, purpose: str, minion_id: str, minion_pem: str, what: st
         wrapped, nonce, data = (
             base64.b64decode(envelope[name], validate=True) for name in ("key", "nonce", "data")
         )
-    except (ValueError, KeyError, TypeError, binascii.Error) as err:
+    except (ValueError, KeyError, RecursionError, TypeError, binascii.Error) as err:
         raise KeypairError(f"{what} is malformed") from err
     if version != VERSION:
         noun = what.removeprefix("the ")

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import sqlite3
-import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -35,7 +34,6 @@ import multimaster_restart as restart
 import multimaster_roots as roots
 import multimaster_said as said
 import multimaster_seal as seal
-import multimaster_topology as topology
 import multimaster_trees as trees
 from lab.keys import make_pair
 from unit import test_engine, test_liveness
@@ -57,9 +55,26 @@ def budget(part: float) -> settings:
 # What anybody may say
 
 
-def nested(levels: int) -> list[object]:
+class Nested:
+    """A list in a list, and so on: so deep that Hypothesis could not show it."""
+
+    def __init__(self, levels: int) -> None:
+        self.levels = levels
+
+    def __repr__(self) -> str:
+        return f"Nested({self.levels})"
+
+
+def real(value: object) -> object:
+    """Put in what could not be shown."""
+    if isinstance(value, dict):
+        return {name: real(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [real(one) for one in value]
+    if not isinstance(value, Nested):
+        return value
     found: list[object] = []
-    for _ in range(levels):
+    for _ in range(value.levels):
         found = [found]
     return found
 
@@ -81,7 +96,7 @@ shallow = st.recursive(
     ),
     max_leaves=8,
 )
-anything = shallow | st.sampled_from([900, 5000]).map(nested)
+anything = shallow | st.sampled_from([900, 5000]).map(Nested)
 
 
 @st.composite
@@ -101,14 +116,14 @@ def spoilt(draw, whole, other=anything):
 def as_json(value: object) -> bytes:
     """As JSON; without keys that it has no word for."""
     try:
-        return json.dumps(value, default=repr, skipkeys=True).encode()
+        return json.dumps(real(value), default=repr, skipkeys=True).encode()
     except RecursionError:
         return b"[" * 5000 + b"]" * 5000
 
 
 def as_msgpack(value: object) -> bytes:
     try:
-        return bytes(msgpack.packb(value, unicode_errors="surrogatepass"))
+        return bytes(msgpack.packb(real(value), unicode_errors="surrogatepass"))
     except (OverflowError, TypeError, ValueError):
         return b"\x91" * 5000 + b"\xc0"
 
@@ -343,7 +358,7 @@ def test_the_answers_of_minions_are_gathered_from_among_anything(hostile):
 @budget(0.5)
 @given(st.sampled_from(sorted(said.ANSWERS)), anything)
 def test_what_passes_the_check_of_answers_can_be_read_and_printed(function, value):
-    found, why = said.check(function, value)
+    found, why = said.check(function, real(value))
     if why is not None:
         assert found is None
         assert why.isprintable()
@@ -627,14 +642,10 @@ def test_any_note_of_an_earlier_look_is_read_or_none(by_path, tmp_path_factory, 
 
 # Snapshots of the roots
 
-BASE = "file_roots/base/0"
-ENTRY = [f"{1:064x}", 1, 0o644]
-MANIFEST = {"version": 1, "entries": {BASE: None, f"{BASE}/top.sls": ENTRY}}
-
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A store with two snapshots."""
+    """The directory of a store with two snapshots, the names of these, and what is live."""
     directory = tmp_path_factory.mktemp("served")
     live = directory / "live"
     live.mkdir()
@@ -642,6 +653,125 @@ def served(tmp_path_factory):
     store.prepare()
     for text in ("one", "two"):
         (live / "top.sls").write_text(text)
-        made = store.capture(roots.look({"file_roots": {"base": [str(live)]}}, None, None))
-        store.switch(made)
-    return directory / "store"
+        store.switch(store.capture(roots.scan({"file_roots": {"base": [str(live)]}})))
+    return directory / "store", store.names(), live
+
+
+BASE = "file_roots/base/0"
+MANIFEST = {"version": 1, "entries": {BASE: None, f"{BASE}/top.sls": ["0" * 64, 1, 0o644]}}
+
+
+@budget(0.5)
+@given(
+    files(MANIFEST) | files({f"{BASE}/top.sls": [1, 2, 3, 4, 5]}),
+    st.sampled_from(["manifest", "index", "live"]),
+    st.sampled_from([0, 1]),
+)
+@example(b"[" * 100_000, "manifest", 1)
+@example(b'{"file_roots/base/0/top.sls": 5}', "live", 1)
+def test_any_file_about_one_snapshot_leaves_the_others_served(
+    served, tmp_path_factory, content, what, number
+):
+    source, names, live = served
+    directory = tmp_path_factory.mktemp("store") / "store"
+    shutil.copytree(source, directory, symlinks=True)
+    (directory / "trees" / names[number] / what).write_bytes(content)
+    store = roots.Store(str(directory))
+    store.prepare()
+    other = names[1 - number]
+    assert other in store.names()
+    assert store.manifest(other) == roots.Store(str(source)).manifest(other)
+    now = store.current()
+    assert now in (names[1], other)
+    store.damage(now)
+    store.outdated(set(), time.time())
+    (live / "top.sls").write_text(f"{next(NUMBERS)}")
+    made = store.capture(roots.scan({"file_roots": {"base": [str(live)]}}))
+    store.switch(made)
+    assert not store.damage(store.current())
+
+
+@budget(0.5)
+@given(files({"role": "source", "skipped": {}}))
+@example(b"[" * 100_000)
+def test_any_status_of_the_roots_on_disk_is_read_or_none(served, content):
+    source, _, _ = served
+    store = roots.Store(str(source))
+    Path(store.status_file).write_bytes(content)
+    assert isinstance(store.read_status(), dict)
+
+
+# Whatever comes, in whichever of our own forms
+
+PEM = make_pair(bits=2048)[0]
+READERS = {
+    "manifest": (roots.parse, roots.RootsError),
+    "change": (lambda value: roots.apply(value, roots.Manifest({})), roots.RootsError),
+    "decision": (ledger.from_wire, ledger.LedgerError),
+    "decisions": (ledger.unpack, ledger.LedgerError),
+    "packed": (ledger.unsqueeze, ledger.LedgerError),
+    "bundle": (lambda value: keypair.open_bundle(value, "web1", PEM), keypair.KeypairError),
+    "page": (lambda value: keypair.open_page(value, "web1", PEM), keypair.KeypairError),
+    "answer": (lambda value: keypair.verify_answer(value, "n", "", PUB), keypair.KeypairError),
+    "signature": (lambda value: keypair.verify_answer({}, "n", value, PUB), keypair.KeypairError),
+    "sealed": (lambda value: seal.open_sealed(value, PEM, "n"), seal.SealError),
+    "id": (pubkey.is_id, ()),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@budget(0.3)
+@given(anything | anything.map(as_json) | anything.map(lambda value: as_json(value).decode()))
+@example("[" * 100_000)
+@example(Nested(5000))
+def test_anything_is_read_or_refused_by_one_error(name, value):
+    read, refusal = READERS[name]
+    with contextlib.suppress(refusal):
+        read(real(value))
+
+
+PAGE = {"origin": "a", "nonce": "n", "keys": [["web1", "accepted", PUB]], "last": True}
+PAGE |= {"total": 1, "digest": "d"}
+
+
+@budget(0.5)
+@given(files({"pem": PEM, "pub": PUB}) | files(PAGE))
+@example(b"[" * 100_000)
+@example(json.dumps(PAGE | {"total": float("inf")}).encode())
+def test_anything_that_is_sealed_to_a_minion_is_opened_or_refused(monkeypatch, content):
+    monkeypatch.setattr(keypair, "_opened", lambda *_: content)
+    with contextlib.suppress(keypair.KeypairError):
+        assert isinstance(keypair.open_bundle("", "web1", PEM).pem, str)
+    monkeypatch.setattr(keypair, "_opened", lambda *_: zlib.compress(content))
+    with contextlib.suppress(keypair.KeypairError):
+        assert isinstance(keypair.open_page("", "web1", PEM).total, int)
+
+
+@budget(0.5)
+@given(anything.map(as_json), st.binary(max_size=20))
+@example(b"[" * 100_000, b"")
+@example(json.dumps({"head": {}, "pieces": [["x", 0, -1]]}).encode(), b"")
+def test_any_message_is_unpacked_or_refused(front, body):
+    head = zlib.compress(front)
+    for message in (body, len(head).to_bytes(4, "big") + head + zlib.compress(body)):
+        with contextlib.suppress(seal.SealError):
+            unpacked, pieces = seal.unpack(message)
+            assert isinstance(unpacked, dict)
+            assert b"".join(piece.data for piece in pieces) in (b"", body)
+
+
+@budget(0.3)
+@given(anything, anything)
+@example({"multimaster": Nested(5000)}, {})
+@example({"multimaster": {5: 6, "a": 7}}, {"multimaster": []})
+def test_any_pillar_on_a_command_line_leaves_the_masters_own(by_path, said, merged):
+    own = {"multimaster": {"mode": "hot"}}
+    module = by_path("salt/multimaster/own_pillar.py")
+    state = SimpleNamespace(_pillar_override=real(said) or {"x": 1}, state_con={})
+    state.state_con["multimaster_own_pillar"] = own
+    module.HighState = SimpleNamespace(get_active=lambda: SimpleNamespace(state=state))
+    module.__opts__ = {"file_client": "remote"}
+    module.given = real(merged if isinstance(merged, dict) else {"multimaster": merged})
+    found = module.run()
+    assert found["multimaster"]["mode"] == "hot"
+    assert set(found["multimaster"]) <= {"mode", "replace_keypair"}
