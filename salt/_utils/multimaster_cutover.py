@@ -41,9 +41,7 @@ def _are_texts(value: Any) -> bool:
 
 
 def _is_process(value: Any) -> bool:
-    return value is None or (
-        isinstance(value, list) and [type(part) for part in value] == [int, int, str]
-    )
+    return value is None or (isinstance(value, list) and [type(one) for one in value[:1]] == [int])
 
 
 def _are_classes(value: Any) -> bool:
@@ -61,7 +59,7 @@ KINDS: Mapping[str, Callable[[Any], bool]] = {
     "since": _is_number,
     "job": _is_process,
     "daemon": _is_process,
-    "drop_in": lambda value: isinstance(value, str) and os.path.isabs(value) and "\0" not in value,
+    "drop_in": lambda value: isinstance(value, str) and "\0" not in value,
     "masters": lambda value: type(value) is int,
     "timeout": _is_number,
     "old": _are_texts,
