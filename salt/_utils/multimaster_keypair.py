@@ -29,7 +29,7 @@ _PSS = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=padding.PSS.MA
 # Salt's names for the ways of signing.
 _HASHES: dict[str, hashes.HashAlgorithm] = {
     # Salt's default; the signature is over a public key, which nobody but its owner can choose.
-    "PKCS1v15-SHA1": hashes.SHA1(),
+    "PKCS1v15-SHA1": hashes.SHA1(),  # noqa: S303
     "PKCS1v15-SHA224": hashes.SHA224(),
 }
 _OAEP = padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None)

@@ -164,7 +164,7 @@ def commits(directory: str) -> dict[str, str]:
 def subscribed(opts: Mapping[str, Any], tables: Mapping[str, str]) -> int:
     """Return how many connections the publisher of this host's master has; ``opts`` are its."""
     address = opts["interface"]
-    own = re.fullmatch(r"\d+(\.\d+){3}", address) and address != "0.0.0.0"
+    own = re.fullmatch(r"\d+(\.\d+){3}", address) and address != "0.0.0.0"  # noqa: S104
     return established(tables, opts["publish_port"], address if own else None)
 
 
