@@ -257,7 +257,7 @@ def report(timeout=5, target=None):
             contextlib.suppress(salt.exceptions.SaltClientError),
             salt.client.get_local_client(mopts=opts) as client,
         ):
-            answers = client.cmd(
+            answers = __utils__["multimaster_peers.hardened"](client).cmd(
                 target or __opts__["id"],
                 "test.ping",
                 timeout=timeout,

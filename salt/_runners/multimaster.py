@@ -411,7 +411,7 @@ def _on_masters(function, arguments, timeout, ids=None):
     """Call a function on the hosts of masters; None for one that does not answer."""
     ids = ids or _masters()
     with salt.client.get_local_client(mopts=__opts__) as client:
-        answers = client.cmd(
+        answers = __utils__["multimaster_peers.hardened"](client).cmd(
             ids, function, arguments, tgt_type="list", timeout=timeout, gather_job_timeout=timeout
         )
     told = __utils__["multimaster_said.told"]

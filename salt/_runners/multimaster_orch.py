@@ -794,7 +794,8 @@ def _commanded(ids, function, arguments, timeout):
     try:
         # A new one each time: a master's restart changes what proves who gives the command.
         with salt.client.get_local_client(mopts=__opts__) as client:
-            for part in client.cmd_iter(
+            hardened = __utils__["multimaster_peers.hardened"]
+            for part in hardened(client).cmd_iter(
                 sorted(ids),
                 function,
                 list(arguments),

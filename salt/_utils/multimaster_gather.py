@@ -60,7 +60,10 @@ def gather(
     """
     import salt.client
 
-    client = salt.client.get_local_client(mopts=dict(opts))
+    # The file beside this one: not to be found while Salt's loader looks at this one.
+    from multimaster_peers import hardened
+
+    client = hardened(salt.client.get_local_client(mopts=dict(opts)))
     try:
         # Or answers could come before anybody listens.
         client.event.connect_pub()
@@ -86,9 +89,6 @@ def _listen(
     connections: Callable[[], int] | None,
     more: Callable[[set[str]], Question | None],
 ) -> Iterator[Answer]:
-    # The file beside this one: not to be found while Salt's loader looks at this one.
-    from multimaster_peers import next_event
-
     with contextlib.closing(_Client(client)):
         questions = [each for each, _ in jobs.values()]
         # Who was asked and has not answered.  Anybody may put an answer on the bus, in any name.
@@ -120,7 +120,7 @@ def _listen(
                 deadline = now + min(timeout, max(answered - began, 1) if heard else timeout)
             glance = min(deadline, time.monotonic() + GLANCE)
             while (wait := glance - time.monotonic()) > 0:
-                event = next_event(client.event, wait)
+                event = client.event.get_event(wait=wait, tag="salt/job/", full=True)
                 jid, name, value = _answer(event)
                 if jid in looks and at_work is not None and isinstance(value, dict) and value:
                     at_work.add((looks[jid], name))

@@ -446,10 +446,11 @@ class _Host:
         from salt.exceptions import SaltException
 
         import multimaster_said as said
+        from multimaster_peers import hardened
 
         try:
             with salt.client.get_local_client(mopts=self._master_options()) as client:
-                parts = client.cmd_iter(
+                parts = hardened(client).cmd_iter(
                     sorted(ids),
                     function,
                     arguments,

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import multimaster_deploy
+import multimaster_peers
 import multimaster_said
 
 PLAN = types.SimpleNamespace(
@@ -41,6 +42,7 @@ def runner(by_path, monkeypatch):
     module.__utils__ |= {
         f"multimaster_said.{name}": getattr(multimaster_said, name) for name in ("told", "lines")
     }
+    module.__utils__["multimaster_peers.hardened"] = multimaster_peers.hardened
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     monkeypatch.setattr("time.sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
@@ -401,6 +403,8 @@ def orchestrated(runner, monkeypatch, mode, odd):
     module.__utils__["multimaster_trees.subscribed"] = lambda opts, tables: 3
 
     class Client:
+        event = types.SimpleNamespace(get_event=None)
+
         def cmd_iter(self, ids, function, arguments, **flags):
             for name in ids:
                 if not isinstance(function, str):
@@ -462,6 +466,8 @@ def test_what_minions_say_to_another_master_is_heard_of_those_who_were_asked(run
     module.__opts__ = {}
 
     class Client:
+        event = types.SimpleNamespace(get_event=None)
+
         def cmd_iter(self, ids, function, arguments, **flags):
             assert function == "multimaster_orch.ask"
             yield {"saltm2": {"ret": {"web1": FACTS, "web8": False, "web9": FACTS}}}

@@ -719,6 +719,8 @@ def on_masters(loaders, monkeypatch):
 
         class Client:
             # There is no master here whose bus would carry the questions.
+            event = SimpleNamespace(get_event=None)
+
             def cmd(self, targets, name, arguments, **flags):
                 asked.append((targets, name.partition(".")[2], arguments))
                 found = {host: answers[host] for host in targets if host in answers}
