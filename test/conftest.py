@@ -16,7 +16,7 @@ hypothesis.settings.register_profile(
 )
 # With --hypothesis-profile=long: as many examples as there is time for now and then.
 hypothesis.settings.register_profile(
-    "long", hypothesis.settings.get_profile("lab"), max_examples=3000
+    "long", hypothesis.settings.get_profile("lab"), max_examples=1000
 )
 hypothesis.settings.load_profile("lab")
 

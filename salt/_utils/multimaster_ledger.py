@@ -615,8 +615,10 @@ class Ledger:
     def aside(self) -> dict[str, str]:
         """Return what the engine could not do so far: item -> reason."""
         try:
-            rows = self._db.execute("SELECT item, reason FROM aside ORDER BY item")
-            # Of all else a bad disk has made something.
+            # None of them is longer, nor anything but a text, unless a bad disk has made it so.
+            rows = self._db.execute(
+                "SELECT substr(item, 1, 512), substr(reason, 1, 512) FROM aside ORDER BY item"
+            )
             return {i: why for i, why in rows if isinstance(i, str) and isinstance(why, str)}
         except sqlite3.OperationalError:
             # The engine that wrote this ledger is of an older release.
