@@ -14,6 +14,10 @@ import pytest
 hypothesis.settings.register_profile(
     "lab", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
+# With --hypothesis-profile=long: as many examples as there is time for now and then.
+hypothesis.settings.register_profile(
+    "long", hypothesis.settings.get_profile("lab"), max_examples=1000
+)
 hypothesis.settings.load_profile("lab")
 
 LEFT_OUT = pytest.StashKey[list[str]]()

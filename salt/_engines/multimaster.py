@@ -194,9 +194,11 @@ class _Engine:
         before = self.aside.get(item)
         tries = before.tries + 1 if before else 1
         due = time.monotonic() + min(PAUSE * 2 ** min(tries - 1, 20), LONGEST)
-        self.aside[item] = _Aside(reason[:200], tries, due)
-        if before is None or before.reason != self.aside[item].reason:
-            log.error("Set %r aside, to be tried again: %s", item, reason[:200])
+        # In an error of somebody else's may be half of a letter, which no log takes.
+        reason = reason[:200].encode(errors="backslashreplace").decode()
+        self.aside[item] = _Aside(reason, tries, due)
+        if before is None or before.reason != reason:
+            log.error("Set %r aside, to be tried again: %s", item, reason)
 
     def _tell_aside(self):
         """Have the status show what is set aside."""
@@ -692,9 +694,12 @@ class _Seeds:
             with open(self.path) as handle:
                 told = json.load(handle)
             self.keys, source = dict(told["keys"]), told["source"]
+            is_id = __utils__["multimaster_pubkey.is_id"]
+            if not all(is_id(name) and isinstance(key, str) for name, key in self.keys.items()):
+                raise ValueError(f"{self.path}: there is something else in it")
         except FileNotFoundError:
             return
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, RecursionError, ValueError, TypeError, KeyError):
             log.exception("Keys that came from another master are taken for this one's own")
             self.forget()
             return

@@ -179,5 +179,5 @@ class _Watcher:
         try:
             known = json.loads(pathlib.Path(self.path).read_text())["known"]
             return [name for name in known if isinstance(name, str)]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, RecursionError, ValueError, KeyError, TypeError):
             return []

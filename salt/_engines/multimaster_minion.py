@@ -608,11 +608,13 @@ class _Returns:
 
     def follow(self, wait):
         """Look at one event, or wait for so many seconds; then send what has to be sent."""
-        event = self.bus.get_event(wait=wait, full=True)
+        event = __utils__["multimaster_peers.next_event"](self.bus, wait)
         tag, data = (event["tag"], event["data"]) if event else ("", {})
+        if not isinstance(data, dict):
+            tag = ""
         now = time.monotonic()
         if tag.startswith(PAYLOAD) and data.get("cmd") == "_return":
-            number, master = tag[len(PAYLOAD) :].split("/")
+            number, _, master = tag[len(PAYLOAD) :].partition("/")
             self.waiting.setdefault(number, _Return(data, now)).tried(master, now)
         elif tag.startswith(TAKEN) and not data.get("error"):
             number = tag[len(TAKEN) :]

@@ -275,7 +275,7 @@ def report(timeout=5, target=None):
             contextlib.suppress(salt.exceptions.SaltClientError),
             salt.client.get_local_client(mopts=opts) as client,
         ):
-            answers = client.cmd(
+            answers = __utils__["multimaster_peers.hardened"](client).cmd(
                 target or __opts__["id"],
                 "test.ping",
                 timeout=timeout,
@@ -2143,7 +2143,7 @@ def _seeds(opts):
     """Return id -> fingerprint of the keys that this master was given and has not checked yet."""
     try:
         return dict(json.loads(_seeds_path(opts).read_text())["keys"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, RecursionError, ValueError, TypeError, KeyError):
         return {}
 
 

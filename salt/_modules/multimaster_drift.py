@@ -346,7 +346,7 @@ class _Look:
         leaves = __utils__["multimaster_options.leaves"](options)
         shown = {path: self.shown(path, value) for path, value in leaves.items()}
         note = None
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, RecursionError, ValueError):
             path = os.path.join(self.opts["cachedir"], "multimaster", RUNNING)
             note = json.loads(pathlib.Path(path).read_text())
         process = __utils__["multimaster_gather.process"](self.daemon.pid)
@@ -439,8 +439,10 @@ class _Look:
 
 def _proofs(path):
     """Return what was compiled before: id of a minion -> proof."""
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(pathlib.Path(path).read_text())
+    with contextlib.suppress(OSError, RecursionError, ValueError):
+        known = json.loads(pathlib.Path(path).read_text())
+        if isinstance(known, dict):
+            return {name: proof for name, proof in known.items() if isinstance(proof, dict)}
     return {}
 
 

@@ -824,11 +824,12 @@ def _command(plan, ids, function, arguments=(), timeout=ANSWER):
 
 def _commanded(plan, ids, function, arguments, timeout):
     """Yield id and answer; nothing while this master is away, which its restart makes it."""
+    hardened = __utils__["multimaster_peers.hardened"]
     for some, asked, given, read in _questions(plan, ids, function, arguments):
         try:
             # A new one each time: a master's restart changes what proves who gives the command.
             with salt.client.get_local_client(mopts=__opts__) as client:
-                for part in client.cmd_iter(
+                for part in hardened(client).cmd_iter(
                     some,
                     asked,
                     given,

@@ -29,14 +29,53 @@ from typing import Any, Protocol
 STEPS = ("prepared", "proving", "restarting", "connecting", "restoring", "returning")
 # How it ended.
 KEPT = "kept"
-# What every journal has that has not ended.
-NEEDED: Mapping[str, Any] = {
-    "serial": str,
-    "since": (int, float),
-    "drop_in": str,
-    "masters": int,
-    "old": list,
+
+
+def _is_number(value: Any) -> bool:
+    # Nor is anything of it beyond all times and counts, as a bad disk may make it.
+    return type(value) in (int, float) and -LARGEST < value < LARGEST
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _is_process(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and [type(one) for one in value[:1]] == [int])
+
+
+def _are_classes(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(one, list) and len(one) == 2 and isinstance(one[0], str) and _is_number(one[1])
+        for one in value.values()
+    )
+
+
+LARGEST = 1 << 53
+# What is in a journal, and how each of it is told from what a bad disk has made of it.
+KINDS: Mapping[str, Callable[[Any], bool]] = {
+    "serial": lambda value: isinstance(value, str),
+    "step": lambda value: isinstance(value, str),
+    "since": _is_number,
+    "job": _is_process,
+    "daemon": _is_process,
+    "drop_in": lambda value: isinstance(value, str) and "\0" not in value,
+    "masters": lambda value: type(value) is int,
+    "timeout": _is_number,
+    "old": _are_texts,
+    "wanted": _are_texts,
+    "heard": _are_texts,
+    "seen": _are_classes,
+    "at": _is_number,
+    "back": lambda value: isinstance(value, bool),
+    "read": lambda value: isinstance(value, bool),
+    "tries": lambda value: type(value) is int,
+    "returned": _is_number,
+    "why": lambda value: isinstance(value, str),
+    "seconds": _is_number,
 }
+# What every journal has that has not ended.
+NEEDED = ("serial", "since", "drop_in", "masters", "old")
 
 # What a master may say to this minion.  Who has the masters' key and does not let it in yet, or not
 # any more, is one of them; who has another key, says nothing, or cannot be connected to at all, is
@@ -220,13 +259,15 @@ def journal_path(cachedir: str) -> str:
 
 
 def read(path: str) -> dict[str, Any]:
-    """Return the journal; empty if there is none, or none that can be read."""
+    """Return what there is of the journal; empty if there is none, or none that can be read."""
     try:
         with open(path) as handle:
             journal = json.load(handle)
-    except (OSError, ValueError):
+    except (OSError, RecursionError, ValueError):
         return {}
-    return journal if isinstance(journal, dict) else {}
+    if not isinstance(journal, dict):
+        return {}
+    return {name: value for name, value in journal.items() if name in KINDS and KINDS[name](value)}
 
 
 def pending(path: str) -> bool:
@@ -236,9 +277,7 @@ def pending(path: str) -> bool:
 
 def _is_open(journal: Mapping[str, Any]) -> bool:
     # One that lacks something, as an older release's might, leads nowhere.
-    return journal.get("step") in STEPS and all(
-        isinstance(journal.get(name), kind) for name, kind in NEEDED.items()
-    )
+    return journal.get("step") in STEPS and all(name in journal for name in NEEDED)
 
 
 def resting(path: str) -> bool:
@@ -554,7 +593,9 @@ class _Way:
         ]
         back = bool(self.journal.get("back"))
         control = [] if back else gone
-        course = Course(step, wanted, control, self.journal["masters"], back, hot)
+        # As many as there are, at most.
+        needed = min(self.journal["masters"], len(wanted))
+        course = Course(step, wanted, control, needed, back, hot)
         if step == "connecting":
             # They have let this program in; the daemon's connection will tell whether it, too.
             course.classes = dict.fromkeys(self.journal.get("heard", ()), ACCEPTED)
@@ -624,7 +665,7 @@ def _has_read(journal: Mapping[str, Any], begun: float) -> bool:
     try:
         changed = os.path.getmtime(journal["drop_in"])
     except FileNotFoundError:
-        changed = journal["at"]
+        changed = journal.get("at", float("inf"))
     # Known to a fraction of a second only; to restart once more does no harm.
     return begun > changed + 1
 

@@ -139,7 +139,8 @@ def batch_size(past: Sequence[tuple[int, float]], most: int) -> int:
 def largest(batch: Any, total: int) -> int:
     """Return the size of the largest batch of so many minions."""
     found = BATCH.fullmatch(str(batch))
-    assert found, batch
+    if not found:
+        raise ValueError(f"batch: got {batch!r}; supported: a number, or a percentage")
     number = int(found[1])
     return max(1, total * number // 100 if found[2] else number)
 

@@ -29,7 +29,7 @@ _PSS = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=padding.PSS.MA
 # Salt's names for the ways of signing.
 _HASHES: dict[str, hashes.HashAlgorithm] = {
     # Salt's default; the signature is over a public key, which nobody but its owner can choose.
-    "PKCS1v15-SHA1": hashes.SHA1(),
+    "PKCS1v15-SHA1": hashes.SHA1(),  # noqa: S303
     "PKCS1v15-SHA224": hashes.SHA224(),
 }
 # Characters of a signature, at most: more than a key of 16384 bits makes.
@@ -105,7 +105,7 @@ def open_bundle(sealed: str, minion_id: str, minion_pem: str) -> Bundle:
             sign_pem=content.get("sign_pem"),
             sign_pub=content.get("sign_pub"),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as err:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as err:
         raise KeypairError(f"{what} is incomplete") from err
     texts: list[Any] = [bundle.pem, bundle.pub]
     if bundle.sign_pem is not None or bundle.sign_pub is not None:
@@ -130,7 +130,7 @@ def open_page(sealed: str, minion_id: str, minion_pem: str) -> Page:
             total=int(content["total"]),
             digest=str(content["digest"]),
         )
-    except (KeyError, TypeError, ValueError, zlib.error) as err:
+    except (KeyError, OverflowError, RecursionError, TypeError, ValueError, zlib.error) as err:
         raise KeypairError(f"{what} is incomplete") from err
     if not all(pub is None or isinstance(pub, str) for _, _, pub in keys):
         raise KeypairError(f"{what} is incomplete")
@@ -151,7 +151,7 @@ def _opened(sealed: str, purpose: str, minion_id: str, minion_pem: str, what: st
         wrapped, nonce, data = (
             base64.b64decode(envelope[name], validate=True) for name in ("key", "nonce", "data")
         )
-    except (ValueError, KeyError, TypeError, binascii.Error) as err:
+    except (ValueError, KeyError, RecursionError, TypeError, binascii.Error) as err:
         raise KeypairError(f"{what} is malformed") from err
     if version != VERSION:
         noun = what.removeprefix("the ")

@@ -43,6 +43,8 @@ MAX_TEXT = 16 * 1024
 # What SQLite, JSON and the next turn can hold; in the year 285,428.
 LATEST = 1 << 53
 FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+# What SQLite says of a damaged database in the words that it has for one that cannot be opened.
+_DAMAGED = ("unsupported file format",)
 
 
 class LedgerError(ValueError):
@@ -359,7 +361,8 @@ class Ledger:
             self._open(read_only)
         except (sqlite3.DatabaseError, UnicodeDecodeError) as err:
             # SQLite also quotes what is damaged.
-            if read_only or isinstance(err, sqlite3.OperationalError):
+            usable = isinstance(err, sqlite3.OperationalError) and str(err) not in _DAMAGED
+            if read_only or usable:
                 # Absent, locked or out of space is not damaged.
                 raise LedgerError(f"{path}: {err}") from err
             self._set_aside()
@@ -399,7 +402,7 @@ class Ledger:
             raise sqlite3.DatabaseError("damaged: it does not say what it is")
         try:
             return self._get("schema")
-        except ValueError as err:
+        except (RecursionError, TypeError, ValueError) as err:
             raise sqlite3.DatabaseError(f"damaged: {err}") from err
 
     def _statements(self) -> set[str]:
@@ -423,7 +426,7 @@ class Ledger:
                 and isinstance(known["epoch"], str)
                 and last <= known["seq"] < LATEST
             )
-        except (KeyError, TypeError, ValueError) as err:
+        except (KeyError, RecursionError, TypeError, ValueError) as err:
             raise sqlite3.DatabaseError(f"damaged: {err}") from err
         if not whole or self._sum % (1 << DIGEST_BITS) != told:
             raise sqlite3.DatabaseError("damaged: the decisions are not those that were recorded")
@@ -619,12 +622,21 @@ class Ledger:
         """Remember what the engine could not do, and why: item -> reason."""
         with self.transaction():
             self._db.execute("DELETE FROM aside")
-            self._db.executemany("INSERT INTO aside VALUES (?, ?)", items.items())
+            # In the name of a file may be half of a letter, which no database takes.
+            rows = [
+                [text.encode(errors="backslashreplace").decode() for text in row]
+                for row in items.items()
+            ]
+            self._db.executemany("REPLACE INTO aside VALUES (?, ?)", rows)
 
     def aside(self) -> dict[str, str]:
         """Return what the engine could not do so far: item -> reason."""
         try:
-            return dict(self._db.execute("SELECT item, reason FROM aside ORDER BY item"))
+            # None of them is longer, nor anything but a text, unless a bad disk has made it so.
+            rows = self._db.execute(
+                "SELECT substr(item, 1, 512), substr(reason, 1, 512) FROM aside ORDER BY item"
+            )
+            return {i: why for i, why in rows if isinstance(i, str) and isinstance(why, str)}
         except sqlite3.OperationalError:
             # The engine that wrote this ledger is of an older release.
             return {}

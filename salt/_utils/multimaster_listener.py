@@ -42,12 +42,11 @@ def main(argv: Sequence[str]) -> None:
         for number in numbers:
             listening = socket.socket(fileno=number)
             listening.setblocking(False)
-            ready.register(listening, selectors.EVENT_READ)
+            ready.register(listening, selectors.EVENT_READ, listening.accept)
         while True:
             for key, _ in ready.select():
-                assert isinstance(key.fileobj, socket.socket)
                 with contextlib.suppress(OSError):
-                    key.fileobj.accept()[0].close()
+                    key.data()[0].close()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import json
 import logging
+import math
 import os
 import sys
 import threading
@@ -110,7 +111,7 @@ def outstanding(directory: str, daemon: int) -> dict[str, Any]:
     if not found:
         return {}
     waiting = None
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, RecursionError, ValueError):
         waiting = json.loads(Path(directory, ".waiting").read_text())
     return {
         "since": min(one["at"] for one in found.values()),
@@ -148,11 +149,17 @@ def _requests(directory: str, daemon: int) -> dict[str, dict[str, Any]]:
     now = process(daemon)
     for path in _files(directory):
         # One that has just been served, or is none.
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(
+            OSError, OverflowError, RecursionError, ValueError, KeyError, TypeError
+        ):
             told = json.loads(path.read_text())
             if now is None or told["daemon"] == now:
                 one = {"jid": str(told["jid"]), "job": told["job"]}
                 one["timeout"] = float(told["timeout"])
+                if not math.isfinite(one["timeout"]) or (
+                    one["job"] and not isinstance(one["job"][0], int)
+                ):
+                    raise ValueError(f"{path}: no request")
                 found[path.name] = {**one, "at": path.stat().st_mtime}
     return found
 
@@ -490,10 +497,11 @@ class _Host:
         from salt.exceptions import SaltException
 
         import multimaster_said as said
+        from multimaster_peers import hardened
 
         try:
             with salt.client.get_local_client(mopts=self._master_options()) as client:
-                parts = client.cmd_iter(
+                parts = hardened(client).cmd_iter(
                     sorted(ids),
                     function,
                     arguments,

@@ -166,7 +166,7 @@ def apply(change: Mapping[str, Any], old: Manifest) -> Manifest:
         gone = set(change["gone"])
         entries = {path: entry for path, entry in old.entries.items() if path not in gone}
         entries.update({str(path): _entry(value) for path, value in change["set"].items()})
-    except (AttributeError, KeyError, TypeError, ValueError) as err:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as err:
         raise RootsError(f"no change of a manifest: {err}") from err
     return _checked(Manifest(entries))
 

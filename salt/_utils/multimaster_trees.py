@@ -34,9 +34,10 @@ class Hashes:
         self.path = path
         self._known: dict[str, list[Any]] = {}
         self._used: dict[str, list[Any]] = {}
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, RecursionError, ValueError):
             known = json.loads(pathlib.Path(path).read_text())
-            self._known = known if isinstance(known, dict) else {}
+            if isinstance(known, dict):
+                self._known = {name: one for name, one in known.items() if isinstance(one, list)}
 
     def of(self, path: str) -> str | None:
         """Return the hash of a file; None if it cannot be read."""
@@ -163,7 +164,7 @@ def commits(directory: str) -> dict[str, str]:
 def subscribed(opts: Mapping[str, Any], tables: Mapping[str, str]) -> int:
     """Return how many connections the publisher of this host's master has; ``opts`` are its."""
     address = opts["interface"]
-    own = re.fullmatch(r"\d+(\.\d+){3}", address) and address != "0.0.0.0"
+    own = re.fullmatch(r"\d+(\.\d+){3}", address) and address != "0.0.0.0"  # noqa: S104
     return established(tables, opts["publish_port"], address if own else None)
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import multimaster_deploy
 import multimaster_gather
 import multimaster_keypair
+import multimaster_peers
 import multimaster_said
 
 PLAN = types.SimpleNamespace(
@@ -54,6 +55,7 @@ def runner(by_path, monkeypatch):
         f"multimaster_keypair.{name}": getattr(multimaster_keypair, name)
         for name in ("claimed", "proved")
     }
+    module.__utils__["multimaster_peers.hardened"] = multimaster_peers.hardened
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     monkeypatch.setattr("time.sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
@@ -430,6 +432,8 @@ def answering(runner, tmp_path, shared, monkeypatch):
 
     def answering(answer, forge=lambda name, proof: proof):
         class Client:
+            event = types.SimpleNamespace(get_event=None)
+
             def cmd_iter(self, ids, function, arguments, **flags):
                 for name in ids:
                     yield {name: {"ret": reply(function, name, arguments, answer, forge)}}

@@ -73,11 +73,11 @@ ALL = ["config", "access", "files:base", "pillar:base", "modules", "keys", "form
 
 
 @pytest.mark.parametrize("name", ["../web1", "/etc/x", "..", 5])
-def test_a_report_compiles_nothing_for_what_is_no_id(report, name):
+def test_a_report_compiles_nothing_for_what_is_no_id(host, report, name):
     from salt.exceptions import CommandExecutionError
 
     with pytest.raises(CommandExecutionError, match=r"sample: got .*supported: a minion id"):
-        report(sample=[name, {}])
+        host.modules["multimaster_drift.report"](sample=[name, ""])
 
 
 def test_a_report_has_digests_and_no_lists(report, host):
