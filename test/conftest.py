@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Generator
 from typing import Any
 
 import hypothesis
@@ -89,3 +90,16 @@ def pytest_terminal_summary(
 ) -> None:
     for notice in config.stash.get(LEFT_OUT, []):
         terminalreporter.write_line(notice, yellow=True, bold="Docker" in notice)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the ends of all hosts' logs to what a test says that failed with a laboratory."""
+    report = yield
+    lab: Any = getattr(item, "funcargs", {}).get("lab")
+    if report.failed and lab is not None:
+        for host in lab.lab.hosts:
+            report.sections.append((f"logs of {host.id}", lab.logs(host.id)))
+    return report

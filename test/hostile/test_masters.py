@@ -7,19 +7,32 @@ true.  Messages are those of :mod:`lab.attack`.
 
 from __future__ import annotations
 
+import contextlib
+import json
+import statistics
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from lab.decisions import MASTERS, decide, state, until_all_say, wait_for_key
+from lab.decisions import MASTERS, decide, state, until_all_say, wait_for_key, wait_for_keys
 from lab.keys import make_pair
 from lab.laboratory import Laboratory, applied
+from lab.wait import until
 
 NET = "127.0.116"
 ATTACKERS = ("web1", "web2", "web3")
+LIAR = Path(__file__).with_name("lying_minion.py")
+# A report of a master with which all would be well, and nothing is as it is.
+REPORT = {"running": True, "digest": "0" * 64, "fingerprint": "0" * 64, "accepted": []}
+# Messages a second of all attackers together, as far as they can; and for how long.
+RATE, SECONDS = 1000, 60
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +154,117 @@ def test_events_that_mean_nothing_are_nothing(lab: Laboratory) -> None:
     contents: list[Any] = [{}, {"origin": ""}, {"origin": 1}, {"force": True}, {"return": {"x": 5}}]
     contents += [{"id": "saltm1", "return": None}, {"return": {"answer": 1, "signature": [2]}}]
     lab.attack("web1", *(event(tag, content) for tag in tags for content in contents))
+
+
+@contextlib.contextmanager
+def lying(lab: Laboratory, minion: str, says: Any) -> Iterator[None]:
+    """Let a minion answer in the name of every master's host."""
+    host = lab.host(minion)
+    argv = [lab.python, str(LIAR), "--config", host.config_dir, "--says", json.dumps(says)]
+    with lab.stopped(minion, "salt-minion"):
+        done = lab.run(minion, *argv)
+        assert done.returncode == 0, done.stderr
+        liar = psutil.Process(int(lab.read(minion, f"{host.root}/var/run/salt-minion.pid")))
+        publishers = {(master.address, 4505) for master in lab.lab.masters}
+        lab.until(
+            lambda: publishers <= connections(liar),
+            f"{minion}, the lying one, to be connected to every master",
+        )
+        yield
+        liar.terminate()
+        # Or the minion that is started next takes it for a running instance, and exits.
+        lab.until(
+            lambda: not liar.is_running() or liar.status() == psutil.STATUS_ZOMBIE,
+            "the end of the lying minion",
+        )
+
+
+def connections(daemon: psutil.Process) -> set[Any]:
+    """Return where a daemon and its children are connected to."""
+    found: set[Any] = set()
+    for process in (daemon, *daemon.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            found.update(link.raddr for link in process.net_connections("tcp"))
+    return found
+
+
+@pytest.mark.parametrize("says", [{}, {"x": 5}, False, REPORT], ids=["empty", "odd", "no", "good"])
+def test_what_is_said_in_the_name_of_a_masters_host_is_not_believed(
+    lab: Laboratory, says: Any
+) -> None:
+    with lying(lab, "web2", says):
+        for argv in (["multimaster.status"], ["multimaster.drift"], ["multimaster.keys"]):
+            done = lab.run("saltm2", "salt-run", *argv, "timeout=15", "--out=json")
+            data = json.loads(done.stdout)
+            text = json.dumps(data)
+            assert "Traceback" not in done.stderr
+            # The masters themselves are heard all the same.
+            for master in MASTERS:
+                assert f"master {master}: " not in text, text
+        with lab.stopped("saltm3", "salt-minion"):
+            code, data = lab.status("saltm2")
+            assert code == 1
+            said = [line for line in data["problems"] if "saltm3" in line]
+            assert said, data["problems"]
+
+
+@pytest.mark.long
+def test_a_thousand_messages_a_second_hold_nobody_up(lab: Laboratory) -> None:
+    """Three minions send each master what it can; decisions go on, memory stays as it is."""
+    pub = make_pair()[1]
+    messages = [
+        event("salt/auth", {"id": "x" * 300, "act": "accept", "result": True, "pub": pub}),
+        event("salt/key", {"id": "web1", "act": "delete", "result": True}),
+        event("multimaster/wake", {"origin": "saltm1"}),
+    ]
+    addresses = [master.address for master in lab.lab.masters]
+    names = [f"flood-{number}" for number in range(100)]
+    wait_for_keys(lab, set(names))
+
+    def flood(minion: str, address: str, message: dict[str, Any]) -> int:
+        more = {"master": address, "rate": RATE / len(addresses), "seconds": SECONDS}
+        (said,) = lab.attack(minion, message | more)
+        return int(said["sent"])
+
+    engines = engine_processes(lab)
+    before = {process: process.memory_info().rss for process in engines}
+    took = []
+    with ThreadPoolExecutor(len(addresses)) as pool:
+        sent = [
+            pool.submit(flood, *each) for each in zip(ATTACKERS, addresses, messages, strict=True)
+        ]
+        for name in names:
+            decide(lab, "saltm2", "accept", name)
+            if any(one.done() for one in sent):
+                break
+            began = time.monotonic()
+            until(
+                lambda name=name: all(there(lab, master, name) for master in MASTERS),
+                lab.lab.patience,
+                f"{name} to be accepted everywhere",
+                interval=0.02,
+            )
+            took.append(time.monotonic() - began)
+        total = sum(one.result() for one in sent)
+    grown = {process.pid: process.memory_info().rss / before[process] for process in engines}
+    middle = statistics.median(took)
+    print(f"{total} messages in {SECONDS} s; {len(took)} decisions, {middle:.2f} s; {grown}")
+    assert len(took) > 3, took
+    assert all(growth < 1.5 for growth in grown.values()), grown
+    lab.until_connected("saltm2")
+
+
+def there(lab: Laboratory, master: str, name: str) -> bool:
+    """Tell whether a key is accepted on a master, at no cost."""
+    return Path(lab.host(master).master_pki_dir, "minions", name).exists()
+
+
+def engine_processes(lab: Laboratory) -> list[psutil.Process]:
+    """Return the engines that replicate keys, of all masters."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        text = " ".join(process.info["cmdline"] or [])
+        if str(lab.lab.directory) in text and "engines.multimaster)" in text:
+            found.append(process)
+    assert len(found) == len(MASTERS), found
+    return found
