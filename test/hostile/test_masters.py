@@ -24,10 +24,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from lab.decisions import MASTERS, decide, state, until_all_say, wait_for_key, wait_for_keys
 from lab.keys import make_pair
 from lab.laboratory import Laboratory, applied
+from lab.model import REPOSITORY
 from lab.wait import until
 
 NET = "127.0.116"
 ATTACKERS = ("web1", "web2", "web3")
+ASKER = REPOSITORY / "test/integration/ask_for_keys.py"
 LIAR = Path(__file__).with_name("lying_minion.py")
 # A report of a master with which all would be well, and nothing is as it is.
 REPORT = {"running": True, "digest": "0" * 64, "fingerprint": "0" * 64, "accepted": []}
@@ -39,7 +41,8 @@ RATE, SECONDS = 1000, 60
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
     """Three masters, and three minions whose administrators are not to be trusted."""
     directory = tmp_path_factory.mktemp("lab") / "lab"
-    with applied(directory, "process", masters=3, minions=3, net=NET) as made:
+    pillar = {"multimaster": {"master": {"config": {"autosign_file": "/etc/salt/autosign.conf"}}}}
+    with applied(directory, "process", masters=3, minions=3, net=NET, pillar=pillar) as made:
         yield made
 
 
@@ -154,6 +157,26 @@ def test_events_that_mean_nothing_are_nothing(lab: Laboratory) -> None:
     contents: list[Any] = [{}, {"origin": ""}, {"origin": 1}, {"force": True}, {"return": {"x": 5}}]
     contents += [{"id": "saltm1", "return": None}, {"return": {"answer": 1, "signature": [2]}}]
     lab.attack("web1", *(event(tag, content) for tag in tags for content in contents))
+
+
+def test_who_is_let_in_by_itself_under_a_masters_id_gets_no_key_pair(lab: Laboratory) -> None:
+    web1, saltm2 = lab.host("web1"), lab.host("saltm2")
+    stranger = Path(web1.root, "stranger")
+    config = {"id": "saltm9", "master": saltm2.address, "root_dir": str(stranger), "user": "root"}
+    stranger.mkdir()
+    (stranger / "minion").write_text(json.dumps(config))
+    autosign = Path(saltm2.config_dir, "autosign.conf")
+    autosign.write_text("saltm9\n")
+    lab.declare(masters=[*lab.masters(3), {"id": "saltm9", "address": f"{NET}.109"}])
+    try:
+        asked = lab.run("web1", lab.python, str(ASKER), str(stranger / "minion"), "saltm9")
+        assert json.loads(asked.stdout) == {"pillar": True, "given": []}, asked.stderr
+        assert state(lab, "saltm2", "saltm9") == "accepted"
+    finally:
+        lab.declare(masters=lab.masters(3))
+        autosign.unlink()
+    decide(lab, "saltm2", "delete", "saltm9")
+    until_all_say(lab, "saltm9", None)
 
 
 @contextlib.contextmanager
