@@ -2,10 +2,12 @@
 What the masters have decided on the minions' keys, and how their decisions become one.
 
 A ledger is a last-writer-wins map.  Its key is a minion id together with the fingerprint of a
-public key, its value the latest decision on that key: accepted, rejected or deleted.  The later
-decision wins, and of two at the same time the stricter, so that merging is commutative,
-associative and idempotent.  Time is hybrid logical: wall clock where that runs ahead of what has
-been seen, else a turn, so that a decision is later than all that its master knew of.
+public key, its value the latest decision on that key: accepted, rejected or deleted; or proposed to
+be: then every master keeps the key as accepted, but for those where somebody has removed it, until
+a later decision says what is right.  The later decision wins, and of two at the same time the
+stricter, so that merging is commutative, associative and idempotent.  Time is hybrid logical: wall
+clock where that runs ahead of what has been seen, else a turn, so that a decision is later than all
+that its master knew of.
 
 An id of which two keys are accepted or rejected at once is a conflict, which is for an operator.
 
@@ -28,8 +30,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+# What somebody did on one master and is not done on the others until it is confirmed, and what it
+# becomes then.
+PROPOSED = {"deletion proposed": "deleted", "rejection proposed": "rejected"}
+# Deleted; of the first it was not known on that master that the minion is there, and a master that
+# has its answer proposes it instead.
+GONE = ("deleted if away", "deleted")
 # From lenient to strict: which of two simultaneous decisions wins.
-VERDICTS = ("accepted", "deleted", "rejected")
+VERDICTS = ("accepted", *PROPOSED, *GONE, "rejected")
 # What a key that is in use can be.
 LIVE = ("accepted", "rejected")
 DIGEST_BITS = 256
@@ -74,9 +82,9 @@ class Decision:
     """
     What has been decided on one key of one minion.
 
-    ``origin`` is the minion id on the host of the master where it was decided; ``pub`` the public
-    key in PEM, empty if deleted, or if the text there was odd: then each master applies it to the
-    text that it has itself.
+    ``origin`` is the minion id on the host of the master where it was decided, or done first;
+    ``pub`` the public key in PEM, empty if deleted, or if the text there was odd: then each master
+    applies it to the text that it has itself.
     """
 
     id: str
@@ -137,7 +145,8 @@ def noticed(
         Its key now; pending is as good as none.
     known
         The ledger's decisions on the id, by fingerprint.  What they already say was applied by
-        the engine, which was then interrupted before it could note that it had seen it.
+        the engine, which was then interrupted before it could note that it had seen it.  What is
+        proposed already is not proposed again, and is settled by another key.
     deleted
         Whether Salt has told that somebody deleted the key.
 
@@ -148,22 +157,71 @@ def noticed(
     if before == now:
         return []
     said = known.get(before.fingerprint) if before else None
-    changing = before and said and said.verdict not in (before.state, "deleted")
+    changing = before and said and said.verdict in LIVE and said.verdict != before.state
     if changing and not now and not deleted:
         return None
     news = []
     if before and (now is None or now.fingerprint != before.fingerprint):
         news.append(("deleted", before.fingerprint))
     if now:
+        news += [
+            ("deleted", fingerprint)
+            for fingerprint, one in known.items()
+            if one.verdict in PROPOSED and fingerprint not in (now.fingerprint, *_prints(news))
+        ]
         news.append((now.state, now.fingerprint))
     return [
         (verdict, fingerprint)
         for verdict, fingerprint in news
-        if fingerprint not in known or known[fingerprint].verdict != verdict
+        if not _says(known.get(fingerprint), verdict, removed(seen, known), now)
     ]
 
 
-def plan(minion_id: str, decisions: Mapping[str, Decision], found: Key | None) -> Action:
+def _prints(news: Iterable[tuple[str, str]]) -> list[str]:
+    return [fingerprint for _, fingerprint in news]
+
+
+def _says(known: Decision | None, verdict: str, removed_here: str | None, now: Key | None) -> bool:
+    """Tell whether a decision says already what was found."""
+    if known is None:
+        return False
+    if known.verdict not in PROPOSED:
+        return known.verdict == verdict or (known.verdict in GONE and verdict in GONE)
+    if verdict == "accepted":
+        # As on every master but those where somebody has removed it.
+        return removed_here != known.fingerprint
+    replaced = now is not None and now.fingerprint != known.fingerprint
+    return verdict == PROPOSED[known.verdict] and not replaced
+
+
+def removed(seen: Key | None, decisions: Mapping[str, Decision]) -> str | None:
+    """Return the fingerprint of the key that somebody has removed here, as is proposed, if any."""
+    said = decisions.get(seen.fingerprint) if seen and seen.state != "accepted" else None
+    return said.fingerprint if said and said.verdict in PROPOSED else None
+
+
+def remembered(
+    seen: Key | None, found: Key | None, decisions: Mapping[str, Decision]
+) -> Key | None:
+    """
+    Return what is to be remembered as the id's key.
+
+    That is what was found; or, where there is none now that is accepted or rejected, that the last
+    one has been removed here, if that is proposed.
+    """
+    if seen and not (found and found.state in LIVE):
+        said = decisions.get(seen.fingerprint)
+        if said and said.verdict in PROPOSED:
+            return Key("deleted", seen.fingerprint)
+    return found
+
+
+def plan(
+    minion_id: str,
+    decisions: Mapping[str, Decision],
+    found: Key | None,
+    seen: Key | None = None,
+) -> Action:
     """
     Tell what a master has to do so that its key store says what the ledger says.
 
@@ -171,13 +229,21 @@ def plan(minion_id: str, decisions: Mapping[str, Decision], found: Key | None) -
         The ledger's decisions on the id, by fingerprint.
     found
         The id's key in the key store, or None.
+    seen
+        What is :func:`remembered` of it.
     """
     live = [decision for decision in decisions.values() if decision.verdict in LIVE]
     if len(live) > 1:
         return Action("conflict", minion_id, reason=_several(live))
     if not live:
-        if found and found.state in LIVE and found.fingerprint in decisions:
-            return Action("delete", minion_id, decisions[found.fingerprint])
+        # One that is accepted for as long as nothing else is decided, if there is only one.
+        kept = [decision for decision in decisions.values() if decision.verdict in PROPOSED]
+        if len(kept) == 1 and removed(seen, decisions) != kept[0].fingerprint:
+            live = [replace(one, verdict="accepted") for one in kept]
+    if not live:
+        said = decisions.get(found.fingerprint) if found and found.state in LIVE else None
+        if said and said.verdict in GONE:
+            return Action("delete", minion_id, said)
         return Action("none", minion_id)
     (wanted,) = live
     verb = {"accepted": "accept", "rejected": "reject"}[wanted.verdict]
@@ -336,7 +402,7 @@ def from_wire(value: Any) -> Decision:
         )
     if not FINGERPRINT.fullmatch(fingerprint):
         raise LedgerError(f"{what}: got fingerprint {reprlib.repr(fingerprint)}")
-    if len(pub) > MAX_TEXT or (pub and verdict not in LIVE):
+    if len(pub) > MAX_TEXT or (pub and verdict in GONE):
         raise LedgerError(f"{what}: got a text of {len(pub)} letters, {verdict}")
     try:
         "".join((minion_id, origin, pub)).encode()
@@ -491,10 +557,18 @@ class Ledger:
     def conflicts(self) -> list[str]:
         """Return the ids of which more than one key is accepted or rejected."""
         rows = self._db.execute(
-            "SELECT id FROM decision WHERE verdict != 'deleted'"
+            "SELECT id FROM decision WHERE verdict IN ('accepted', 'rejected')"
             " GROUP BY id HAVING COUNT(*) > 1 ORDER BY id"
         )
         return [minion_id for (minion_id,) in rows]
+
+    def proposals(self) -> list[Decision]:
+        """Return what is proposed and neither confirmed nor taken back, oldest first."""
+        marks = ", ".join("?" * len(PROPOSED))
+        rows = self._db.execute(
+            f"{_SELECT} WHERE verdict IN ({marks}) ORDER BY time, turn, id", tuple(PROPOSED)
+        )
+        return [_decision(row) for row in rows]
 
     def since(self, place: int, limit: int) -> tuple[list[Decision], int]:
         """Return up to ``limit`` decisions recorded after a place, and the place after them."""
@@ -559,15 +633,15 @@ class Ledger:
                 self._set("complete", True)
 
     def seen(self, minion_id: str) -> Key | None:
-        """Return the id's key as the key store had it when it was last looked at."""
+        """Return what is :func:`remembered` of an id's key since it was last looked at."""
         row = self._db.execute(
             "SELECT state, fingerprint FROM seen WHERE id = ?", (minion_id,)
         ).fetchone()
         return Key(*row) if row else None
 
     def all_seen(self) -> dict[str, Key]:
-        """Return :meth:`seen` for every id."""
-        rows = self._db.execute("SELECT id, state, fingerprint FROM seen")
+        """Return :meth:`seen` for every id that had a key then."""
+        rows = self._db.execute("SELECT id, state, fingerprint FROM seen WHERE state != 'deleted'")
         return {minion_id: Key(state, fingerprint) for minion_id, state, fingerprint in rows}
 
     def note(self, keys: Mapping[str, Key | None]) -> None:
@@ -608,14 +682,11 @@ class Ledger:
     def purge(self, before: int) -> int:
         """Forget deletions that are older than a time (ms); return how many."""
         with self.transaction():
-            rows = self._db.execute(
-                f"{_SELECT} WHERE verdict = 'deleted' AND time < ?", (before,)
-            ).fetchall()
+            old = "FROM decision WHERE verdict IN ('deleted', 'deleted if away') AND time < ?"
+            rows = self._db.execute(f"SELECT {_COLUMNS} {old}", (before,)).fetchall()
             for row in rows:
                 self._count(_decision(row), -1)
-            self._db.execute(
-                "DELETE FROM decision WHERE verdict = 'deleted' AND time < ?", (before,)
-            )
+            self._db.execute(f"DELETE {old}", (before,))
         return len(rows)
 
     def put_aside(self, items: Mapping[str, str]) -> None:
@@ -660,7 +731,7 @@ class Ledger:
         """Record a decision in place of the one that there was on the same key."""
         if mine:
             self._count(mine, -1)
-        if mine and decision.verdict in LIVE and not decision.pub:
+        if mine and decision.verdict not in GONE and not decision.pub:
             # Of the same key, from a master where its text was not odd.
             decision = replace(decision, pub=mine.pub)
         self._count(decision, 1)
@@ -682,7 +753,7 @@ class Ledger:
         )
 
     def _note(self, minion_id: str, key: Key | None) -> None:
-        if key and key.state in LIVE:
+        if key and key.state in (*LIVE, "deleted"):
             self._db.execute("REPLACE INTO seen VALUES (?, ?, ?)", (minion_id, *key))
         else:
             self._db.execute("DELETE FROM seen WHERE id = ?", (minion_id,))
@@ -719,7 +790,8 @@ class Ledger:
 
 
 _AUDIT = "recorded, id, fingerprint, verdict, decided, origin, via"
-_SELECT = "SELECT id, fingerprint, verdict, time, turn, origin, pub, seq FROM decision"
+_COLUMNS = "id, fingerprint, verdict, time, turn, origin, pub, seq"
+_SELECT = f"SELECT {_COLUMNS} FROM decision"
 _SCHEMA = (
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     "CREATE TABLE decision (id TEXT, fingerprint TEXT, verdict TEXT NOT NULL,"

@@ -31,7 +31,7 @@ stamps = st.builds(Stamp, st.integers(0, 3), st.integers(0, 2))
 def decision(
     verdict="accepted", at=BEFORE, fingerprint=A, minion_id="web1", origin="saltm1"
 ) -> Decision:
-    pub = f"PEM of {fingerprint}" if verdict in ledger.LIVE else ""
+    pub = "" if verdict in ledger.GONE else f"PEM of {fingerprint}"
     return Decision(minion_id, fingerprint, verdict, Stamp(*at), origin, pub)
 
 
@@ -80,7 +80,15 @@ def test_merge_with_itself_changes_nothing(one):
 
 @pytest.mark.parametrize(
     ("lenient", "strict"),
-    [("accepted", "deleted"), ("deleted", "rejected"), ("accepted", "rejected")],
+    [
+        ("accepted", "deleted"),
+        ("deleted", "rejected"),
+        ("accepted", "rejected"),
+        ("accepted", "deletion proposed"),
+        ("deletion proposed", "rejection proposed"),
+        ("rejection proposed", "deleted if away"),
+        ("deleted if away", "deleted"),
+    ],
 )
 @pytest.mark.parametrize("origins", [("saltm1", "saltm3"), ("saltm3", "saltm1")])
 def test_of_two_decisions_at_one_time_the_stricter_wins(lenient, strict, origins):
@@ -137,7 +145,93 @@ def test_a_key_that_vanished_while_it_was_to_be_changed_is_nobodys_decision():
     assert ledger.noticed(seen, None, {A: decision("deleted", (1, 0))}) == []
 
 
+@pytest.mark.parametrize(
+    ("verdict", "seen", "found", "news", "remembered"),
+    [
+        # Who has removed the key, or does so elsewhere, too.
+        ("deletion proposed", Key("accepted", A), None, [], Key("deleted", A)),
+        ("deletion proposed", Key("accepted", A), Key("pending", A), [], Key("deleted", A)),
+        ("deletion proposed", Key("deleted", A), None, [], Key("deleted", A)),
+        ("rejection proposed", Key("accepted", A), Key("rejected", A), [], Key("rejected", A)),
+        ("rejection proposed", Key("accepted", A), None, [("deleted", A)], Key("deleted", A)),
+        # What the engine has put back.
+        ("deletion proposed", None, Key("accepted", A), [], Key("accepted", A)),
+        # What somebody has accepted again where it was removed.
+        (
+            "deletion proposed",
+            Key("deleted", A),
+            Key("accepted", A),
+            [("accepted", A)],
+            Key("accepted", A),
+        ),
+        (
+            "rejection proposed",
+            Key("rejected", A),
+            Key("accepted", A),
+            [("accepted", A)],
+            Key("accepted", A),
+        ),
+        # A successor settles it.
+        (
+            "deletion proposed",
+            Key("deleted", A),
+            Key("accepted", B),
+            [("deleted", A), ("accepted", B)],
+            Key("accepted", B),
+        ),
+    ],
+)
+def test_what_is_proposed_is_settled_by_an_acceptance_and_by_nothing_else(
+    verdict, seen, found, news, remembered
+):
+    known = {A: decision(verdict, (1, 0))}
+    assert ledger.noticed(seen, found, known) == news
+    assert ledger.remembered(seen, found, known) == remembered
+
+
+def test_what_was_removed_is_remembered_as_such_for_as_long_as_that_is_proposed():
+    for verdict in ("accepted", "deleted"):
+        known = {A: decision(verdict, (1, 0))}
+        assert ledger.remembered(Key("deleted", A), None, known) is None
+    assert ledger.remembered(None, None, {A: decision("deletion proposed")}) is None
+
+
 # What a master has to do
+
+
+@pytest.mark.parametrize("verdict", ["deletion proposed", "rejection proposed"])
+@pytest.mark.parametrize(
+    ("seen", "found", "verb"),
+    [
+        (Key("accepted", A), Key("accepted", A), "none"),
+        # Lost with its mount, or never heard of: nobody has removed it here.
+        (Key("accepted", A), None, "accept"),
+        (None, None, "accept"),
+        (None, Key("pending", A), "accept"),
+        (Key("accepted", A), Key("rejected", A), "accept"),
+        # Where somebody has.
+        (Key("deleted", A), None, "none"),
+        (Key("deleted", A), Key("pending", A), "none"),
+        (Key("rejected", A), Key("rejected", A), "none"),
+    ],
+)
+def test_what_is_proposed_leaves_the_key_as_each_master_has_it(verdict, seen, found, verb):
+    known = {A: decision(verdict, (1, 0))}
+    assert ledger.plan("web1", known, found, seen).verb == verb
+    if verb == "accept":
+        assert ledger.plan("web1", known, found, seen).decision.pub == f"PEM of {A}"
+
+
+def test_a_successor_wins_over_what_is_proposed():
+    known = {A: decision("deletion proposed", (2, 0)), B: decision("accepted", (1, 0), B)}
+    action = ledger.plan("web1", known, Key("accepted", A), Key("accepted", A))
+    assert (action.verb, action.decision) == ("accept", known[B])
+
+
+@pytest.mark.parametrize("verdict", ledger.GONE)
+def test_a_key_is_deleted_whether_or_not_the_minion_was_known_to_be_there(verdict):
+    known = {A: decision(verdict, (1, 0))}
+    assert ledger.plan("web1", known, Key("accepted", A)).verb == "delete"
 
 
 @pytest.mark.parametrize(
@@ -209,8 +303,12 @@ def test_accepts_only_what_somebody_has_accepted(taken, pending):
         known[one.fingerprint] = ledger.merge(known.get(one.fingerprint), one)
     action = ledger.plan("web1", known, Key("pending", pending) if pending else None)
     if action.verb == "accept":
-        assert action.decision in taken
         assert action.decision.verdict == "accepted"
+        # What is proposed was accepted, or there would be nothing to delete or to reject.
+        assert action.decision in [
+            replace(one, verdict="accepted") if one.verdict in ledger.PROPOSED else one
+            for one in taken
+        ]
 
 
 def test_a_conflict_is_resolved_by_naming_the_key_that_stays():
@@ -261,6 +359,7 @@ def test_more_than_an_answer_can_hold_is_refused():
         ["web1", "aa", "accepted", 1, 0, "saltm1", "PEM"],
         ["web\udcff", A, "accepted", 1, 0, "saltm1", "PEM"],
         ["web1", A, "deleted", 1, 0, "saltm1", "PEM"],
+        ["web1", A, "deleted if away", 1, 0, "saltm1", "PEM"],
         [1, A, "accepted", 1, 0, "saltm1", "PEM"],
     ],
     ids=str,
@@ -323,6 +422,29 @@ def test_equal_ledgers_have_equal_digests_and_others_have_not(tmp_path_factory, 
         assert one.epoch != other.epoch
 
 
+def test_what_is_proposed_is_listed_until_it_is_settled_either_way(opened):
+    for name in ("web1", "web2", "web3"):
+        opened.decide(name, A, "deletion proposed", "saltm1", "PEM", "here")
+    assert [one.id for one in opened.proposals()] == ["web1", "web2", "web3"]
+    opened.decide("web1", A, "deleted", "saltm2", "", "confirmed")
+    opened.decide("web2", A, "accepted", "saltm2", "", "taken back")
+    assert [one.id for one in opened.proposals()] == ["web3"]
+    # The text outlives it.
+    assert opened.of("web2")[A].pub == "PEM"
+
+
+def test_what_was_removed_here_is_no_key_that_is_there(opened):
+    opened.note({"web1": Key("deleted", A), "web2": Key("accepted", B)})
+    assert opened.seen("web1") == Key("deleted", A)
+    assert opened.all_seen() == {"web2": Key("accepted", B)}
+
+
+@pytest.mark.parametrize("verdict", ["deletion proposed", "rejection proposed"])
+def test_a_key_of_which_something_is_proposed_is_in_no_conflict_with_its_successor(opened, verdict):
+    opened.learn([decision(verdict, (1, 0)), decision("accepted", (2, 0), B)], "x")
+    assert opened.conflicts() == []
+
+
 def test_is_read_in_pieces_and_from_where_one_was(opened):
     opened.learn([decision(minion_id=f"web{number}") for number in range(5)], "x")
     first, place = opened.since(0, 3)
@@ -368,9 +490,10 @@ def test_remembers_the_mark_of_the_place_that_it_has_read_a_peer_to(opened):
 
 
 def test_old_deletions_are_forgotten_and_nothing_else(opened, tmp_path):
-    kept = [decision("accepted", (1, 0)), decision("deleted", (9, 0), B)]
-    opened.learn([*kept, decision("deleted", (1, 0), minion_id="web2")], "x")
-    assert opened.purge(5) == 1
+    kept = [decision("deletion proposed", (1, 0)), decision("deleted", (9, 0), B)]
+    gone = [decision(verdict, (1, 0), minion_id=verdict) for verdict in ledger.GONE]
+    opened.learn([*kept, *gone], "x")
+    assert opened.purge(5) == 2
     assert content(opened) == kept
     with Ledger(str(tmp_path / "other")) as other:
         other.learn(kept, "x")
@@ -579,19 +702,29 @@ class Fleet(RuleBasedStateMachine):
     def minion_asks(self, master, minion, key):
         self.stores[master].setdefault(minion, Key("pending", key))
 
-    @rule(master=st.sampled_from(MASTERS))
-    def engine_looks(self, master):
+    @rule(master=st.sampled_from(MASTERS), held=st.booleans())
+    def engine_looks(self, master, held=False):
         book, store = self.books[master], self.stores[master]
         for minion in IDS:
-            found = store.get(minion)
+            found, seen = store.get(minion), book.seen(minion)
             known = book.of(minion)
-            news = ledger.noticed(book.seen(minion), found, known)
+            news = ledger.noticed(seen, found, known)
             if news is None:
                 continue
             for verdict, key in news:
-                pub = f"PEM of {key}" if verdict in ledger.LIVE else ""
+                if held and len(news) == 1 and seen == Key("accepted", key):
+                    verdict = {made: name for name, made in ledger.PROPOSED.items()}[verdict]
+                pub = "" if verdict in ledger.GONE else f"PEM of {key}"
                 book.decide(minion, key, verdict, master, pub, "scan")
-            book.note({minion: found})
+            book.note({minion: ledger.remembered(seen, found, book.of(minion))})
+
+    @rule(master=st.sampled_from(MASTERS), confirmed=st.booleans())
+    def administrator_settles(self, master, confirmed):
+        book = self.books[master]
+        for one in book.proposals():
+            verdict = ledger.PROPOSED[one.verdict] if confirmed else "accepted"
+            pub = "" if verdict in ledger.GONE else one.pub
+            book.decide(one.id, one.fingerprint, verdict, master, pub, "settled")
 
     @rule(master=st.sampled_from(MASTERS), peer=st.sampled_from(MASTERS))
     def engine_pulls(self, master, peer):
@@ -606,7 +739,7 @@ class Fleet(RuleBasedStateMachine):
         self.engine_looks(master)
         book, store = self.books[master], self.stores[master]
         for minion in IDS:
-            action = ledger.plan(minion, book.of(minion), store.get(minion))
+            action = ledger.plan(minion, book.of(minion), store.get(minion), book.seen(minion))
             if crash and action.verb in ("accept", "reject"):
                 # Salt removes a key before it writes the new state.
                 store.pop(minion, None)
@@ -615,7 +748,8 @@ class Fleet(RuleBasedStateMachine):
             if crash:
                 # Killed before it could note what it has done.
                 return
-            book.note({minion: store.get(minion)})
+            known = book.of(minion)
+            book.note({minion: ledger.remembered(book.seen(minion), store.get(minion), known)})
 
     def _apply(self, store: dict[str, Key], action: Action) -> None:
         if action.verb in ("accept", "reject"):
@@ -661,9 +795,12 @@ class Fleet(RuleBasedStateMachine):
         for minion in IDS:
             known = self.books["saltm1"].of(minion)
             live = [one for one in known.values() if one.verdict in ledger.LIVE]
+            held = [one.fingerprint for one in known.values() if one.verdict in ledger.PROPOSED]
             for store in self.stores.values():
                 found = store.get(minion)
-                if not live:
+                if not live and held:
+                    assert not found or found.state == "pending" or found.fingerprint in held
+                elif not live:
                     assert found is None or found.state == "pending"
                 elif len(live) == 1 and not (found and found.state == "pending"):
                     assert found == Key(live[0].verdict, live[0].fingerprint)
