@@ -7,8 +7,10 @@ minions on their hosts, and applies it.  Events only wake: content comes from an
 signed with the masters' shared key over a fresh nonce.  See docs/replication.md.
 """
 
+import collections
 import contextlib
 import dataclasses
+import glob
 import inspect
 import json
 import logging
@@ -38,15 +40,21 @@ INTERVAL = 60.0
 LOOK = 5.0
 # Seconds until something that failed is tried again, and, about, until the first questions.
 PAUSE = 5.0
+# Seconds for which a minion's answer is waited for that it is there; it counts later, too.
+PATIENCE = 5.0
 # Seconds until a peer is asked again that has no ledger yet: its master is about to restart.
 UNREADY = 2.0
 # Seconds for which more key events are collected once there is one.
 GATHER = 0.02
 # Seconds between two times that the peers are woken.
 WAKE_PAUSE = 0.5
-# Keys that may vanish without an event and count as deleted.  If more do, and they are most of
-# the keys, the key store was damaged: no administrator meant that on every master.
-VANISHED = 10
+# Accepted keys that may be deleted or rejected here within so many seconds, and are so everywhere;
+# of more it is only proposed.  Unless declared.
+AT_ONCE, WITHIN = 5, 60.0
+# Milliseconds by which a file's time may be wrong.
+COARSE = 2000
+# Minions that were asked whether they are there, and may still answer.
+ASKED = 10_000
 # Deletions are remembered for that long, in days: so long may a master be away.
 REMEMBERED = 180
 
@@ -58,6 +66,13 @@ SIGNED_IN = ("accept", "full")
 FARTHEST = 1 << 53
 # What a key that is in use can be.
 LIVE = ("accepted", "rejected")
+# Verdicts of the ledger.
+PROPOSED = {"deletion proposed": "deleted", "rejection proposed": "rejected"}
+PROPOSAL = {verdict: name for name, verdict in PROPOSED.items()}
+IF_AWAY = "deleted if away"
+GONE = (IF_AWAY, "deleted")
+# What the masters' key is used for beside answers: see _word.
+WORD = "the keys of the masters' hosts"
 
 STARTED = re.compile(r"salt/minion/[^/]+/start")
 # What Salt 3008 calls a key file until it is complete; after a crash for good.
@@ -120,6 +135,16 @@ class _Aside(NamedTuple):
     due: float
 
 
+class _Removal(NamedTuple):
+    """An accepted key that somebody has deleted or rejected on this master."""
+
+    at: float
+    id: str
+    fingerprint: str
+    verdict: str
+    pub: str
+
+
 class _Engine:
     def __init__(self, book, bus, peers):
         self.book = book
@@ -128,6 +153,17 @@ class _Engine:
         book.look_at(self.store.name)
         self.seeds = _Seeds(peers)
         now = time.monotonic()
+        self.masters = {*peers, __opts__["id"]}
+        bounds = __opts__["multimaster"].get("keys") or {}
+        self.at_once = bounds.get("at_once", AT_ONCE)
+        self.within = bounds.get("within", WITHIN)
+        self.removals = collections.deque()
+        # Minions that were heard of, and those that were asked for something and have not answered
+        # since.
+        self.heard, self.silent = set(), set()
+        # Those that were asked whether they are there, as (job, id) -> their decision before; who
+        # has answered; and until when nothing is done about which ids.
+        self.doubts, self.vouched, self.parked = {}, [], {}
         self.peers = {
             name: __utils__["multimaster_peers.peer"](name, now + random.uniform(0.5, 1.5) * PAUSE)
             for name in peers
@@ -136,8 +172,10 @@ class _Engine:
         # tells that it has changed.
         self.snapshot, self.marks = {}, ()
         self.look_due = self.scan_due = 0.0
-        # Where root says on this host that everything is to be looked at again.
-        self.demand = os.path.join(__opts__["cachedir"], "multimaster", "look-again")
+        # Where root says on this host that everything is to be looked at again, or what is to
+        # become of proposals.
+        self.directory = os.path.join(__opts__["cachedir"], "multimaster")
+        self.demand = os.path.join(self.directory, "look-again")
         # What is recorded and not yet applied, or not yet said to the peers.
         self.undone, self.unsaid = set(), False
         self.say_due = 0.0
@@ -158,7 +196,8 @@ class _Engine:
             # At first before any event: what is there already is nobody's news.
             self._look()
         self._sent()
-        due = min([self.look_due, *(peer.next() for peer in self._in_turn())])
+        self._release()
+        due = min([self.look_due, *self.parked.values(), *(p.next() for p in self._in_turn())])
         if self.unsaid:
             due = min(due, self.say_due)
         self._gather(max(0.001, due - time.monotonic()))
@@ -170,6 +209,7 @@ class _Engine:
                 self.aside.pop(f"answers/{peer.name}", None)
         self._notice(self.touched)
         self.touched = set()
+        self._hold()
         if self.unsaid and time.monotonic() >= self.say_due:
             self.say_due = time.monotonic() + WAKE_PAUSE
             if not self.saying:
@@ -253,11 +293,30 @@ class _Engine:
         if back in self.peers:
             # What it was not there for, it will answer now.
             self.peers[back].returned(time.monotonic())
+        self._hear(tag, data)
         if tag == "multimaster/wake":
             self._woken(origin)
+            if data.get("word") is not None:
+                self._heed(data["word"])
         peer, question = self._asked(tag)
         if question and isinstance(data, dict):
             self.answers.append((peer, question, data.get("return")))
+
+    def _hear(self, tag, data):
+        """Note who is there, and who was asked for something and may not be."""
+        _, _, jid, kind, name = [*tag.split("/", 4), "", "", "", ""][:5]
+        if not tag.startswith("salt/job/"):
+            kind, name = "", _back(tag, _text(data, "id"))
+        if kind == "new":
+            asked = data.get("minions") if isinstance(data, dict) else None
+            for one in asked if isinstance(asked, list) else ():
+                if isinstance(one, str) and one in self.snapshot:
+                    self.silent.add(one)
+        elif name in self.snapshot:
+            self.heard.add(name)
+            self.silent.discard(name)
+        if (before := self.doubts.pop((jid, name), None)) is not None:
+            self.vouched.append(before)
 
     def _asked(self, tag):
         """Return who may have answered which question with an event, or None twice."""
@@ -271,7 +330,10 @@ class _Engine:
         """Ask whoever has news; or, where nobody is named, look at everything again."""
         if origin in self.peers:
             self.peers[origin].woken(time.monotonic())
-        elif origin == "" and __utils__["multimaster_peers.demanded"](self.demand):
+        elif origin == "":
+            self._obey()
+            if not __utils__["multimaster_peers.demanded"](self.demand):
+                return
             self.look_due = self.scan_due = 0.0
             self.snapshot = {}
             for name, peer in self.peers.items():
@@ -283,11 +345,15 @@ class _Engine:
         touched = [entry for entry in touched if self._is_id(entry[0])]
         if not touched:
             return
+        names = {minion_id for minion_id, _ in touched}
         with self.book.transaction():
             for minion_id, deleted in touched:
                 with self._apart(minion_id):
-                    self._compare(minion_id, deleted)
-        self._tidy({minion_id for minion_id, _ in touched})
+                    self._compare(minion_id, deleted, told=True)
+        if own := names & self.masters:
+            # Or this master could not ask them any more.
+            self._apply(own)
+        self._tidy(names)
 
     def _is_id(self, name):
         is_id = __utils__["multimaster_pubkey.is_id"]
@@ -295,6 +361,7 @@ class _Engine:
 
     def _look(self):
         """Record what was decided here without an event, or while this did not run."""
+        self._obey()
         marks, now = self.store.marks(), time.monotonic()
         # The others are no ids.
         due = {item for item, aside in self.aside.items() if "/" not in item and aside.due <= now}
@@ -314,7 +381,7 @@ class _Engine:
         odd = self._unfinished(snapshot)
         changed = {name for name, _ in snapshot.items() ^ self.snapshot.items()} - odd
         due -= odd
-        first = not self.snapshot
+        first, lost = not self.snapshot, set()
         if self.book.fresh:
             names = [n for n, mark in snapshot.items() if mark[0] and n not in self.seeds.keys]
             self.book.witness(self._found(set(names) - odd), __opts__["id"])
@@ -323,25 +390,70 @@ class _Engine:
         elif changed or first or due:
             seen = self.book.all_seen()
             gone = {name for name in seen if not snapshot.get(name, (False,))[0]}
-            if len(gone) > max(VANISHED, len(seen) / 2):
-                log.error(
-                    "%d of %d keys are gone and no event tells that they were deleted: they are "
-                    "put back",
-                    len(gone),
-                    len(seen),
-                )
-            else:
-                with self.book.transaction():
-                    for name in sorted(changed | gone | due):
-                        with self._apart(name):
-                            self._compare(name)
+            old = {name for name in self._contradicting(changed, snapshot) if self._is_old(name)}
+            why = gone and ("an older copy was put there" if old else self._lost(snapshot, first))
+            if why:
+                # Nobody has deleted them.
+                lost = gone
+                log.error("%d of %d keys are gone, put back: %s", len(gone), len(seen), why)
+            with self.book.transaction():
+                for name in sorted((changed | due | gone) - old - lost):
+                    with self._apart(name):
+                        self._compare(name)
+            changed |= gone
         todo = {*changed, *self.book.ids()} if first else changed | due
         self._apply(todo)
         # A pending key has made nothing moot, and anybody can have many.
         self._tidy(n for n in self.store.denied_ids() if snapshot.get(n, (True,))[0])
         self.book.completed()
         self.book.purge((int(time.time() * 1000) // DAY - REMEMBERED) * DAY)
+        if not lost & self.undone:
+            self.book.put_directories(self.store.directories())
         self.snapshot, self.marks, self.scan_due = snapshot, marks, now + INTERVAL
+
+    def _lost(self, snapshot, first):
+        """Tell why keys that are gone are not deleted but lost with their directory, if so."""
+        if not self.store.on_disk:
+            return "" if any(live for live, *_ in snapshot.values()) else "all of them at once"
+        before, now = self.book.directories(), self.store.directories()
+        if not isinstance(before, dict):
+            return ""
+        for name, mark in now.items():
+            was = before.get(name)
+            if not was:
+                continue
+            if not mark:
+                return f"{name} is gone"
+            (inode, device, boot, changed), (inode0, device0, boot0, changed0) = mark, was
+            if inode != inode0 or (boot == boot0 and device != device0):
+                return f"{name} is another directory"
+            # While this runs, somebody may have set the clock.
+            if first and changed < changed0:
+                return f"{name} is older than it was"
+        return ""
+
+    def _contradicting(self, names, snapshot):
+        """Return those that are accepted or rejected, and may be so against the ledger."""
+        ended = self.book.ended()
+        return {
+            name
+            for name in names
+            if snapshot.get(name, (False,))[0]
+            and (name in ended or snapshot[name][1] in ("minions_rejected", "rejected"))
+        }
+
+    def _is_old(self, minion_id):
+        """Tell whether a key is what a later decision has ended: somebody has put back a copy."""
+        with contextlib.suppress(OSError):
+            key, _ = self.store.fetch(minion_id)
+            said = self.book.of(minion_id).get(key.fingerprint) if key else None
+            # What was seen already is what a crash kept from being changed.
+            news = key and key.state in LIVE and self.book.seen(minion_id) != key
+            if news and said and said.verdict not in (key.state, *PROPOSED):
+                written = self.store.written(minion_id, key.state)
+                recorded = self.book.recorded(minion_id, key.fingerprint)
+                return written is not None and written + COARSE < recorded
+        return False
 
     def _found(self, names):
         """Yield the id, key and text of each of the keys that are there."""
@@ -419,20 +531,151 @@ class _Engine:
         else:
             self.seeds.forget()
 
-    def _compare(self, minion_id, deleted=False):
-        """Record what was decided here on one id, if anything."""
-        key, pub = self.store.fetch(minion_id)
+    def _seen(self, minion_id):
+        """Return what is remembered of an id's key; that it was removed here, if that is so."""
         seen = self.book.seen(minion_id)
-        news = __utils__["multimaster_ledger.noticed"](seen, key, self.book.of(minion_id), deleted)
+        if seen is None and minion_id not in self.masters:
+            for one in self.book.of(minion_id).values():
+                if one.verdict in PROPOSED and one.origin == __opts__["id"]:
+                    return __utils__["multimaster_ledger.key"]("deleted", one.fingerprint)
+        return seen
+
+    def _compare(self, minion_id, deleted=False, told=False):
+        """Record what was decided here on one id, if anything; whether or not an event told so."""
+        key, pub = self.store.fetch(minion_id)
+        known, seen = self.book.of(minion_id), self._seen(minion_id)
+        news = __utils__["multimaster_ledger.noticed"](seen, key, known, deleted)
         if news is None:
             return
         for verdict, fingerprint in news:
             text = "" if verdict == "deleted" else pub
+            if len(news) == 1 and verdict != "accepted":
+                verdict, text = self._weigh(minion_id, verdict, fingerprint, text, seen)
             self.book.decide(minion_id, fingerprint, verdict, __opts__["id"], text, "here")
             log.info("%r: %s on this master", minion_id, verdict)
             self.unsaid = True
-        if key != seen:
+        known = self.book.of(minion_id)
+        key = __utils__["multimaster_ledger.remembered"](seen, key, known)
+        held = any(one.verdict in PROPOSED for one in known.values())
+        if key != seen and not (held and minion_id in self.masters):
             self.book.note({minion_id: key})
+
+    def _weigh(self, minion_id, verdict, fingerprint, text, seen):
+        """
+        Return what is to be recorded of a key that was deleted or rejected here, and its text.
+
+        One that was not accepted is nobody's loss.  The key of a master's host, and several within
+        a short time, are no single deliberate act: what was recorded before of those goes along.
+        """
+        before = self.book.of(minion_id).get(fingerprint)
+        accepted = bool(seen and seen.state == "accepted")
+        if not accepted and not (before and before.verdict in PROPOSED):
+            return verdict, text
+        pub, now = before.pub if before else "", time.monotonic()
+        while self.removals and now - self.removals[0].at > self.within:
+            self.removals.popleft()
+        self.removals.append(_Removal(now, minion_id, fingerprint, verdict, pub))
+        if len(self.removals) > self.at_once:
+            if len(self.removals) == self.at_once + 1:
+                log.error("More than %d keys are removed here: only proposed", self.at_once)
+            for one in self.removals:
+                said = self.book.of(one.id).get(one.fingerprint)
+                if said and said.verdict in (*GONE, "rejected") and said.origin == __opts__["id"]:
+                    name = PROPOSAL[one.verdict]
+                    arguments = [one.fingerprint, name, __opts__["id"], one.pub, "here"]
+                    self.book.decide(one.id, *arguments)
+            return PROPOSAL[verdict], pub
+        if minion_id in self.masters:
+            log.error("%r is a master's host: its key stays unless that is confirmed", minion_id)
+            return PROPOSAL[verdict], pub
+        return (IF_AWAY if verdict == "deleted" and minion_id in self.silent else verdict), text
+
+    def _doubt(self, before, changed):
+        """Ask whom this master has heard of whether they are there, before they are deleted."""
+        names = [
+            one.id
+            for one in before
+            if one.id in changed and one.id in self.heard and one.id not in self.masters
+        ]
+        if not names:
+            return
+        jid = self.courier.give(names, "test.ping", [])
+        self.doubts |= {(jid, one.id): one for one in before if one.id in names}
+        for old in list(self.doubts)[:-ASKED]:
+            del self.doubts[old]
+        self.parked |= dict.fromkeys(names, time.monotonic() + PATIENCE)
+
+    def _release(self):
+        """Go on with those that have not answered so far."""
+        now = time.monotonic()
+        ready = [name for name, until in self.parked.items() if until <= now]
+        for name in ready:
+            del self.parked[name]
+        if ready:
+            self._apply(ready)
+
+    def _hold(self):
+        """Propose what was decided on minions that are there, and were not where it was decided."""
+        names, self.vouched = self.vouched, []
+        for before in names:
+            self.parked.pop(before.id, None)
+            with self._apart(before.id):
+                said = self.book.of(before.id).get(before.fingerprint)
+                if said and said.verdict == IF_AWAY:
+                    arguments = [before.fingerprint, PROPOSAL["deleted"], said.origin, before.pub]
+                    self.book.decide(before.id, *arguments, "it answers")
+                    self.unsaid = True
+        if names:
+            self._apply(before.id for before in names)
+
+    def _obey(self):
+        """Confirm what is proposed, or take it back, as root says on this host."""
+        settled = set()
+        for path in glob.glob(os.path.join(glob.escape(self.directory), "settle-*")):
+            with self._apart(path):
+                with open(path) as handle:
+                    verb, wanted = json.load(handle)
+                for minion_id, fingerprint in wanted:
+                    said = self.book.of(minion_id).get(fingerprint)
+                    if said and said.verdict in PROPOSED:
+                        verdict = PROPOSED[said.verdict] if verb == "confirm" else "accepted"
+                        pub = "" if verdict in GONE else said.pub
+                        self.book.decide(minion_id, fingerprint, verdict, __opts__["id"], pub, verb)
+                        settled.add(minion_id)
+            _remove([path])
+        if settled:
+            self.unsaid = True
+            self._apply(settled)
+
+    def _word(self):
+        """Return the decisions on the keys of the masters' hosts, signed; None without a key."""
+        pem = __utils__["multimaster_gather.pair"](__opts__)[0]
+        told = [one for name in sorted(self.masters) for one in self.book.of(name).values()]
+        told = [one for one in told if one.verdict == "accepted"]
+        if not pem or not told:
+            return None
+        answer = {"decisions": __utils__["multimaster_ledger.pack"](told)}
+        signature = __utils__["multimaster_keypair.sign_answer"](answer, WORD, pem)
+        return {"answer": answer, "signature": signature}
+
+    def _heed(self, word):
+        """
+        Take in what another master says of the keys of the masters' hosts, which this may lack.
+
+        It is signed with the masters' key, and not for this one alone: what somebody says again
+        is not later than it was.
+        """
+        with self._apart("events/word"):
+            answer = word["answer"]
+            __utils__["multimaster_keypair.verify_answer"](
+                answer, WORD, word["signature"], self.store.master_pub()
+            )
+            told = __utils__["multimaster_ledger.unpack"](answer["decisions"])
+            good = [one for decision in told if (one := self._sound(decision, "a master"))]
+            good = [one for one in good if one.id in self.masters and one.verdict == "accepted"]
+            if changed := self.book.learn(good, "a master"):
+                self._apply(changed)
+            self.aside.pop("events/word", None)
 
     def _apply(self, ids):
         """Bring the key store in line with the ledger; what was not brought so far, too."""
@@ -440,12 +683,13 @@ class _Engine:
         self.undone |= ids
         todo, done = {"accept": [], "reject": [], "delete": []}, set()
         for minion_id in self.undone:
-            if minion_id not in ids and minion_id in self.aside and self.aside[minion_id].due > now:
+            waits = minion_id in self.aside and self.aside[minion_id].due > now
+            if minion_id in self.parked or (minion_id not in ids and waits):
                 continue
             with self._apart(minion_id):
                 key, _ = self.store.fetch(minion_id)
                 action = __utils__["multimaster_ledger.plan"](
-                    minion_id, self.book.of(minion_id), key
+                    minion_id, self.book.of(minion_id), key, self._seen(minion_id)
                 )
                 if action.verb in todo:
                     todo[action.verb].append((action, key))
@@ -506,7 +750,7 @@ class _Engine:
                     moot = {key.fingerprint} if key.state in LIVE else set()
                 else:
                     known = self.book.of(minion_id).values()
-                    deleted = known and all(one.verdict == "deleted" for one in known)
+                    deleted = known and all(one.verdict in GONE for one in known)
                     moot = set(denied) if deleted else set()
                 if moot & set(denied):
                     self.store.clear_denied(minion_id, moot)
@@ -534,9 +778,10 @@ class _Engine:
         jid = self.courier.give([peer.name], "multimaster.ledger_pull", question)
         peer.ask(time.monotonic(), jid, nonce, asked)
 
-    def _wake(self, names):
+    def _wake(self, names, *more):
         if names:
-            return self.courier.give(list(names), "multimaster.ledger_wake", [__opts__["id"]])
+            said = [__opts__["id"], *more]
+            return self.courier.give(list(names), "multimaster.ledger_wake", said)
         return None
 
     def _learn(self, peer, question, reply):
@@ -597,8 +842,9 @@ class _Engine:
             and peer.due > time.monotonic()
             and answer["digest"] != self.book.digest
         ):
-            # It lacks what this master has.
-            self._wake([peer.name])
+            # It lacks what this master has; perhaps what it would have to ask with.
+            word = self._word()
+            self._wake([peer.name], *([word] if word else []))
         if told and not overtaken and self.seeds.ended(peer.name, answer):
             self._settle(peer)
 
@@ -610,7 +856,13 @@ class _Engine:
         early = {entry for entry in self.touched if entry[0] in named}
         self.touched -= early
         self._notice(early)
+        before = [
+            mine
+            for one in good
+            if one.verdict == IF_AWAY and (mine := self.book.of(one.id).get(one.fingerprint))
+        ]
         changed = self.book.learn(good, peer.name)
+        self._doubt([mine for mine in before if mine.verdict == "accepted"], changed)
         self._apply(changed)
         place = __utils__["multimaster_peers.place"]
         known = place(*self.book.place(peer.name))
@@ -752,6 +1004,29 @@ class _KeyStore:
             with contextlib.suppress(OSError):
                 times.append(os.stat(os.path.join(self.pki, directory)).st_mtime_ns)
         return tuple(times)
+
+    def directories(self):
+        """Return what tells the directories of decided keys from others, and when they changed."""
+        found = {}
+        if not self.on_disk:
+            return found
+        with open("/proc/sys/kernel/random/boot_id") as handle:
+            boot = handle.read().strip()
+        for name in ("minions", "minions_rejected"):
+            found[name] = None
+            with contextlib.suppress(OSError):
+                status = os.stat(os.path.join(self.pki, name))
+                # Devices may have other numbers after a start of the machine.
+                found[name] = [status.st_ino, status.st_dev, boot, status.st_mtime_ns]
+        return found
+
+    def written(self, minion_id, state):
+        """Return when an id's key was written (ms), which copies keep; None if nobody can tell."""
+        if not self.on_disk:
+            return None
+        (directory,) = [name for name, holds in STATES.items() if holds == state]
+        status = os.stat(os.path.join(self.pki, directory, minion_id), follow_symlinks=False)
+        return status.st_mtime_ns // 1_000_000
 
     def snapshot(self):
         """Return id -> (whether it is accepted or rejected, a mark that changes with the key)."""

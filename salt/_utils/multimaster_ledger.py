@@ -562,6 +562,11 @@ class Ledger:
         )
         return [minion_id for (minion_id,) in rows]
 
+    def ended(self) -> set[str]:
+        """Return the ids of which a key was accepted once, or never, and is not any more."""
+        rows = self._db.execute("SELECT DISTINCT id FROM decision WHERE verdict != 'accepted'")
+        return {minion_id for (minion_id,) in rows}
+
     def proposals(self) -> list[Decision]:
         """Return what is proposed and neither confirmed nor taken back, oldest first."""
         marks = ", ".join("?" * len(PROPOSED))
@@ -649,6 +654,24 @@ class Ledger:
         with self.transaction():
             for minion_id, key in keys.items():
                 self._note(minion_id, key)
+
+    def recorded(self, minion_id: str, fingerprint: str) -> int:
+        """Return when the latest decision on a key was recorded here (ms); 0 if there is none."""
+        row = self._db.execute(
+            "SELECT MAX(recorded) FROM audit WHERE id = ? AND fingerprint = ?",
+            (minion_id, fingerprint),
+        ).fetchone()
+        return row[0] if isinstance(row[0], int) else 0
+
+    def directories(self) -> Any:
+        """Return what tells the directories of the key store from any others, or None."""
+        return self._get("directories")
+
+    def put_directories(self, marks: Any) -> None:
+        """Remember :meth:`directories`, as JSON says it."""
+        if self._get("directories") != marks:
+            with self.transaction():
+                self._set("directories", marks)
 
     def place(self, peer: str) -> tuple[str, int]:
         """Return the epoch of a peer's ledger and the place up to which it was read."""

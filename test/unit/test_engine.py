@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import sqlite3
@@ -101,6 +102,11 @@ class Master:
         # There are no other masters here, and no running one that would carry a question.
         self.engine.courier = self.courier = Courier(self.asked)
 
+    def restart(self):
+        """Stop the master and start it."""
+        self.book.close()
+        self.start()
+
     def turn(self):
         """One turn of the engine, with all that is due."""
         for peer in self.engine.peers.values():
@@ -197,7 +203,7 @@ def decide(minion_keys):
     def decide(master, peer, verdict, name="web1", pub=None):
         pub = minion_keys["web1"].pub if pub is None else pub
         fingerprint = multimaster_keypair.fingerprint(pub)
-        text = "" if verdict == "deleted" else pub
+        text = "" if verdict.startswith("deleted") else pub
         master.books[peer].decide(name, fingerprint, verdict, peer, text, "here")
 
     return decide
@@ -289,17 +295,31 @@ def test_a_decision_that_could_not_be_said_is_said_later(master, minion_keys, ca
     assert [function for _, function, _ in master.asked] == ["ledger_wake"]
 
 
-def test_a_key_store_that_lost_its_keys_gets_them_back(master, minion_keys, caplog):
+@pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
+@pytest.mark.parametrize("how", ["another", "none"])
+def test_a_key_store_that_lost_its_directory_gets_its_keys_back(
+    master, minion_keys, caplog, running, how
+):
     names = [f"web{number}" for number in range(30)]
     for name in names:
         master.put(name, "accepted", minion_keys["web1"].pub)
     master.turn()
-    for name in names[:25]:
-        master.put(name, None, "")
+    # As where the mount is gone, and Salt has made the directory that it lacks.
+    (master.host.pki / "minions").rename(master.host.pki / "away")
+    if how == "another":
+        (master.host.pki / "minions").mkdir()
+    if not running:
+        master.restart()
     master.engine.look_due = 0.0
     master.turn()
+    assert "30 of 30 keys are gone" in caplog.text
+    assert {verdict for name in names for verdict in master.verdicts(name)} == {"accepted"}
+    (master.host.pki / "minions").mkdir(exist_ok=True)
+    # Not at the second look, either.
+    master.again()
+    master.turn()
     assert [master.has(name) for name in names] == ["accepted"] * 30
-    assert "25 of 30 keys are gone" in caplog.text
+    assert {verdict for name in names for verdict in master.verdicts(name)} == {"accepted"}
 
 
 def test_a_key_store_that_was_changed_for_another_one_gets_all_keys(master, minion_keys):
@@ -771,6 +791,458 @@ def test_a_peer_that_lacks_something_is_woken(master, decide, minion_keys):
     master.asked.clear()
     master.pull("saltm1")
     assert master.asked[-1] == (["saltm1"], "ledger_wake", [ME])
+
+
+# What destroys much is proposed, and not done
+
+BULK = [f"bulk{number}" for number in range(12)]
+HELD, REFUSED, IF_AWAY = "deletion proposed", "rejection proposed", "deleted if away"
+
+
+@pytest.fixture
+def bulk(master, minion_keys):
+    """A master with twelve accepted minions."""
+    for name in BULK:
+        master.put(name, "accepted", minion_keys["web1"].pub)
+    master.turn()
+    return master
+
+
+def remove(master, names, after=None, told=True):
+    """What ``salt-key -d`` or ``-r`` does, and Salt's events of it."""
+    for name in names:
+        pub = (master.host.pki / "minions" / name).read_text()
+        master.put(name, after, pub)
+        if told:
+            act = "rejected" if after == "rejected" else "delete"
+            master.bus.put("salt/key", id=name, act=act, result=True)
+
+
+def look(master):
+    """Have the engine look at all keys."""
+    master.again()
+    master.engine.scan_due = 0.0
+    master.turn()
+
+
+def said(master, names=BULK):
+    return {verdict for name in names for verdict in master.verdicts(name)}
+
+
+def settle(master, verb, *names):
+    """What root leaves for the engine on this host."""
+    wanted = [[n, print_] for n in names for print_ in master.book.of(n)]
+    directory = master.host.root / "var/cache/salt/master/multimaster"
+    directory.mkdir(exist_ok=True)
+    (directory / "settle-1").write_text(json.dumps([verb, wanted]))
+    master.bus.put("multimaster/wake", origin="")
+    master.turn()
+    assert list(directory.iterdir()) == []
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["events", "no events"])
+@pytest.mark.parametrize(
+    ("after", "verdict"), [(None, HELD), ("pending", HELD), ("rejected", REFUSED)]
+)
+def test_what_removes_many_is_proposed_as_a_whole_and_stays_done_here(bulk, told, after, verdict):
+    remove(bulk, BULK, after, told)
+    look(bulk)
+    assert said(bulk) == {verdict}
+    for _ in range(2):
+        look(bulk)
+        assert {bulk.has(name) for name in BULK} == {after}
+        assert said(bulk) == {verdict}
+        bulk.restart()
+
+
+def test_a_few_go_at_once_until_they_are_many(bulk):
+    remove(bulk, BULK[:5])
+    bulk.turn()
+    assert said(bulk, BULK[:5]) == {"deleted"}
+    remove(bulk, BULK[5:6])
+    bulk.turn()
+    # Of the first five it is proposed as well: nobody can tell what they were a part of.
+    assert said(bulk, BULK[:6]) == {HELD}
+    assert {bulk.has(name) for name in BULK[:6]} == {None}
+    assert all(one.pub for name in BULK[:6] for one in bulk.book.of(name).values())
+
+
+def test_few_within_any_such_time_are_few(bulk, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(bulk.settings["time"], "monotonic", lambda: now[0])
+    for name in BULK:
+        remove(bulk, [name])
+        bulk.loader.run(bulk.engine._notice, {(name, True)})
+        now[0] += 13
+    assert said(bulk) == {"deleted"}
+
+
+def test_the_bound_is_declared(bulk):
+    bulk.engine.at_once = 2
+    remove(bulk, BULK[:3])
+    bulk.turn()
+    assert said(bulk, BULK[:3]) == {HELD}
+
+
+@pytest.mark.parametrize("state", ["pending", "rejected"])
+def test_keys_that_were_not_accepted_are_nobodys_loss(master, minion_keys, state):
+    for name in BULK:
+        master.put(name, state, minion_keys["web1"].pub)
+    master.turn()
+    for name in BULK:
+        after = "rejected" if state == "pending" else None
+        master.put(name, after, minion_keys["web1"].pub)
+        master.bus.put("salt/key", id=name, act="delete", result=True)
+    look(master)
+    assert said(master) == {"rejected" if state == "pending" else "deleted"}
+
+
+def test_a_deletion_that_is_noticed_amid_its_events_stays_done(bulk):
+    # What the engine sees in the directory is ahead of what Salt has told.
+    remove(bulk, BULK[:8])
+    remove(bulk, BULK[8:], told=False)
+    look(bulk)
+    for name in BULK[8:]:
+        bulk.bus.put("salt/key", id=name, act="delete", result=True)
+    for _ in range(3):
+        look(bulk)
+    assert (said(bulk), {bulk.has(name) for name in BULK}) == ({HELD}, {None})
+
+
+def test_an_engine_that_is_killed_amid_a_deletion_leaves_it_done(bulk, minion_keys):
+    remove(bulk, BULK[:8])
+    bulk.turn()
+    bulk.bus.events.clear()
+    remove(bulk, BULK[8:], told=False)
+    bulk.restart()
+    look(bulk)
+    assert {bulk.has(name) for name in BULK} == {None}
+    assert said(bulk, BULK[:8]) == {HELD}
+
+
+def test_what_is_accepted_after_that_stays_accepted(bulk, minion_keys):
+    remove(bulk, BULK, "pending")
+    look(bulk)
+    for name in BULK:
+        bulk.put(name, "accepted", minion_keys["web1"].pub)
+        bulk.bus.put("salt/key", id=name, act="accepted", result=True)
+    look(bulk)
+    look(bulk)
+    assert (said(bulk), {bulk.has(name) for name in BULK}) == ({"accepted"}, {"accepted"})
+
+
+def test_a_new_key_that_is_accepted_after_that_is_the_minions(bulk, other):
+    remove(bulk, BULK)
+    look(bulk)
+    bulk.put(BULK[0], "accepted", other.pub)
+    bulk.bus.put("salt/key", id=BULK[0], act="accepted", result=True)
+    look(bulk)
+    assert sorted(bulk.verdicts(BULK[0])) == ["accepted", "deleted"]
+
+
+@pytest.fixture
+def proposed(bulk, decide):
+    """The same, and another master proposes to delete them."""
+    for name in BULK:
+        decide(bulk, "saltm1", HELD, name)
+    bulk.pull("saltm1")
+    return bulk
+
+
+def test_what_another_master_proposes_changes_nothing_here(proposed):
+    look(proposed)
+    assert {proposed.has(name) for name in BULK} == {"accepted"}
+    assert not proposed.rotated()
+
+
+def test_what_is_proposed_comes_back_with_a_lost_directory_and_reaches_who_never_had_it(proposed):
+    (proposed.host.pki / "minions").rename(proposed.host.pki / "away")
+    (proposed.host.pki / "minions").mkdir()
+    look(proposed)
+    look(proposed)
+    assert ({proposed.has(name) for name in BULK}, said(proposed)) == ({"accepted"}, {HELD})
+
+
+def test_who_removes_here_what_is_proposed_has_it_removed_here(proposed):
+    remove(proposed, BULK)
+    look(proposed)
+    proposed.restart()
+    look(proposed)
+    assert ({proposed.has(name) for name in BULK}, said(proposed)) == ({None}, {HELD})
+    assert {one.origin for name in BULK for one in proposed.book.of(name).values()} == {"saltm1"}
+
+
+@pytest.mark.parametrize(("verb", "verdict"), [("confirm", "deleted"), ("take_back", "accepted")])
+def test_what_is_proposed_is_settled_by_one_word(proposed, verb, verdict):
+    proposed.asked.clear()
+    settle(proposed, verb, *BULK[:9])
+    assert said(proposed, BULK[:9]) == {verdict}
+    left = {"deleted": None, "accepted": "accepted"}[verdict]
+    assert {proposed.has(name) for name in BULK[:9]} == {left}
+    assert (said(proposed, BULK[9:]), proposed.has(BULK[9])) == ({HELD}, "accepted")
+    assert proposed.asked[0][1] == "ledger_wake"
+
+
+@pytest.mark.parametrize("after", [None, "rejected"])
+def test_what_was_removed_here_is_taken_back_here_too(bulk, after):
+    remove(bulk, BULK, after)
+    look(bulk)
+    settle(bulk, "take_back", *BULK)
+    look(bulk)
+    assert (said(bulk), {bulk.has(name) for name in BULK}) == ({"accepted"}, {"accepted"})
+
+
+@pytest.mark.parametrize("content", ["", "[]", '["confirm", 5]', '["confirm", [["web1"]]]'])
+def test_a_word_that_is_none_settles_nothing_and_is_told_once(proposed, content):
+    directory = proposed.host.root / "var/cache/salt/master/multimaster"
+    directory.mkdir(exist_ok=True)
+    (directory / "settle-1").write_text(content)
+    look(proposed)
+    assert (said(proposed), list(directory.iterdir())) == ({HELD}, [])
+
+
+# The masters' hosts
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["events", "no events"])
+@pytest.mark.parametrize("after", [None, "pending", "rejected"])
+def test_the_key_of_a_masters_host_comes_back_and_goes_when_that_is_confirmed(
+    master, minion_keys, told, after
+):
+    for name in (ME, *PEERS):
+        master.put(name, "accepted", minion_keys["web1"].pub)
+    master.turn()
+    remove(master, (ME, *PEERS), after, told)
+    look(master)
+    assert {master.has(name) for name in (ME, *PEERS)} == {"accepted"}
+    verdict = REFUSED if after == "rejected" else HELD
+    assert said(master, (ME, *PEERS)) == {verdict}
+    settle(master, "confirm", "saltm3")
+    assert [master.has("saltm3"), master.has("saltm1")] == [
+        "rejected" if after == "rejected" else None,
+        "accepted",
+    ]
+
+
+def test_the_key_of_a_masters_host_is_replaced_by_accepting_another_one(master, minion_keys, other):
+    master.put("saltm3", "accepted", minion_keys["web1"].pub)
+    master.turn()
+    master.put("saltm3", "accepted", other.pub)
+    master.bus.put("salt/key", id="saltm3", act="accepted", result=True)
+    look(master)
+    assert sorted(master.verdicts("saltm3")) == ["accepted", "deleted"]
+
+
+def test_masters_that_lost_each_others_keys_find_each_other_again(master, minion_keys, shared):
+    for name in (ME, *PEERS, "web1"):
+        master.put(name, "accepted", minion_keys["web1"].pub)
+    master.host.write(f"etc/salt/pki/master/{ME}.pem", shared.pem)
+    master.turn()
+    master.asked.clear()
+    # Its ledger lacks them.
+    master.pull("saltm1")
+    (names, function, (origin, word)) = master.asked[-1]
+    assert (names, function, origin) == (["saltm1"], "ledger_wake", ME)
+    for name in (ME, *PEERS, "web1"):
+        master.put(name, None, "")
+    master.path.unlink()
+    master.restart()
+    look(master)
+    master.bus.put("multimaster/wake", origin="saltm1", word=word)
+    master.turn()
+    # Of the masters' hosts alone: who says it may have it from somebody else.
+    assert {name: master.has(name) for name in (ME, *PEERS)} == dict.fromkeys(
+        (ME, *PEERS), "accepted"
+    )
+    assert master.has("web1") is None
+
+
+def test_a_word_on_the_masters_hosts_that_is_not_signed_or_older_changes_nothing(
+    master, minion_keys, shared, other
+):
+    master.put("saltm3", "accepted", minion_keys["web1"].pub)
+    master.host.write(f"etc/salt/pki/master/{ME}.pem", shared.pem)
+    master.turn()
+    word = master.loader.run(master.engine._word)
+    settle_by = {"origin": "saltm1", "word": word}
+    remove(master, ["saltm3"])
+    master.turn()
+    settle(master, "confirm", "saltm3")
+    master.bus.put("multimaster/wake", **settle_by)
+    for wrong in (5, {}, {**word, "signature": "x"}, {**word, "answer": {"decisions": "x"}}):
+        master.bus.put("multimaster/wake", origin="saltm1", word=wrong)
+    master.turn()
+    assert (master.has("saltm3"), master.verdicts("saltm3")) == (None, ["deleted"])
+
+
+# An old copy of the key store
+
+
+def age(master, name, seconds=3600, state="accepted"):
+    """Make a key as old as one from a backup."""
+    path = master.host.pki / STORES[state] / name
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+
+
+def test_a_key_store_that_went_back_in_time_is_brought_up_to_the_ledger(
+    master, minion_keys, decide, other
+):
+    for name in ("deleted", "renewed", "refused", "same"):
+        master.put(name, "accepted", minion_keys["web1"].pub)
+    master.turn()
+    decide(master, "saltm1", "deleted", "deleted")
+    decide(master, "saltm1", "deleted", "renewed")
+    decide(master, "saltm1", "accepted", "renewed", other.pub)
+    decide(master, "saltm1", "rejected", "refused")
+    for number in range(3):
+        decide(master, "saltm1", "accepted", f"later{number}")
+    master.pull("saltm1")
+    look(master)
+    digest = master.book.digest
+    # What was there, with the times that it had.
+    for name in ("deleted", "renewed", "refused", "same"):
+        master.put(name, "accepted", minion_keys["web1"].pub)
+        age(master, name)
+    for number in range(3):
+        master.put(f"later{number}", None, "")
+    master.restart()
+    look(master)
+    look(master)
+    assert master.book.digest == digest
+    assert master.has("deleted") is None
+    assert (master.host.pki / "minions/renewed").read_text() == other.pub
+    assert (master.has("refused"), master.has("same")) == ("rejected", "accepted")
+    assert [master.has(f"later{number}") for number in range(3)] == ["accepted"] * 3
+
+
+def test_a_key_store_whose_directory_is_older_than_it_was_has_lost_what_is_gone(
+    master, minion_keys
+):
+    for name in ("web1", "web2"):
+        master.put(name, "accepted", minion_keys["web1"].pub)
+    master.turn()
+    look(master)
+    master.put("web2", None, "")
+    then = time.time() - 3600
+    os.utime(master.host.pki / "minions", (then, then))
+    master.restart()
+    look(master)
+    assert (master.has("web2"), master.verdicts("web2")) == ("accepted", ["accepted"])
+
+
+def test_who_accepts_a_deleted_key_on_a_stopped_master_decides(master, minion_keys, decide):
+    master.put("web1", "accepted", minion_keys["web1"].pub)
+    master.turn()
+    decide(master, "saltm1", "deleted")
+    master.pull("saltm1")
+    master.put("web1", "accepted", minion_keys["web1"].pub)
+    master.restart()
+    look(master)
+    assert (master.has("web1"), master.verdicts("web1")) == ("accepted", ["accepted"])
+
+
+# Minions that are there
+
+
+def job(master, kind, name="web1", jid="20260101000000000000"):
+    """Have Salt tell of a job: that it was given, or that a minion has answered."""
+    if kind == "new":
+        master.bus.put(f"salt/job/{jid}/new", minions=[name], fun="test.ping")
+    else:
+        master.bus.put(f"salt/job/{jid}/ret/{name}", **{"return": True, "id": name})
+    master.turn()
+
+
+@pytest.mark.parametrize(
+    ("told", "verdict"),
+    [([], "deleted"), (["new"], IF_AWAY), (["new", "ret"], "deleted"), (["ret", "new"], IF_AWAY)],
+    ids=str,
+)
+def test_who_deletes_a_minion_that_does_not_answer_deletes_it_if_it_is_away(
+    master, minion_keys, told, verdict
+):
+    master.put("web1", "accepted", minion_keys["web1"].pub)
+    master.turn()
+    for kind in told:
+        job(master, kind)
+    remove(master, ["web1"])
+    master.turn()
+    assert master.verdicts("web1") == [verdict]
+
+
+@pytest.fixture
+def away(master, minion_keys, decide):
+    """A minion that this master has heard of is deleted on another one, where it did not answer."""
+    master.put("web1", "accepted", minion_keys["web1"].pub)
+    master.turn()
+    job(master, "ret")
+    decide(master, "saltm1", IF_AWAY)
+    return master
+
+
+def test_a_minion_that_answers_here_is_not_deleted_but_that_is_proposed(away):
+    away.pull("saltm1")
+    assert away.asked[-1][:2] == (["web1"], "ping")
+    assert away.has("web1") == "accepted"
+    job(away, "ret", jid=f"jid{len(away.asked)}")
+    look(away)
+    assert (away.has("web1"), away.verdicts("web1")) == ("accepted", [HELD])
+    (held,) = away.book.proposals()
+    assert (held.origin, bool(held.pub)) == ("saltm1", True)
+    assert not away.rotated()
+
+
+def test_a_minion_that_does_not_answer_here_is_deleted_and_back_when_it_does(away):
+    away.pull("saltm1")
+    jid = f"jid{len(away.asked)}"
+    away.engine.parked = dict.fromkeys(away.engine.parked, 0.0)
+    away.turn()
+    assert away.has("web1") is None
+    job(away, "ret", jid=jid)
+    assert (away.has("web1"), away.verdicts("web1")) == ("accepted", [HELD])
+
+
+def test_somebody_elses_answer_and_that_to_another_question_say_nothing(away):
+    away.pull("saltm1")
+    jid = f"jid{len(away.asked)}"
+    job(away, "ret", "web2", jid)
+    job(away, "ret", "web1", "another")
+    away.engine.parked = dict.fromkeys(away.engine.parked, 0.0)
+    away.turn()
+    assert (away.has("web1"), away.verdicts("web1")) == (None, [IF_AWAY])
+
+
+def test_whom_this_master_has_never_heard_of_is_deleted_at_once(master, minion_keys, decide):
+    master.put("web1", "accepted", minion_keys["web1"].pub)
+    master.turn()
+    decide(master, "saltm1", IF_AWAY)
+    master.pull("saltm1")
+    assert master.has("web1") is None
+
+
+def test_what_is_confirmed_is_not_asked_about_again(away, decide):
+    away.pull("saltm1")
+    job(away, "ret", jid=f"jid{len(away.asked)}")
+    settle(away, "confirm", "web1")
+    assert (away.has("web1"), away.verdicts("web1")) == (None, ["deleted"])
+
+
+def test_where_it_was_deleted_it_stays_so_though_it_answers_elsewhere(master, minion_keys, decide):
+    master.put("web1", "accepted", minion_keys["web1"].pub)
+    master.turn()
+    job(master, "new")
+    remove(master, ["web1"])
+    master.turn()
+    import multimaster_keypair
+
+    pub = minion_keys["web1"].pub
+    arguments = [multimaster_keypair.fingerprint(pub), HELD, ME, pub, "it answers"]
+    master.books["saltm1"].learn(master.book.since(0, 10)[0], ME)
+    master.books["saltm1"].decide("web1", *arguments)
+    master.pull("saltm1")
+    look(master)
+    assert (master.has("web1"), master.verdicts("web1")) == (None, [HELD])
 
 
 def test_a_silent_peer_is_asked_less_and_less_and_complained_of_once(master, monkeypatch, caplog):
