@@ -638,7 +638,7 @@ class _Engine:
                 for minion_id, fingerprint in wanted:
                     said = self.book.of(minion_id).get(fingerprint)
                     if said and said.verdict in PROPOSED:
-                        verdict = PROPOSED[said.verdict] if verb == "confirm" else "accepted"
+                        verdict = __utils__["multimaster_ledger.settled"](verb, said)
                         pub = "" if verdict in GONE else said.pub
                         self.book.decide(minion_id, fingerprint, verdict, __opts__["id"], pub, verb)
                         settled.add(minion_id)

@@ -108,8 +108,10 @@ KEY_MODE = 0o400
 # What a master's host answers signed, for whom a decision hangs on it.
 SIGNED = (
     "multimaster.key_decide",
+    "multimaster.key_digest",
     "multimaster.key_history",
     "multimaster.key_page",
+    "multimaster.key_settle",
     "multimaster.key_states",
     "multimaster.ledger_wake",
     "multimaster.outstanding",
@@ -135,6 +137,8 @@ STATES = {"minions": "accepted", "minions_pre": "pending", "minions_rejected": "
 DENIED = "minions_denied"
 # What can be decided on a key, and where it is then; nowhere when it is deleted.
 VERBS = {"accept": "minions", "reject": "minions_rejected", "delete": None, "only": None}
+# What can be done about what is proposed.
+SETTLED = ("confirm", "take_back")
 LEAST_DIGITS = 16
 # The drop-in that is there, whatever it says.
 _PRESENT = object()
@@ -388,12 +392,15 @@ def signed(function, nonce, arguments=(), named=None):
         return __utils__["multimaster_keypair.prove"](answer, function, __opts__["id"], nonce, pem)
 
 
-def ledger_wake(origin):
+def ledger_wake(origin, word=None):
     """
-    Tell this host's master that another one has something new for it; only tells, brings nothing.
+    Tell this host's master that another one has something new for it; only tells.
 
     origin
         Minion id of the host whose master it is; empty to have this one look at everything again.
+    word
+        What that master says of the keys of the masters' hosts, signed with the masters' key: one
+        that has lost them could not ask.
 
     CLI Example:
 
@@ -405,8 +412,9 @@ def ledger_wake(origin):
     if not origin:
         # Not by the event, which any minion can send.
         __utils__["multimaster_peers.demand"](_demand_path(opts))
+    said = {"origin": origin} | ({"word": word} if word else {})
     with salt.utils.event.get_event("master", opts=opts, listen=False) as bus:
-        return bus.fire_event({"origin": origin}, "multimaster/wake")
+        return bus.fire_event(said, "multimaster/wake")
 
 
 def _demand_path(opts):
@@ -420,7 +428,8 @@ def key_digest():
     Returns ``digest``, None while there is no ledger, ``conflicts``, the ids that have several
     keys, ``counts``, the number of keys in each state and of ids with denied ones, ``provisional``,
     the number of those that it was given before its first start and has not compared with the
-    giver's ledger yet, and ``aside``, what its engine could not do so far (item -> reason).
+    giver's ledger yet, ``aside``, what its engine could not do so far (item -> reason), and
+    ``proposed``, what is proposed, by verdict and the master where it was done.
 
     CLI Example:
 
@@ -429,9 +438,10 @@ def key_digest():
         salt saltm1 multimaster.key_digest
     """
     opts = _effective("master", _config_dir())
-    digest, conflicts, aside = None, [], {}
+    digest, conflicts, aside, proposals = None, [], {}, []
     with contextlib.suppress(CommandExecutionError), _ledger(opts) as book:
         digest, conflicts, aside = book.digest, book.conflicts(), book.aside()
+        proposals = book.proposals()
     counts = dict.fromkeys(STATES.values(), 0)
     for state in _key_states(opts).values():
         counts[STATES[state]] += 1
@@ -446,6 +456,64 @@ def key_digest():
         "counts": counts,
         "provisional": provisional,
         "aside": shown,
+        "proposed": __utils__["multimaster_ledger.summary"](proposals, SHOWN),
+    }
+
+
+def key_settle(verb, likes, test=False):
+    """
+    Confirm what is proposed on this host's master, or take it back; its engine does it at once.
+
+    verb
+        ``confirm`` or ``take_back``.
+    likes
+        A list of ids or globs, one of which an id has to match.
+    test
+        Only tell what would be done.
+
+    Returns ``count``, and ``keys``, of the first ids: what is proposed, where and when (ms) that
+    was done, and what the key becomes.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt saltm1 multimaster.key_settle confirm "['web*']" test=True
+    """
+    if verb not in SETTLED:
+        raise CommandExecutionError(f"verb: got {verb!r}; supported: {', '.join(SETTLED)}")
+    if not isinstance(likes, list) or not likes:
+        raise CommandExecutionError(f"ids: got {likes!r}; supported: a list of ids or globs")
+    opts = _effective("master", _config_dir())
+    with _ledger(opts) as book:
+        proposals = book.proposals()
+    likes = [str(like) for like in likes]
+    found = [one for one in proposals if any(fnmatch.fnmatch(one.id, like) for like in likes)]
+    if not found:
+        known = ", ".join(sorted(one.id for one in proposals)[:SHOWN])
+        supported = (
+            f"what matches one of {len(proposals)}: {known}" if known else "none is proposed"
+        )
+        raise CommandExecutionError(f"ids: got {', '.join(likes)}; supported: {supported}")
+    if not test:
+        wanted = json.dumps([verb, [[one.id, one.fingerprint] for one in found]])
+        path = os.path.join(_state_dir(opts), f"settle-{secrets.token_hex(8)}")
+        # Renamed once it is complete; not by an event, which any minion can send.
+        _write_atomically(path, wanted, 0o640, pwd.getpwnam(opts["user"]))
+        with salt.utils.event.get_event("master", opts=opts, listen=False) as bus:
+            bus.fire_event({"origin": ""}, "multimaster/wake")
+    becomes = __utils__["multimaster_ledger.settled"]
+    return {
+        "count": len(found),
+        "keys": {
+            one.id: {
+                "proposed": one.verdict,
+                "origin": one.origin,
+                "decided": one.stamp.time,
+                "becomes": becomes(verb, one),
+            }
+            for one in found[:SHOWN]
+        },
     }
 
 

@@ -1,5 +1,6 @@
 """
-Shows the results of ``salt-run multimaster.status``, ``drift``, ``metrics`` and ``keys``.
+Shows the results of ``salt-run multimaster.status``, ``drift``, ``metrics``, ``keys``, ``down``,
+``confirm`` and ``take_back``.
 """
 
 __virtualname__ = "multimaster"
@@ -31,6 +32,10 @@ def output(data, **kwargs):
         lines = _drift(data)
     elif "keys" in data:
         lines = _matrix(data)
+    elif "settled" in data:
+        lines = _settled(data)
+    elif "down" in data:
+        lines = _down(data)
     else:
         lines = _status(data)
     return "\n".join(_plain(line) for line in lines).rstrip()
@@ -152,6 +157,20 @@ def _matrix(data):
         rows.append(["! " * row["differs"] + name, *row["masters"].values(), prints])
     unknown = [f"! master {name}: {why}" for name, why in data.get("unknown", {}).items()]
     return [*_table(rows), *unknown]
+
+
+def _settled(data):
+    rows = [["MINION", "PROPOSED", "DONE ON", "AT", "TO BE" if data["test"] else "NOW"]]
+    for name, row in data["settled"].items():
+        rows.append([name, row["proposed"], row["origin"], row["decided"], row["becomes"]])
+    more = data["count"] - len(data["settled"])
+    return [*_table(rows), *([f"and {more} more"] if more else [])]
+
+
+def _down(data):
+    unknown = [f"! master {name}: {why}" for name, why in data["unknown"].items()]
+    not_known = [f"? {name}" for name in data["not_known"]]
+    return [*data["down"], *not_known, *unknown] or ["All minions answer to a master."]
 
 
 def _mark(value):

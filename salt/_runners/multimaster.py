@@ -23,8 +23,11 @@ SHOWN_TEXT = 200
 # Where metrics may be written, and how they begin.
 METRICS = re.compile(r"/(.*/)?[\w-][\w.-]*\.prom")
 HEADER = b"# HELP multimaster_"
-# Minions in trouble that are named, of many.
+# Minions in trouble that are named, of many, and keys of which something is proposed.
 SHOWN = 20
+PROPOSED_SHOWN = 3
+# Seconds until the masters are asked again whether their ledgers are equal.
+REPAIR_PAUSE = 1
 # What a utility module cannot get from Salt's loader by itself.
 TOOLS = (
     "multimaster_drift.differing",
@@ -54,11 +57,12 @@ def status(timeout=5, sample=None):
     Per master: address, reachable (the minion on its host answers to it), Salt version,
     fingerprint of its key, digest of its ledger, whether it is configured to sign its key and the
     fingerprint of the pair that it signs with, the numbers of accepted, pending, denied and
-    rejected keys and of conflicts, what its engine has set aside and why, how many minions are
-    connected to it, the formula's version and the offset of its clock in seconds.  Per subject:
-    each master's digest, and whether they differ.  Per minion: whether it is connected to each
-    master, which it is only after that master has let it in, the master list it is configured with,
-    the masters that are silent to it, and how the last change of its configuration went.
+    rejected keys and of conflicts, what its engine has set aside and why, what is proposed of keys
+    and where and when that was done, how many minions are connected to it, the formula's version
+    and the offset of its clock in seconds.  Per subject: each master's digest, and whether they
+    differ.  Per minion: whether it is connected to each master, which it is only after that master
+    has let it in, the master list it is configured with, the masters that are silent to it, and how
+    the last change of its configuration went.
     ``problems`` says in words what is wrong, ``notes`` what is not.  Exit status 0 only if no
     problem is there.
 
@@ -222,7 +226,14 @@ def keys_repair(test=False, timeout=10):
     Have every master read all of its keys and of its peers' decisions again.
 
     The masters do that by themselves; this is for one who does not want to wait, or who changed
-    files by hand.  Returns the ids on which they differ before.
+    files by hand.
+
+    timeout
+        Seconds that the masters have until their ledgers are equal.
+
+    Returns the ids on which they differed before (``differing``) and do afterwards (``left``),
+    whether they are ``repaired``, that is equal in ledgers and keys, and how many keys are
+    ``proposed`` to be deleted or rejected, in which masters differ until that is settled.
 
     CLI Example:
 
@@ -232,9 +243,93 @@ def keys_repair(test=False, timeout=10):
     """
     rows = keys(timeout=timeout)["data"]["keys"]
     differing = [minion_id for minion_id, row in rows.items() if row["differs"]]
-    if not test:
-        _on_masters("multimaster.ledger_wake", [""], timeout)
-    return {"differing": differing, "repaired": not test}
+    if test:
+        return {"differing": differing, "repaired": False}
+    _on_masters("multimaster.ledger_wake", [""], timeout)
+    equal, proposed = _until_equal(timeout)
+    after = keys(timeout=timeout)["data"]
+    left = [minion_id for minion_id, row in after["keys"].items() if row["differs"]]
+    return {
+        "differing": differing,
+        "left": left,
+        "proposed": proposed,
+        "repaired": equal and not left and not after["unknown"],
+    }
+
+
+def confirm(*ids, test=False, timeout=10):
+    """
+    Have done on all masters what is proposed: keys that were deleted or rejected on one of them.
+
+    ids
+        Ids or globs, as ``status`` shows them.
+    test
+        Only tell what would be done.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run multimaster.confirm web1 'bulk*' test=True
+        salt-run multimaster.confirm web1 'bulk*'
+    """
+    return _settle("confirm", ids, test, timeout)
+
+
+def take_back(*ids, test=False, timeout=10):
+    """
+    Have accepted again on all masters what one of them has deleted or rejected, and is proposed.
+
+    ids
+        Ids or globs, as ``status`` shows them.
+    test
+        Only tell what would be done.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run multimaster.take_back '*' test=True
+        salt-run multimaster.take_back '*'
+    """
+    return _settle("take_back", ids, test, timeout)
+
+
+def down(timeout=5):
+    """
+    List the minions that answer to no master at all; ``manage.down`` tells it of one master alone.
+
+    timeout
+        Seconds that minions have for an answer.
+
+    Those are not known of which a master does not tell whether they answer to it.  Exit status 0
+    only if all are up.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run multimaster.down
+        salt-run multimaster.down --out json
+    """
+    accepted, answering, unknown = set(), set(), {}
+    # Each asks its minions first.
+    for name, (told, why) in _answers("multimaster.report", [timeout], 2 * timeout).items():
+        if told is None:
+            unknown[name] = why or "does not answer"
+            continue
+        accepted |= set(told["accepted"])
+        answering |= set(told["answering"])
+    silent = sorted(accepted - answering)
+    return {
+        "outputter": "multimaster",
+        "data": {
+            "down": [] if unknown else silent,
+            "not_known": silent if unknown else [],
+            "unknown": unknown,
+            "retcode": 1 if silent or unknown else 0,
+        },
+    }
 
 
 def roots_publish(force=False, test=False, timeout=10):
@@ -348,8 +443,7 @@ def key_history(minion_id, timeout=10):
     entries = _here("multimaster.key_history", [minion_id], timeout)
     for entry in entries:
         for moment in ("recorded", "decided"):
-            seconds = entry[moment] / 1000
-            entry[moment] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+            entry[moment] = _moment(entry[moment])
     return entries
 
 
@@ -423,6 +517,37 @@ def _page(text, after):
     if why is None and (list(page) == [""] or any(name and name <= after for name in page)):
         why = f"tells nothing of the ids after {after!r}"
     return (page, None) if why is None else (None, why)
+
+
+def _settle(verb, ids, test, timeout):
+    if not ids:
+        raise CommandExecutionError("ids: got none; supported: ids or globs, such as '*'")
+    told = _here("multimaster.key_settle", [verb, [str(one) for one in ids], test], timeout)
+    for row in told["keys"].values():
+        row["decided"] = _moment(row["decided"])
+    data = {"settled": told["keys"], "count": told["count"], "test": test, "retcode": 0}
+    return {"outputter": "multimaster", "data": data}
+
+
+def _until_equal(timeout):
+    """Wait until the ledgers of all masters are equal; tell whether, and how much is proposed."""
+    deadline = time.monotonic() + timeout
+    while True:
+        told = _answers("multimaster.key_digest", [], timeout)
+        digests = {found and found["digest"] for found, _ in told.values()}
+        equal = len(digests) == 1 and None not in digests
+        if equal or time.monotonic() >= deadline:
+            break
+        time.sleep(REPAIR_PAUSE)
+    counts = [
+        sum(group["count"] for group in (found or {}).get("proposed", []))
+        for found, _ in told.values()
+    ]
+    return equal, max(counts, default=0)
+
+
+def _moment(milliseconds):
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(milliseconds / 1000))
 
 
 def _decide(verdict, minion_id, fingerprint, test, timeout=10):
@@ -626,6 +751,7 @@ def _master_row(master, report):
         row[field] = told[field] if told else None
     # Not told by an older version of the master's module.
     row["aside"] = told.get("aside", {}) if told else {}
+    row["proposed"] = told.get("proposed", []) if told else []
     row["formula"] = told["formula"] if told else None
     row["offset"] = report["offset"] if report else None
     row["remotes_down"] = len(report.get("remotes", ())) if report else None
@@ -662,6 +788,7 @@ def _problems(masters, minions, addresses, mode):
             f"master {name} has set {item!r} aside: {reason}"
             for item, reason in row.get("aside", {}).items()
         ]
+    problems += _proposed(masters)
     lines = [
         (name, line)
         for name, row in minions.items()
@@ -672,6 +799,26 @@ def _problems(masters, minions, addresses, mode):
     if more := {name for name, _ in lines[SHOWN:]} - {name for name, _ in lines[:SHOWN]}:
         problems.append(f"{len(more)} more minions have such problems")
     return problems
+
+
+def _proposed(masters):
+    """Say what is proposed of keys, and where and when it was done; the masters know the same."""
+    found = {}
+    for row in masters.values():
+        for group in row.get("proposed", []):
+            about = group["verdict"], group["origin"]
+            if about not in found or found[about]["count"] < group["count"]:
+                found[about] = group
+    lines = []
+    for (verdict, origin), group in found.items():
+        ids = ", ".join(group["ids"][:PROPOSED_SHOWN])
+        more = group["count"] - len(group["ids"][:PROPOSED_SHOWN])
+        what = f"{ids} and {more} more" if more else ids
+        lines.append(
+            f"{verdict}, by what was done on {origin} at {_moment(group['since'])}: {what}; "
+            "salt-run multimaster.confirm or multimaster.take_back"
+        )
+    return lines
 
 
 def _trouble(name, row, masters, addresses, mode):

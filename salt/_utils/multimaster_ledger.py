@@ -323,6 +323,36 @@ def resolution(
     ]
 
 
+def summary(proposals: Iterable[Decision], shown: int) -> list[dict[str, Any]]:
+    """
+    Return proposals by what is proposed and the master where that was done.
+
+    shown
+        Ids that are named, at most.
+
+    Each entry has ``verdict``, ``origin``, ``since`` and ``until`` (ms), ``count`` and ``ids``.
+    """
+    groups: dict[tuple[str, str], list[Decision]] = {}
+    for one in proposals:
+        groups.setdefault((one.verdict, one.origin), []).append(one)
+    return [
+        {
+            "verdict": verdict,
+            "origin": origin,
+            "since": min(one.stamp.time for one in several),
+            "until": max(one.stamp.time for one in several),
+            "count": len(several),
+            "ids": sorted(one.id for one in several)[:shown],
+        }
+        for (verdict, origin), several in sorted(groups.items())
+    ]
+
+
+def settled(verb: str, proposal: Decision) -> str:
+    """Return what a proposed key becomes with ``confirm`` or ``take_back``."""
+    return PROPOSED[proposal.verdict] if verb == "confirm" else "accepted"
+
+
 def pack(decisions: Iterable[Decision]) -> str:
     """Return decisions as a text that is short enough for Salt's event bus."""
     return squeeze([to_wire(decision) for decision in decisions])

@@ -70,6 +70,16 @@ _MASTERS = {
 _STALE = _or(None, _list("path"), _map("path", ("row", "leaf", "leaf")))
 _LEAVES = _map("path", "leaf", ALL)
 _KEYS = _map("path", {"state": "word", "fingerprint": _NAME}, ALL)
+_PROPOSED = _list(
+    {
+        "verdict": "word",
+        "origin": "text",
+        "since": "number",
+        "until": "number",
+        "count": "count",
+        "ids": _list("path"),
+    }
+)
 _DAEMON = _or(None, ("row", "count", "number"))
 _STATE = {"__id__?": "text", "result?": _or(None, "flag"), "comment?": "lines", "changes?": "any"}
 
@@ -84,6 +94,7 @@ ANSWERS: Mapping[str, Any] = {
         "counts": _map("word", "count"),
         "provisional?": "count",
         "aside?": _map("path", "text"),
+        "proposed?": _PROPOSED,
     },
     "multimaster.key_history": _list(
         {
@@ -97,6 +108,12 @@ ANSWERS: Mapping[str, Any] = {
         ALL,
     ),
     "multimaster.key_page": "packed",
+    "multimaster.key_settle": {
+        "count": "count",
+        "keys": _map(
+            "path", {"proposed": "word", "origin": "text", "decided": "number", "becomes": "word"}
+        ),
+    },
     "multimaster.key_states": _KEYS,
     "multimaster.ledger_wake": _or(None, "flag"),
     "multimaster.masters": _MASTERS,
@@ -124,6 +141,7 @@ ANSWERS: Mapping[str, Any] = {
             "digest": _NAME,
             "provisional?": "count",
             "aside?": _map("path", "text"),
+            "proposed?": _PROPOSED,
             "answers": "flag",
         },
         "host": _MASTERS,

@@ -196,6 +196,8 @@ class Topology:
     drift_interval: float = 60
     drift_sample: tuple[str, ...] = ()
     clocks: float = 5
+    # Accepted keys that go on all masters at once, within so many seconds.
+    keys: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -297,6 +299,7 @@ def parse(declaration: Any) -> Topology:
         drift_interval=(declaration.get("drift") or {}).get("interval", 60),
         drift_sample=(sample,) if isinstance(sample, str) else tuple(sample),
         clocks=(declaration.get("deploy") or {}).get("clocks", 5),
+        keys={"at_once": 5, "within": 60} | dict(declaration.get("keys") or {}),
     )
 
 
@@ -559,6 +562,7 @@ def master_options(
             "masters": [{"id": m.id, "address": m.address} for m in topology.masters],
             "drift": {"interval": topology.drift_interval, "clocks": topology.clocks}
             | ({"sample": list(topology.drift_sample)} if topology.drift_sample else {}),
+            "keys": dict(topology.keys),
         },
     }
     if topology.replicate:
@@ -1166,6 +1170,7 @@ _SHAPE: dict[str, Any] = {
     "minion": {"service": None, "config": None, "override": None},
     "deploy": {"batch": None, "clocks": None, "disk": None, "timeout": None},
     "drift": {"interval": None, "sample": None},
+    "keys": {"at_once": None, "within": None},
     "restart_timeout": None,
     "config_dir": None,
     "extension_dir": None,
@@ -1228,6 +1233,9 @@ _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "drift": _KINDS["mapping"],
     "drift:interval": _KINDS["seconds"],
     "drift:sample": ("a minion id, or a list of minion ids", _is_sample),
+    "keys": _KINDS["mapping"],
+    "keys:at_once": ("a whole number, 1 or more", lambda value: _is_positive(value)),
+    "keys:within": _KINDS["seconds"],
     "restart_timeout": _KINDS["seconds"],
     "config_dir": _KINDS["path"],
     "extension_dir": _KINDS["path"],

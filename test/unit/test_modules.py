@@ -174,6 +174,48 @@ class TestLedger:
         assert aside["web0"] == "no space"
         assert (len(aside), aside["..."]) == (21, "10 more")
 
+    def propose(self, book, *names):
+        for name in names:
+            book.decide(name, "f" * 64, "deletion proposed", "saltm1", "PEM", "here")
+
+    def test_is_where_the_status_finds_what_is_proposed(self, host, book):
+        assert host.call("key_digest")["proposed"] == []
+        self.propose(book, *(f"web{number}" for number in range(30)))
+        (group,) = host.call("key_digest")["proposed"]
+        assert (group["verdict"], group["origin"]) == ("deletion proposed", "saltm1")
+        assert (group["count"], len(group["ids"])) == (30, 20)
+        assert 0 < group["since"] <= group["until"]
+
+    # As in the class below.
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    @pytest.mark.parametrize("test", [True, False])
+    @pytest.mark.parametrize(
+        ("verb", "becomes"), [("confirm", "deleted"), ("take_back", "accepted")]
+    )
+    def test_is_what_the_engine_settles_when_it_is_told_to(self, host, book, verb, becomes, test):
+        self.propose(book, "web1", "web2", "db1", "5")
+        found = host.call("key_settle", verb, ["web*", 5], test)
+        assert found["count"] == 3
+        assert sorted(found["keys"]) == ["5", "web1", "web2"]
+        row = found["keys"]["web1"]
+        assert (row["proposed"], row["origin"]) == ("deletion proposed", "saltm1")
+        assert row["becomes"] == becomes
+        left = list((host.root / "var/cache/salt/master/multimaster").glob("settle-*"))
+        if test:
+            assert left == []
+        else:
+            (path,) = left
+            wanted = [[name, "f" * 64] for name in ("web1", "web2", "5")]
+            assert json.loads(path.read_text()) == [verb, wanted]
+
+    def test_of_which_nothing_is_proposed_is_not_settled(self, host, book):
+        refused(host, "supported: none is proposed", "key_settle", "confirm", ["*"])
+        self.propose(book, "web1")
+        refused(host, "ids: got db1; .*matches one of 1: web1", "key_settle", "confirm", ["db1"])
+        refused(host, "verb: got 'x'", "key_settle", "x", ["*"])
+        refused(host, "ids: got 'web1'", "key_settle", "confirm", "web1")
+        refused(host, r"ids: got \[\]", "key_settle", "confirm", [])
+
     def test_is_in_the_report(self, host, book):
         self.decide(book, "web1")
         book.decide("web1", "0" * 64, "rejected", ID, "PEM", "here")

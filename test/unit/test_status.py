@@ -20,6 +20,14 @@ import multimaster_keypair
 IDS = ("saltm1", "saltm2")
 UNEQUAL = "the masters' decisions on keys differ; see salt-run multimaster.keys"
 ADDRESSES = ["192.0.2.1", "192.0.2.2"]
+PROPOSED = {
+    "verdict": "deletion proposed",
+    "origin": "saltm1",
+    "since": 1_700_000_000_000,
+    "until": 1_700_000_001_000,
+    "count": 5,
+    "ids": ["web1", "web2", "web3", "web4"],
+}
 # /proc/net/tcp with two connections to 192.0.2.1:4505, and others.
 TABLE = """\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
@@ -42,6 +50,7 @@ def master(address, **changed):
         "reported": True,
         "remotes_down": 0,
         "aside": {},
+        "proposed": [],
         "unknown": None,
     }
     return row | changed
@@ -143,6 +152,11 @@ def test_a_healthy_topology_has_no_problem(problems, mode):
         ({"digest": None}, "the masters' decisions on keys differ; see salt-run multimaster.keys"),
         ({"aside": {"web1": "no space"}}, "master saltm2 has set 'web1' aside: no space"),
         ({"conflicts": 2}, "master saltm2 knows 2 ids with two keys"),
+        (
+            {"proposed": [PROPOSED]},
+            "deletion proposed, by what was done on saltm1 at 2023-11-14T22:13:20Z: web1, web2, "
+            "web3 and 2 more; salt-run multimaster.confirm or multimaster.take_back",
+        ),
     ],
     ids=repr,
 )
@@ -150,6 +164,16 @@ def test_a_master_is_a_problem_with(problems, row, problem):
     topology = healthy()
     topology.masters["saltm2"] |= row
     assert problems(topology) == [problem]
+
+
+def test_what_is_proposed_is_named_once_though_all_masters_know_it(problems):
+    topology = healthy()
+    fewer = PROPOSED | {"count": 2, "ids": ["web1", "web2"]}
+    for row, group in zip(topology.masters.values(), (PROPOSED, fewer), strict=True):
+        row["proposed"] = [group, group | {"origin": "saltm3", "count": 1, "ids": ["db1"]}]
+    first, second = problems(topology)
+    assert "web3 and 2 more" in first
+    assert "on saltm3 at 2023-11-14T22:13:20Z: db1;" in second
 
 
 @pytest.mark.parametrize("row", [{"denied": 1}, {"rejected": 1}], ids=repr)
@@ -996,6 +1020,9 @@ def on_masters(loaders, bus, shared):
                     if host not in answers:
                         continue
                     value = answers[host]
+                    if isinstance(value, dict):
+                        # Or what it answers to each question.
+                        value = value.get(asked[-1][1], value)
                     if asked[-1][1] == "key_page":
                         value = multimaster_ledger.squeeze(value)
                     if forged is not None:
@@ -1087,12 +1114,124 @@ def test_resolve_refuses_a_key_that_nobody_has(on_masters, fingerprint):
         on_masters("resolve", "web1", fingerprint, answers=answers)
 
 
-@pytest.mark.parametrize("test", [True, False])
-def test_repair_names_what_differs(on_masters, test):
+def of_keys(keys, digest="d", proposed=()):
+    """What a master's host answers to the questions of a repair."""
+    counts = {"accepted": 0, "pending": 0, "rejected": 0, "denied": 0}
+    told = {"digest": digest and digest * 64, "conflicts": [], "counts": counts}
+    told["proposed"] = list(proposed)
+    return {"key_page": keys, "key_digest": told, "ledger_wake": True}
+
+
+def test_a_test_of_a_repair_names_what_differs_and_wakes_nobody(on_masters):
     answers = {"saltm1": states(web1=("accepted", "a")), "saltm2": {}}
-    done, asked = on_masters("keys_repair", answers=answers, test=test)
-    assert done == {"differing": ["web1"], "repaired": not test}
-    assert ([name for _, name, _ in asked][-1] == "ledger_wake") is not test
+    done, asked = on_masters("keys_repair", answers=answers, test=True)
+    assert done == {"differing": ["web1"], "repaired": False}
+    assert {name for _, name, _ in asked} == {"key_page"}
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "proposed", "repaired"),
+    [
+        (of_keys(states(web1=("accepted", "a"))), of_keys(states(web1=("accepted", "a"))), 0, True),
+        # Their decisions differ.
+        (
+            of_keys(states(web1=("accepted", "a"))),
+            of_keys(states(web1=("accepted", "a")), "e"),
+            0,
+            False,
+        ),
+        (
+            of_keys(states(web1=("accepted", "a"))),
+            of_keys(states(web1=("accepted", "a")), None),
+            0,
+            False,
+        ),
+        # Or what they have, as where something is proposed.
+        (
+            of_keys(states(web1=("accepted", "a")), proposed=[PROPOSED]),
+            of_keys({}, proposed=[PROPOSED]),
+            5,
+            False,
+        ),
+    ],
+)
+def test_nothing_is_repaired_while_masters_differ(on_masters, here, there, proposed, repaired):
+    answers = {"saltm1": here, "saltm2": there}
+    done, asked = on_masters("keys_repair", answers=answers, timeout=0.2)
+    differing = ["web1"] if proposed else []
+    assert done == {
+        "differing": differing,
+        "left": differing,
+        "proposed": proposed,
+        "repaired": repaired,
+    }
+    assert "ledger_wake" in {name for _, name, _ in asked}
+
+
+def test_nothing_is_repaired_while_a_master_does_not_answer(on_masters):
+    answers = {"saltm1": of_keys(states(web1=("accepted", "a")))}
+    assert on_masters("keys_repair", answers=answers, timeout=0.2)[0]["repaired"] is False
+
+
+@pytest.mark.parametrize("verb", ["confirm", "take_back"])
+@pytest.mark.parametrize("test", [True, False])
+def test_what_is_proposed_is_settled_by_one_command(on_masters, loaders, verb, test):
+    row = {"proposed": "deletion proposed", "origin": "saltm2", "decided": 1_700_000_000_000}
+    row["becomes"] = "deleted"
+    answers = {"saltm1": {"count": 21, "keys": {"web1": row}}}
+    shown, asked = on_masters(verb, "web1", "bulk*", answers=answers, test=test)
+    assert asked == [(["saltm1"], "key_settle", [verb, ["web1", "bulk*"], test])]
+    assert shown["data"]["retcode"] == 0
+    lines = loaders.output["multimaster"](shown["data"]).splitlines()
+    assert lines[0].split() == [
+        *["MINION", "PROPOSED", "DONE", "ON", "AT"],
+        *(["TO", "BE"] if test else ["NOW"]),
+    ]
+    assert lines[1].split() == [
+        "web1",
+        "deletion",
+        "proposed",
+        "saltm2",
+        "2023-11-14T22:13:20Z",
+        "deleted",
+    ]
+    assert lines[2] == "and 20 more"
+
+
+@pytest.mark.parametrize("verb", ["confirm", "take_back"])
+def test_nothing_is_settled_that_nobody_names(on_masters, verb):
+    from salt.exceptions import CommandExecutionError
+
+    with pytest.raises(CommandExecutionError, match="ids: got none; supported: ids or globs"):
+        on_masters(verb, answers={})
+    with pytest.raises(CommandExecutionError, match="none is proposed"):
+        on_masters(verb, "*", answers={"saltm1": "ids: got *; supported: none is proposed"})
+
+
+def told_of(*answering):
+    names = ["web1", "web2", "saltm1"]
+    found = {"running": True, "digest": None, "fingerprint": None}
+    return found | {"accepted": names, "answering": list(answering)}
+
+
+def test_who_answers_to_no_master_at_all_is_down(on_masters, loaders):
+    answers = {"saltm1": told_of("saltm1"), "saltm2": told_of("web1")}
+    shown, asked = on_masters("down", answers=answers)
+    assert [(name, args) for _, name, args in asked] == [("report", [5])]
+    assert shown["data"] == {"down": ["web2"], "not_known": [], "unknown": {}, "retcode": 1}
+    assert loaders.output["multimaster"](shown["data"]) == "web2"
+    answers["saltm1"]["answering"].append("web2")
+    shown, _ = on_masters("down", answers=answers)
+    assert shown["data"]["retcode"] == 0
+    assert loaders.output["multimaster"](shown["data"]) == "All minions answer to a master."
+
+
+def test_who_may_answer_to_a_master_that_does_not_tell_is_not_down(on_masters, loaders):
+    shown, _ = on_masters("down", answers={"saltm1": told_of("saltm1", "web1")}, timeout=0.2)
+    data = shown["data"]
+    assert (data["down"], data["not_known"], data["retcode"]) == ([], ["web2"], 1)
+    lines = loaders.output["multimaster"](data).splitlines()
+    assert lines == ["? web2", "! master saltm2: does not answer"]
 
 
 def test_keys_of_a_master_whose_answer_is_none_are_unknown_with_the_reason(on_masters, loaders):

@@ -231,6 +231,12 @@ REFUSED = [
         value(f"sample {sample!r}", "drift:sample", sample, "a minion id, or a list of minion ids")
         for sample in (5, 0, "", "a b", "../x", ["web1", 5], {}, {"id": "web1"})
     ),
+    value("keys as a list", "keys", ["at_once"], "a mapping"),
+    *(
+        value(f"keys at once: {count!r}", "keys:at_once", count, "a whole number, 1 or more")
+        for count in (0, -1, 2.5, True, "5", None)
+    ),
+    value("negative time for keys", "keys:within", -1, SECONDS),
     value("relative config_dir", "config_dir", "etc/salt", PATH),
     value("config_dir that is YAML", "config_dir", "/etc/salt: x", PATH),
     value("extension_dir as a number", "extension_dir", 5, PATH),
@@ -747,6 +753,7 @@ def test_a_master_has_its_minions_id_and_the_whole_declaration():
         "mode": "hot",
         "masters": MASTERS[:3],
         "drift": {"interval": 60, "clocks": 5},
+        "keys": {"at_once": 5, "within": 60},
     }
 
 
@@ -792,6 +799,12 @@ def test_declared_engines_take_the_place_of_the_hosts():
     options = master_options({"engines": ["one"]}, {"engines": ["two"], "module_dirs": ["/a"]})
     assert options["engines"] == ["two", *OURS]
     assert options["module_dirs"] == ["/a", "/ext"]
+
+
+def test_how_many_keys_may_go_at_once_is_declared():
+    parsed = topology.parse(declare(keys={"at_once": 100}))
+    options = topology.master_options(parsed, "saltm2", "/ext", {})
+    assert options["multimaster"]["keys"] == {"at_once": 100, "within": 60}
 
 
 def test_masters_that_are_not_to_be_compared_note_all_the_same_what_they_have_read():
