@@ -28,7 +28,7 @@ test: image lint ## lint, unit, render, and one whole walk by each driver that t
 	exit $$status
 
 test-all: image ## every integration test that is not in make test, nor takes long
-	$(BIN)/pytest -n 2 --dist loadfile -m 'not walk' test/integration test/hostile
+	$(BIN)/pytest -n 2 --dist loadfile -m 'not walk' test/integration test/hostile test/operators
 
 # Ahead of the tests that need it, while others run; whoever comes meanwhile waits for it.
 image: setup ## build the image of docker hosts in the background, where an engine answers
@@ -48,7 +48,7 @@ render: setup ## test what the states and pillars render to
 	$(BIN)/pytest -n 2 --dist worksteal test/render
 
 integration: image ## test in the laboratory: process driver, and Docker where an engine answers
-	$(BIN)/pytest -n 2 --dist loadfile test/integration test/hostile
+	$(BIN)/pytest -n 2 --dist loadfile test/integration test/hostile test/operators
 
 chaos: setup ## test what every single fault does, under load, and long what anybody may say
 	status=0; \

@@ -644,6 +644,9 @@ class _Engine:
                         settled.add(minion_id)
             _remove([path])
         if settled:
+            # They are no part of what comes next.
+            left = [one for one in self.removals if one.id not in settled]
+            self.removals = collections.deque(left)
             self.unsaid = True
             self._apply(settled)
 

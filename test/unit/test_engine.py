@@ -983,6 +983,15 @@ def test_what_is_proposed_is_settled_by_one_word(proposed, verb, verdict):
     assert proposed.asked[0][1] == "ledger_wake"
 
 
+def test_what_was_confirmed_is_not_proposed_again_with_what_comes_next(bulk):
+    remove(bulk, BULK[:6])
+    look(bulk)
+    settle(bulk, "confirm", *BULK[:6])
+    remove(bulk, BULK[6:7])
+    look(bulk)
+    assert said(bulk, BULK[:7]) == {"deleted"}
+
+
 @pytest.mark.parametrize("after", [None, "rejected"])
 def test_what_was_removed_here_is_taken_back_here_too(bulk, after):
     remove(bulk, BULK, after)
