@@ -228,7 +228,11 @@ def main() -> int:
         parser.error("rsync is not there, which is measured for comparison; Debian: rsync")
     with tempfile.TemporaryDirectory(prefix="multimaster-bench-") as directory:
         scratch = Path(directory)
-        with laboratory(scratch / "lab", "process", masters=3, minions=0, net=NET) as lab:
+        # As many single decisions in a minute as there is time for.
+        pillar = {"multimaster": {"keys": {"at_once": 1_000_000}}}
+        with laboratory(
+            scratch / "lab", "process", masters=3, minions=0, net=NET, pillar=pillar
+        ) as lab:
             result = lab.apply()
             if failures(result):
                 raise SystemExit(f"the apply failed: {failures(result)}")

@@ -15,7 +15,7 @@ from lab.decisions import MASTERS, decide, state, until_all_say, wait_for_key, w
 from lab.keys import make_pair
 from lab.laboratory import Laboratory, applied
 
-NET = "127.0.94"
+NET = "127.0.97"
 OTHERS = ("saltm1", "saltm3")
 
 
