@@ -143,6 +143,9 @@ class _Removal(NamedTuple):
     fingerprint: str
     verdict: str
     pub: str
+    # The key as it was, and as it is.
+    seen: tuple
+    found: tuple
 
 
 class _Engine:
@@ -346,10 +349,7 @@ class _Engine:
         if not touched:
             return
         names = {minion_id for minion_id, _ in touched}
-        with self.book.transaction():
-            for minion_id, deleted in touched:
-                with self._apart(minion_id):
-                    self._compare(minion_id, deleted, told=True)
+        self._compare_all(touched)
         if own := names & self.masters:
             # Or this master could not ask them any more.
             self._apply(own)
@@ -396,10 +396,7 @@ class _Engine:
                 # Nobody has deleted them.
                 lost = gone
                 log.error("%d of %d keys are gone, put back: %s", len(gone), len(seen), why)
-            with self.book.transaction():
-                for name in sorted((changed | due | gone) - old - lost):
-                    with self._apart(name):
-                        self._compare(name)
+            self._compare_all((n, False) for n in sorted((changed | due | gone) - old - lost))
             changed |= gone
         todo = {*changed, *self.book.ids()} if first else changed | due
         self._apply(todo)
@@ -440,6 +437,8 @@ class _Engine:
             for name in names
             if snapshot.get(name, (False,))[0]
             and (name in ended or snapshot[name][1] in ("minions_rejected", "rejected"))
+            # Salt before 3008 moves a key from one directory to the other.
+            and snapshot[name][2] != self.snapshot.get(name, (False, "", None))[2]
         }
 
     def _is_old(self, minion_id):
@@ -540,55 +539,87 @@ class _Engine:
                     return __utils__["multimaster_ledger.key"]("deleted", one.fingerprint)
         return seen
 
-    def _compare(self, minion_id, deleted=False, told=False):
-        """Record what was decided here on one id, if anything; whether or not an event told so."""
+    def _compare_all(self, entries):
+        """Record what was decided here on some ids, (id, whether Salt has told of a deletion)."""
+        removed = []
+        with self.book.transaction():
+            for minion_id, deleted in entries:
+                with self._apart(minion_id):
+                    removed += self._compare(minion_id, deleted)
+            self._weigh(removed)
+
+    def _compare(self, minion_id, deleted):
+        """Record what was decided here on one id; return its removal, if that is to be weighed."""
         key, pub = self.store.fetch(minion_id)
         known, seen = self.book.of(minion_id), self._seen(minion_id)
         news = __utils__["multimaster_ledger.noticed"](seen, key, known, deleted)
         if news is None:
-            return
+            return []
+        if len(news) == 1 and news[0][0] != "accepted":
+            ((verdict, fingerprint),) = news
+            before = known.get(fingerprint)
+            # One that was not accepted is nobody's loss.
+            if (seen and seen.state == "accepted") or (before and before.verdict in PROPOSED):
+                if not (key and key.fingerprint == fingerprint):
+                    pub = ""
+                text = (before.pub if before else "") or pub
+                now = time.monotonic()
+                return [_Removal(now, minion_id, fingerprint, verdict, text, seen, key)]
         for verdict, fingerprint in news:
             text = "" if verdict == "deleted" else pub
-            if len(news) == 1 and verdict != "accepted":
-                verdict, text = self._weigh(minion_id, verdict, fingerprint, text, seen)
+            self._record(minion_id, fingerprint, verdict, text)
+        self._remember(minion_id, seen, key)
+        return []
+
+    def _record(self, minion_id, fingerprint, verdict, text):
+        if verdict in PROPOSED:
+            self.book.propose(minion_id, fingerprint, verdict, __opts__["id"], "here")
+        else:
             self.book.decide(minion_id, fingerprint, verdict, __opts__["id"], text, "here")
-            log.info("%r: %s on this master", minion_id, verdict)
-            self.unsaid = True
+        log.info("%r: %s on this master", minion_id, verdict)
+        self.unsaid = True
+
+    def _remember(self, minion_id, seen, key):
         known = self.book.of(minion_id)
         key = __utils__["multimaster_ledger.remembered"](seen, key, known)
         held = any(one.verdict in PROPOSED for one in known.values())
+        # That of a master's host comes back.
         if key != seen and not (held and minion_id in self.masters):
             self.book.note({minion_id: key})
 
-    def _weigh(self, minion_id, verdict, fingerprint, text, seen):
+    def _weigh(self, removed):
         """
-        Return what is to be recorded of a key that was deleted or rejected here, and its text.
+        Record what becomes of accepted keys that were deleted or rejected here.
 
-        One that was not accepted is nobody's loss.  The key of a master's host, and several within
-        a short time, are no single deliberate act: what was recorded before of those goes along.
+        The key of a master's host, and several within a short time, are no single deliberate act:
+        what was recorded before of those goes along.
         """
-        before = self.book.of(minion_id).get(fingerprint)
-        accepted = bool(seen and seen.state == "accepted")
-        if not accepted and not (before and before.verdict in PROPOSED):
-            return verdict, text
-        pub, now = before.pub if before else "", time.monotonic()
-        while self.removals and now - self.removals[0].at > self.within:
+        while self.removals and time.monotonic() - self.removals[0].at > self.within:
             self.removals.popleft()
-        self.removals.append(_Removal(now, minion_id, fingerprint, verdict, pub))
-        if len(self.removals) > self.at_once:
-            if len(self.removals) == self.at_once + 1:
-                log.error("More than %d keys are removed here: only proposed", self.at_once)
+        many = len(self.removals) + len(removed) > self.at_once
+        if removed and many:
+            log.error("More than %d keys are removed here: that is only proposed", self.at_once)
             for one in self.removals:
-                said = self.book.of(one.id).get(one.fingerprint)
-                if said and said.verdict in (*GONE, "rejected") and said.origin == __opts__["id"]:
-                    name = PROPOSAL[one.verdict]
-                    arguments = [one.fingerprint, name, __opts__["id"], one.pub, "here"]
-                    self.book.decide(one.id, *arguments)
-            return PROPOSAL[verdict], pub
-        if minion_id in self.masters:
-            log.error("%r is a master's host: its key stays unless that is confirmed", minion_id)
-            return PROPOSAL[verdict], pub
-        return (IF_AWAY if verdict == "deleted" and minion_id in self.silent else verdict), text
+                with self._apart(one.id):
+                    self._propose_after_all(one)
+        for one in removed:
+            verdict, text = one.verdict, "" if one.verdict == "deleted" else one.pub
+            if many or one.id in self.masters:
+                verdict = PROPOSAL[verdict]
+            elif verdict == "deleted" and one.id in self.silent:
+                verdict = IF_AWAY
+            with self._apart(one.id):
+                self._record(one.id, one.fingerprint, verdict, text)
+                self._remember(one.id, one.seen, one.found)
+        self.removals += removed
+
+    def _propose_after_all(self, one):
+        """Propose what this master has decided a moment ago, if that is still what counts."""
+        said = self.book.of(one.id).get(one.fingerprint)
+        if said and said.verdict in (*GONE, "rejected") and said.origin == __opts__["id"]:
+            arguments = [one.fingerprint, PROPOSAL[one.verdict], __opts__["id"], one.pub, "here"]
+            self.book.decide(one.id, *arguments)
+            self._remember(one.id, one.seen, one.found)
 
     def _doubt(self, before, changed):
         """Ask whom this master has heard of whether they are there, before they are deleted."""

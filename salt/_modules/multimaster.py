@@ -471,8 +471,8 @@ def key_settle(verb, likes, test=False):
     test
         Only tell what would be done.
 
-    Returns ``count``, and ``keys``, of the first ids: what is proposed, where and when (ms) that
-    was done, and what the key becomes.
+    Returns ``count``, and ``keys``, of the first ids: what is proposed, where that was done, when
+    this master has recorded it (ms), and what the key becomes.
 
     CLI Example:
 
@@ -488,15 +488,15 @@ def key_settle(verb, likes, test=False):
     with _ledger(opts) as book:
         proposals = book.proposals()
     likes = [str(like) for like in likes]
-    found = [one for one in proposals if any(fnmatch.fnmatch(one.id, like) for like in likes)]
+    found = [each for each in proposals if any(fnmatch.fnmatch(each[0].id, k) for k in likes)]
     if not found:
-        known = ", ".join(sorted(one.id for one in proposals)[:SHOWN])
+        known = ", ".join(one.id for one, _ in proposals[:SHOWN])
         supported = (
             f"what matches one of {len(proposals)}: {known}" if known else "none is proposed"
         )
         raise CommandExecutionError(f"ids: got {', '.join(likes)}; supported: {supported}")
     if not test:
-        wanted = json.dumps([verb, [[one.id, one.fingerprint] for one in found]])
+        wanted = json.dumps([verb, [[one.id, one.fingerprint] for one, _ in found]])
         path = os.path.join(_state_dir(opts), f"settle-{secrets.token_hex(8)}")
         # Renamed once it is complete; not by an event, which any minion can send.
         _write_atomically(path, wanted, 0o640, pwd.getpwnam(opts["user"]))
@@ -509,10 +509,10 @@ def key_settle(verb, likes, test=False):
             one.id: {
                 "proposed": one.verdict,
                 "origin": one.origin,
-                "decided": one.stamp.time,
+                "recorded": recorded,
                 "becomes": becomes(verb, one),
             }
-            for one in found[:SHOWN]
+            for one, recorded in found[:SHOWN]
         },
     }
 

@@ -162,7 +162,7 @@ def _matrix(data):
 def _settled(data):
     rows = [["MINION", "PROPOSED", "DONE ON", "AT", "TO BE" if data["test"] else "NOW"]]
     for name, row in data["settled"].items():
-        rows.append([name, row["proposed"], row["origin"], row["decided"], row["becomes"]])
+        rows.append([name, row["proposed"], row["origin"], row["recorded"], row["becomes"]])
     more = data["count"] - len(data["settled"])
     return [*_table(rows), *([f"and {more} more"] if more else [])]
 

@@ -524,7 +524,7 @@ def _settle(verb, ids, test, timeout):
         raise CommandExecutionError("ids: got none; supported: ids or globs, such as '*'")
     told = _here("multimaster.key_settle", [verb, [str(one) for one in ids], test], timeout)
     for row in told["keys"].values():
-        row["decided"] = _moment(row["decided"])
+        row["recorded"] = _moment(row["recorded"])
     data = {"settled": told["keys"], "count": told["count"], "test": test, "retcode": 0}
     return {"outputter": "multimaster", "data": data}
 

@@ -323,26 +323,28 @@ def resolution(
     ]
 
 
-def summary(proposals: Iterable[Decision], shown: int) -> list[dict[str, Any]]:
+def summary(proposals: Iterable[tuple[Decision, int]], shown: int) -> list[dict[str, Any]]:
     """
     Return proposals by what is proposed and the master where that was done.
 
+    proposals
+        And when each of them was recorded here (ms).
     shown
         Ids that are named, at most.
 
     Each entry has ``verdict``, ``origin``, ``since`` and ``until`` (ms), ``count`` and ``ids``.
     """
-    groups: dict[tuple[str, str], list[Decision]] = {}
-    for one in proposals:
-        groups.setdefault((one.verdict, one.origin), []).append(one)
+    groups: dict[tuple[str, str], list[tuple[int, str]]] = {}
+    for one, recorded in proposals:
+        groups.setdefault((one.verdict, one.origin), []).append((recorded, one.id))
     return [
         {
             "verdict": verdict,
             "origin": origin,
-            "since": min(one.stamp.time for one in several),
-            "until": max(one.stamp.time for one in several),
+            "since": min(several)[0],
+            "until": max(several)[0],
             "count": len(several),
-            "ids": sorted(one.id for one in several)[:shown],
+            "ids": sorted(name for _, name in several)[:shown],
         }
         for (verdict, origin), several in sorted(groups.items())
     ]
@@ -597,13 +599,14 @@ class Ledger:
         rows = self._db.execute("SELECT DISTINCT id FROM decision WHERE verdict != 'accepted'")
         return {minion_id for (minion_id,) in rows}
 
-    def proposals(self) -> list[Decision]:
-        """Return what is proposed and neither confirmed nor taken back, oldest first."""
+    def proposals(self) -> list[tuple[Decision, int]]:
+        """Return what is proposed and not settled, by id, and when it was recorded here (ms)."""
         marks = ", ".join("?" * len(PROPOSED))
         rows = self._db.execute(
-            f"{_SELECT} WHERE verdict IN ({marks}) ORDER BY time, turn, id", tuple(PROPOSED)
-        )
-        return [_decision(row) for row in rows]
+            f"{_SELECT} WHERE verdict IN ({marks}) ORDER BY id", tuple(PROPOSED)
+        ).fetchall()
+        found = [_decision(row) for row in rows]
+        return [(one, self.recorded(one.id, one.fingerprint)) for one in found]
 
     def since(self, place: int, limit: int) -> tuple[list[Decision], int]:
         """Return up to ``limit`` decisions recorded after a place, and the place after them."""
@@ -627,6 +630,23 @@ class Ledger:
             decision = Decision(minion_id, fingerprint, verdict, stamp, origin, pub)
             self._put(decision, self.of(minion_id).get(fingerprint), via)
         return decision
+
+    def propose(
+        self, minion_id: str, fingerprint: str, verdict: str, origin: str, via: str
+    ) -> Decision:
+        """
+        Record that it is proposed to delete or to reject a key; return what counts then.
+
+        It is of the time of the acceptance that it is about: what somebody has decided since then,
+        here or elsewhere, is later.
+        """
+        with self.transaction():
+            mine = self.of(minion_id).get(fingerprint)
+            if mine is None or mine.verdict not in ("accepted", *PROPOSED):
+                pub = mine.pub if mine else ""
+                return self.decide(minion_id, fingerprint, verdict, origin, pub, via)
+            self._merge(replace(mine, verdict=verdict, origin=origin), via)
+            return self.of(minion_id)[fingerprint]
 
     def witness(self, keys: Iterable[tuple[str, Key, str]], origin: str) -> None:
         """Record keys (id, key, PEM) that were there before this ledger."""

@@ -111,7 +111,7 @@ ANSWERS: Mapping[str, Any] = {
     "multimaster.key_settle": {
         "count": "count",
         "keys": _map(
-            "path", {"proposed": "word", "origin": "text", "decided": "number", "becomes": "word"}
+            "path", {"proposed": "word", "origin": "text", "recorded": "number", "becomes": "word"}
         ),
     },
     "multimaster.key_states": _KEYS,

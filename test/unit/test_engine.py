@@ -983,6 +983,37 @@ def test_what_is_proposed_is_settled_by_one_word(proposed, verb, verdict):
     assert proposed.asked[0][1] == "ledger_wake"
 
 
+def test_a_deletion_elsewhere_is_not_undone_by_a_proposal_that_did_not_know_of_it(bulk, decide):
+    # As on a master that was stopped while it was deleted there, and by somebody else here.
+    for name in BULK:
+        decide(bulk, "saltm1", "deleted", name)
+    remove(bulk, BULK, told=False)
+    bulk.restart()
+    look(bulk)
+    assert said(bulk) == {HELD}
+    bulk.books["saltm1"].learn(bulk.book.since(0, 100)[0], ME)
+    bulk.pull("saltm1")
+    look(bulk)
+    assert (said(bulk), {bulk.has(name) for name in BULK}) == ({"deleted"}, {None})
+    assert bulk.books["saltm1"].digest == bulk.book.digest
+
+
+def test_what_two_masters_have_removed_stays_so_on_both(bulk, decide):
+    remove(bulk, BULK)
+    look(bulk)
+    for name in BULK:
+        bulk.books["saltm3"].learn(bulk.book.of(name).values(), ME)
+        # By its name it has the last word on the origin.
+        (one,) = bulk.books["saltm3"].of(name).values()
+        bulk.books["saltm3"].propose(name, one.fingerprint, HELD, "saltm3", "here")
+    bulk.pull("saltm3")
+    look(bulk)
+    bulk.restart()
+    look(bulk)
+    assert {one.origin for name in BULK for one in bulk.book.of(name).values()} == {"saltm3"}
+    assert (said(bulk), {bulk.has(name) for name in BULK}) == ({HELD}, {None})
+
+
 def test_what_was_confirmed_is_not_proposed_again_with_what_comes_next(bulk):
     remove(bulk, BULK[:6])
     look(bulk)
@@ -1197,7 +1228,7 @@ def test_a_minion_that_answers_here_is_not_deleted_but_that_is_proposed(away):
     job(away, "ret", jid=f"jid{len(away.asked)}")
     look(away)
     assert (away.has("web1"), away.verdicts("web1")) == ("accepted", [HELD])
-    (held,) = away.book.proposals()
+    ((held, _),) = away.book.proposals()
     assert (held.origin, bool(held.pub)) == ("saltm1", True)
     assert not away.rotated()
 

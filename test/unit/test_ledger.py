@@ -422,13 +422,49 @@ def test_equal_ledgers_have_equal_digests_and_others_have_not(tmp_path_factory, 
         assert one.epoch != other.epoch
 
 
+def test_a_proposal_is_of_the_time_of_the_acceptance_that_it_is_about(opened, tmp_path):
+    accepted = decision("accepted", (5, 0))
+    opened.learn([accepted], "x")
+    proposed = opened.propose("web1", A, "deletion proposed", "saltm3", "here")
+    assert proposed == replace(accepted, verdict="deletion proposed", origin="saltm3")
+    assert opened.of("web1") == {A: proposed}
+    # A deletion elsewhere that its master did not know of is not undone by it.
+    with Ledger(str(tmp_path / "other")) as other:
+        other.learn([decision("deleted", (6, 0), origin="saltm2")], "x")
+        assert other.learn([proposed], "saltm3") == []
+        opened.learn(other.since(0, 9)[0], "saltm2")
+        assert (opened.digest, opened.of("web1")[A].verdict) == (other.digest, "deleted")
+
+
+def test_of_two_proposals_the_stricter_counts_wherever_it_came_from(opened):
+    opened.learn([decision("accepted", (5, 0))], "x")
+    strict = opened.propose("web1", A, "rejection proposed", "saltm1", "here")
+    assert opened.propose("web1", A, "deletion proposed", "saltm1", "here") == strict
+
+
+def test_of_a_key_that_nobody_has_decided_on_a_proposal_is_of_now(opened):
+    proposed = opened.propose("web1", A, "deletion proposed", "saltm1", "here")
+    assert proposed.stamp > BEFORE
+
+
+def test_when_something_was_proposed_is_when_this_master_heard_of_it(opened):
+    opened.learn(
+        [decision("accepted", (5, 0)), decision("accepted", (6, 0), minion_id="web2")], "x"
+    )
+    for name in IDS:
+        opened.propose(name, A, "deletion proposed", "saltm1", "here")
+    (group,) = ledger.summary(opened.proposals(), 1)
+    assert (group["count"], group["ids"], group["origin"]) == (2, ["web1"], "saltm1")
+    assert group["since"] > 10**12
+
+
 def test_what_is_proposed_is_listed_until_it_is_settled_either_way(opened):
     for name in ("web1", "web2", "web3"):
         opened.decide(name, A, "deletion proposed", "saltm1", "PEM", "here")
-    assert [one.id for one in opened.proposals()] == ["web1", "web2", "web3"]
+    assert [one.id for one, _ in opened.proposals()] == ["web1", "web2", "web3"]
     opened.decide("web1", A, "deleted", "saltm2", "", "confirmed")
     opened.decide("web2", A, "accepted", "saltm2", "", "taken back")
-    assert [one.id for one in opened.proposals()] == ["web3"]
+    assert [one.id for one, _ in opened.proposals()] == ["web3"]
     # The text outlives it.
     assert opened.of("web2")[A].pub == "PEM"
 
@@ -714,6 +750,8 @@ class Fleet(RuleBasedStateMachine):
             for verdict, key in news:
                 if held and len(news) == 1 and seen == Key("accepted", key):
                     verdict = {made: name for name, made in ledger.PROPOSED.items()}[verdict]
+                    book.propose(minion, key, verdict, master, "scan")
+                    continue
                 pub = "" if verdict in ledger.GONE else f"PEM of {key}"
                 book.decide(minion, key, verdict, master, pub, "scan")
             book.note({minion: ledger.remembered(seen, found, book.of(minion))})
@@ -721,7 +759,7 @@ class Fleet(RuleBasedStateMachine):
     @rule(master=st.sampled_from(MASTERS), confirmed=st.booleans())
     def administrator_settles(self, master, confirmed):
         book = self.books[master]
-        for one in book.proposals():
+        for one, _ in book.proposals():
             verdict = ledger.PROPOSED[one.verdict] if confirmed else "accepted"
             pub = "" if verdict in ledger.GONE else one.pub
             book.decide(one.id, one.fingerprint, verdict, master, pub, "settled")

@@ -196,6 +196,7 @@ class TestLedger:
         self.propose(book, "web1", "web2", "db1", "5")
         found = host.call("key_settle", verb, ["web*", 5], test)
         assert found["count"] == 3
+        assert found["keys"]["web1"]["recorded"] > 0
         assert sorted(found["keys"]) == ["5", "web1", "web2"]
         row = found["keys"]["web1"]
         assert (row["proposed"], row["origin"]) == ("deletion proposed", "saltm1")
@@ -205,7 +206,7 @@ class TestLedger:
             assert left == []
         else:
             (path,) = left
-            wanted = [[name, "f" * 64] for name in ("web1", "web2", "5")]
+            wanted = [[name, "f" * 64] for name in ("5", "web1", "web2")]
             assert json.loads(path.read_text()) == [verb, wanted]
 
     def test_of_which_nothing_is_proposed_is_not_settled(self, host, book):

@@ -1176,7 +1176,7 @@ def test_nothing_is_repaired_while_a_master_does_not_answer(on_masters):
 @pytest.mark.parametrize("verb", ["confirm", "take_back"])
 @pytest.mark.parametrize("test", [True, False])
 def test_what_is_proposed_is_settled_by_one_command(on_masters, loaders, verb, test):
-    row = {"proposed": "deletion proposed", "origin": "saltm2", "decided": 1_700_000_000_000}
+    row = {"proposed": "deletion proposed", "origin": "saltm2", "recorded": 1_700_000_000_000}
     row["becomes"] = "deleted"
     answers = {"saltm1": {"count": 21, "keys": {"web1": row}}}
     shown, asked = on_masters(verb, "web1", "bulk*", answers=answers, test=test)
