@@ -160,7 +160,8 @@ class _Engine:
         bounds = __opts__["multimaster"].get("keys") or {}
         self.at_once = bounds.get("at_once", AT_ONCE)
         self.within = bounds.get("within", WITHIN)
-        self.removals = collections.deque()
+        # Accepted keys that were removed here lately; and those of them that were so everywhere.
+        self.removals, self.decided = collections.deque(), []
         # Minions that were heard of, and those that were asked for something and have not answered
         # since.
         self.heard, self.silent = set(), set()
@@ -299,7 +300,7 @@ class _Engine:
         self._hear(tag, data)
         if tag == "multimaster/wake":
             self._woken(origin)
-            if data.get("word") is not None:
+            if isinstance(data, dict) and "word" in data:
                 self._heed(data["word"])
         peer, question = self._asked(tag)
         if question and isinstance(data, dict):
@@ -594,14 +595,18 @@ class _Engine:
         The key of a master's host, and several within a short time, are no single deliberate act:
         what was recorded before of those goes along.
         """
-        while self.removals and time.monotonic() - self.removals[0].at > self.within:
+        now = time.monotonic()
+        while self.removals and now - self.removals[0].at > self.within:
             self.removals.popleft()
         many = len(self.removals) + len(removed) > self.at_once
         if removed and many:
-            log.error("More than %d keys are removed here: that is only proposed", self.at_once)
-            for one in self.removals:
-                with self._apart(one.id):
-                    self._propose_after_all(one)
+            if len(self.removals) <= self.at_once:
+                log.error("More than %d keys are removed here: only proposed", self.at_once)
+            lately, self.decided = self.decided, []
+            for one in lately:
+                if now - one.at <= self.within:
+                    with self._apart(one.id):
+                        self._propose_after_all(one)
         for one in removed:
             verdict, text = one.verdict, "" if one.verdict == "deleted" else one.pub
             if many or one.id in self.masters:
@@ -612,6 +617,8 @@ class _Engine:
                 self._record(one.id, one.fingerprint, verdict, text)
                 self._remember(one.id, one.seen, one.found)
         self.removals += removed
+        if not many:
+            self.decided = [*self.decided, *removed][-self.at_once :]
 
     def _propose_after_all(self, one):
         """Propose what this master has decided a moment ago, if that is still what counts."""
@@ -685,7 +692,7 @@ class _Engine:
         """Return the decisions on the keys of the masters' hosts, signed; None without a key."""
         pem = __utils__["multimaster_gather.pair"](__opts__)[0]
         told = [one for name in sorted(self.masters) for one in self.book.of(name).values()]
-        told = [one for one in told if one.verdict == "accepted"]
+        told = [one for one in told if one.verdict in ("accepted", *PROPOSED)]
         if not pem or not told:
             return None
         answer = {"decisions": __utils__["multimaster_ledger.pack"](told)}
@@ -699,17 +706,22 @@ class _Engine:
         It is signed with the masters' key, and not for this one alone: what somebody says again
         is not later than it was.
         """
-        with self._apart("events/word"):
+        try:
             answer = word["answer"]
             __utils__["multimaster_keypair.verify_answer"](
                 answer, WORD, word["signature"], self.store.master_pub()
             )
             told = __utils__["multimaster_ledger.unpack"](answer["decisions"])
-            good = [one for decision in told if (one := self._sound(decision, "a master"))]
-            good = [one for one in good if one.id in self.masters and one.verdict == "accepted"]
-            if changed := self.book.learn(good, "a master"):
-                self._apply(changed)
-            self.aside.pop("events/word", None)
+        except (ValueError, TypeError, KeyError, RecursionError) as err:
+            # Anybody can send one.
+            log.error("Refused what is said of the masters' hosts: %s", err)
+            return
+        good = [one for decision in told if (one := self._sound(decision, "a master"))]
+        # Nothing that could shut one of them out.
+        kept = ("accepted", *PROPOSED)
+        good = [one for one in good if one.id in self.masters and one.verdict in kept]
+        if changed := self.book.learn(good, "a master"):
+            self._apply(changed)
 
     def _apply(self, ids):
         """Bring the key store in line with the ledger; what was not brought so far, too."""

@@ -867,6 +867,17 @@ def test_a_few_go_at_once_until_they_are_many(bulk):
     assert all(one.pub for name in BULK[:6] for one in bulk.book.of(name).values())
 
 
+def test_a_long_deletion_costs_no_more_for_each_key_than_a_short_one(bulk, caplog, monkeypatch):
+    asked = []
+    real = bulk.engine._propose_after_all
+    monkeypatch.setattr(bulk.engine, "_propose_after_all", lambda one: asked.append(real(one)))
+    for name in BULK:
+        remove(bulk, [name])
+        bulk.turn()
+    assert (len(asked), said(bulk)) == (5, {HELD})
+    assert caplog.text.count("keys are removed here") == 1
+
+
 def test_few_within_any_such_time_are_few(bulk, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(bulk.settings["time"], "monotonic", lambda: now[0])
@@ -1097,6 +1108,24 @@ def test_masters_that_lost_each_others_keys_find_each_other_again(master, minion
     assert master.has("web1") is None
 
 
+def test_a_master_is_told_of_a_masters_host_whose_removal_is_proposed_too(
+    master, minion_keys, shared
+):
+    master.put("saltm3", "accepted", minion_keys["web1"].pub)
+    master.host.write(f"etc/salt/pki/master/{ME}.pem", shared.pem)
+    master.turn()
+    remove(master, ["saltm3"])
+    master.turn()
+    word = master.loader.run(master.engine._word)
+    master.put("saltm3", None, "")
+    master.path.unlink()
+    master.restart()
+    look(master)
+    master.bus.put("multimaster/wake", origin="saltm1", word=word)
+    master.turn()
+    assert (master.has("saltm3"), master.verdicts("saltm3")) == ("accepted", [HELD])
+
+
 def test_a_word_on_the_masters_hosts_that_is_not_signed_or_older_changes_nothing(
     master, minion_keys, shared, other
 ):
@@ -1113,6 +1142,11 @@ def test_a_word_on_the_masters_hosts_that_is_not_signed_or_older_changes_nothing
         master.bus.put("multimaster/wake", origin="saltm1", word=wrong)
     master.turn()
     assert (master.has("saltm3"), master.verdicts("saltm3")) == (None, ["deleted"])
+    master.bus.events.append({"tag": "multimaster/wake", "data": "no mapping"})
+    while master.bus.events:
+        master.turn()
+    # What anybody can send is nothing for the status to tell of.
+    assert master.engine.aside == {}
 
 
 # An old copy of the key store
