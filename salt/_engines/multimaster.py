@@ -275,7 +275,7 @@ class _Engine:
     def _gather(self, wait):
         """Collect the ids that key events name, and the answers to our questions."""
         until = time.monotonic() + wait
-        heard = __utils__["multimaster_peers.next_event"]
+        heard = __utils__["multimaster_gather.next_event"]
         while wait > 0 and (event := heard(self.bus, wait)):
             with self._apart("events/"):
                 self._collect(event["tag"], event["data"])

@@ -608,7 +608,7 @@ class _Returns:
 
     def follow(self, wait):
         """Look at one event, or wait for so many seconds; then send what has to be sent."""
-        event = __utils__["multimaster_peers.next_event"](self.bus, wait)
+        event = __utils__["multimaster_gather.next_event"](self.bus, wait)
         tag, data = (event["tag"], event["data"]) if event else ("", {})
         if not isinstance(data, dict):
             tag = ""

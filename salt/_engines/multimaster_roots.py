@@ -135,7 +135,7 @@ class _Engine:
                 self.look_due = now + min(max(LOOK, SHARE * spent), LONGEST)
         self._sent()
         self.attend()
-        heard = __utils__["multimaster_peers.next_event"]
+        heard = __utils__["multimaster_gather.next_event"]
         while event := heard(self.bus, max(0.001, self.due() - time.monotonic())):
             self._hear(event["tag"], event["data"])
             self._sent()

@@ -279,7 +279,7 @@ def report(timeout=5, target=None):
             contextlib.suppress(salt.exceptions.SaltClientError),
             salt.client.get_local_client(mopts=opts) as client,
         ):
-            answers = __utils__["multimaster_peers.hardened"](client).cmd(
+            answers = __utils__["multimaster_gather.hardened"](client).cmd(
                 target or __opts__["id"],
                 "test.ping",
                 timeout=timeout,

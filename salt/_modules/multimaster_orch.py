@@ -186,7 +186,7 @@ def ask(ids, function, arguments=(), timeout=10, config_dir=None):
     try:
         with salt.client.get_local_client(mopts=_configured(config_dir)) as client:
             # Not cmd, which has a text for those that do not answer.
-            answers = __utils__["multimaster_peers.hardened"](client).cmd_iter(
+            answers = __utils__["multimaster_gather.hardened"](client).cmd_iter(
                 ids,
                 function,
                 list(arguments),

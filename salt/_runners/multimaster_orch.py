@@ -824,7 +824,7 @@ def _command(plan, ids, function, arguments=(), timeout=ANSWER):
 
 def _commanded(plan, ids, function, arguments, timeout):
     """Yield id and answer; nothing while this master is away, which its restart makes it."""
-    hardened = __utils__["multimaster_peers.hardened"]
+    hardened = __utils__["multimaster_gather.hardened"]
     for some, asked, given, read in _questions(plan, ids, function, arguments):
         try:
             # A new one each time: a master's restart changes what proves who gives the command.

@@ -6,11 +6,15 @@ runner, engine and execution module need it.
 """
 
 import contextlib
+import functools
+import logging
 import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+log = logging.getLogger(__name__)
 
 # Subjects short enough to be told leaf by leaf though they may be equal: to ask twice takes longer.
 SHORT = ["config", "access"]
@@ -64,9 +68,6 @@ def gather(
     """
     import salt.client
 
-    # The file beside this one: not to be found while Salt's loader looks at this one.
-    from multimaster_peers import hardened
-
     client = hardened(salt.client.get_local_client(mopts=dict(opts)))
     try:
         # Or answers could come before anybody listens.
@@ -76,6 +77,30 @@ def gather(
         client.destroy()
         raise
     return _listen(client, jobs, timeout, connections, more, proves)
+
+
+def next_event(bus: Any, wait: float) -> dict[str, Any] | None:
+    """Return the next event of a master's bus, or None after so many seconds without one."""
+    nothing: dict[str, Any] = {"tag": "", "data": {}}
+    event: dict[str, Any] | None = _heard(bus.get_event, nothing, wait=wait, full=True)
+    return event
+
+
+def hardened(client: Any) -> Any:
+    """Return a client of Salt's that passes over events that are none, instead of ending."""
+    client.event.get_event = functools.partial(_heard, client.event.get_event, None)
+    return client
+
+
+def _heard(get_event: Callable[..., Any], instead: Any, *arguments: Any, **flags: Any) -> Any:
+    from salt.exceptions import SaltDeserializationError
+
+    try:
+        return get_event(*arguments, **flags)
+    except (UnicodeDecodeError, TypeError, SaltDeserializationError) as err:
+        # Its tag may be any bytes that a minion likes.
+        log.debug("An event that is none: %s", err)
+        return instead
 
 
 def question(ids: Sequence[str], function: str, arguments: Sequence[Any] = ()) -> Question:

@@ -9,13 +9,12 @@ whatever happened, there is a next question.
 engine has to go on reading the event bus.
 """
 
-import functools
 import logging
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -270,30 +269,6 @@ def _close(client: Any) -> None:
             client.destroy()
     except Exception:
         log.debug("A client that had failed could not be closed", exc_info=True)
-
-
-def next_event(bus: Any, wait: float) -> dict[str, Any] | None:
-    """Return the next event of a master's bus, or None after so many seconds without one."""
-    nothing: dict[str, Any] = {"tag": "", "data": {}}
-    event: dict[str, Any] | None = _heard(bus.get_event, nothing, wait=wait, full=True)
-    return event
-
-
-def hardened(client: Any) -> Any:
-    """Return a client of Salt's that passes over events that are none, instead of ending."""
-    client.event.get_event = functools.partial(_heard, client.event.get_event, None)
-    return client
-
-
-def _heard(get_event: Callable[..., Any], instead: Any, *arguments: Any, **flags: Any) -> Any:
-    from salt.exceptions import SaltDeserializationError
-
-    try:
-        return get_event(*arguments, **flags)
-    except (UnicodeDecodeError, TypeError, SaltDeserializationError) as err:
-        # Its tag may be any bytes that a minion likes.
-        log.debug("An event that is none: %s", err)
-        return instead
 
 
 def demand(path: str) -> None:

@@ -497,7 +497,7 @@ class _Host:
         from salt.exceptions import SaltException
 
         import multimaster_said as said
-        from multimaster_peers import hardened
+        from multimaster_gather import hardened
 
         try:
             with salt.client.get_local_client(mopts=self._master_options()) as client:

@@ -28,7 +28,6 @@ import multimaster_cutover as cutover
 import multimaster_gather as gather
 import multimaster_keypair as keypair
 import multimaster_ledger as ledger
-import multimaster_peers as peers
 import multimaster_pubkey as pubkey
 import multimaster_restart as restart
 import multimaster_roots as roots
@@ -206,8 +205,8 @@ frames = st.binary(max_size=200) | st.builds(
 @example([b"\xff\n\n\x80"])
 def test_whoever_listens_to_a_bus_hears_all_events_but_the_hostile_ones(hostile):
     for hear in (
-        lambda bus: peers.next_event(bus, 1),
-        lambda bus: peers.hardened(SimpleNamespace(event=bus)).event.get_event(full=True),
+        lambda bus: gather.next_event(bus, 1),
+        lambda bus: gather.hardened(SimpleNamespace(event=bus)).event.get_event(full=True),
     ):
         heard_of_all(hostile, hear)
 

@@ -18,7 +18,7 @@ import time
 import pytest
 
 import multimaster_dial
-import multimaster_peers
+import multimaster_gather
 
 LOCAL = ["127.0.0.1", "127.0.0.2"]
 MASTERS = ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
@@ -48,7 +48,7 @@ class World:
         module.__opts__ |= {"return_retry_tries": 1, "return_retry_timer_max": 2}
         module.__opts__ |= {"recon_default": 100, "recon_max": 900}
         module.__utils__ = {"multimaster_dial.put": self.put}
-        module.__utils__["multimaster_peers.next_event"] = multimaster_peers.next_event
+        module.__utils__["multimaster_gather.next_event"] = multimaster_gather.next_event
         module.__utils__["multimaster_dial.links"] = lambda *_: set()
         module.__utils__["multimaster_dial.among"] = lambda *_: (
             {self.present: {self.present}} if self.present else {}

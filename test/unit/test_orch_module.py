@@ -11,6 +11,8 @@ import time
 import psutil
 import pytest
 
+from lab.model import REPOSITORY
+
 ADDRESS = "127.0.84.1"
 
 
@@ -159,3 +161,16 @@ def test_the_runner_asks_for_no_command_that_is_refused(orch, host):
     assert {"multimaster.masters", "saltutil.sync_utils"} <= asked
     # What a master's host has to prove, too.
     assert {*asked, "multimaster.signed"} <= set(supported)
+
+
+def test_the_master_that_orchestrates_is_brought_all_that_it_calls():
+    sls = (REPOSITORY / "salt/multimaster/orch/modules.sls").read_text()
+    files = set(re.findall(r"'((?:runners|states|utils)/\w+\.py)'", sls))
+    call = re.compile(r'(?:__utils__\["|import )(multimaster_\w+)\b')
+    assert files
+    called = {
+        f"utils/{name}.py"
+        for file in files
+        for name in call.findall((REPOSITORY / f"salt/_{file}").read_text())
+    }
+    assert called - files == set()

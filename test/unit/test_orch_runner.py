@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 import multimaster_deploy
 import multimaster_gather
 import multimaster_keypair
-import multimaster_peers
 import multimaster_said
 
 PLAN = types.SimpleNamespace(
@@ -55,7 +54,7 @@ def runner(by_path, monkeypatch):
         f"multimaster_keypair.{name}": getattr(multimaster_keypair, name)
         for name in ("claimed", "proved")
     }
-    module.__utils__["multimaster_peers.hardened"] = multimaster_peers.hardened
+    module.__utils__["multimaster_gather.hardened"] = multimaster_gather.hardened
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     monkeypatch.setattr("time.sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
