@@ -392,7 +392,7 @@ class _Engine:
             seen = self.book.all_seen()
             gone = {name for name in seen if not snapshot.get(name, (False,))[0]}
             old = {name for name in self._contradicting(changed, snapshot) if self._is_old(name)}
-            why = gone and ("an older copy was put there" if old else self._lost(snapshot, first))
+            why = gone and ("an older copy was put there" if old else self._lost(first))
             if why:
                 # Nobody has deleted them.
                 lost = gone
@@ -409,10 +409,8 @@ class _Engine:
             self.book.put_directories(self.store.directories())
         self.snapshot, self.marks, self.scan_due = snapshot, marks, now + INTERVAL
 
-    def _lost(self, snapshot, first):
+    def _lost(self, first):
         """Tell why keys that are gone are not deleted but lost with their directory, if so."""
-        if not self.store.on_disk:
-            return "" if any(live for live, *_ in snapshot.values()) else "all of them at once"
         before, now = self.book.directories(), self.store.directories()
         if not isinstance(before, dict):
             return ""
