@@ -1943,7 +1943,10 @@ def _own_pillar():
 
 def _given():
     """Return what the pillar says of key pairs."""
-    return _own_pillar().get("keypair") or {}
+    given = dict(_own_pillar().get("keypair") or {})
+    # Said of the pillar, and no pair.
+    given.pop("cached", None)
+    return given
 
 
 def _bundle(opts=None):

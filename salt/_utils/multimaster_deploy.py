@@ -100,7 +100,7 @@ def plan(declaration: Any, findings: Iterable[str] = ()) -> Plan:
             and isinstance(entry.get("address"), str)
         },
         findings=tuple(findings),
-        listens={name: config[name] for name in LISTENS if name in config},
+        listens={name: config[name] for name in LISTENS if name in config} | _six(entries),
         batch=batch if _is_batch(batch) else DEFAULTS["batch"],
         restart_timeout=patience if _is_number(patience) else 600,
         service=_text(_mapping(declaration.get("master")).get("service")) or "salt-master",
@@ -414,6 +414,16 @@ def _clocks(plan: Plan, seen: Seen) -> Iterator[str]:
 
 def _ports(plan: Plan, seen: Seen) -> Iterator[str]:
     names = {address: name for name, address in plan.masters.items()}
+    elsewhere: dict[str, list[int]] = {}
+    for name in plan.masters:
+        serves = _mapping(seen.facts.get(name)).get("serves")
+        missing = [port for port in plan.ports if serves and port not in serves]
+        if serves and missing:
+            elsewhere[name] = missing
+            yield (
+                f"{name}: its master runs and listens on {_some(serves)}, not on {_some(missing)}; "
+                "to change the ports of running masters, see docs/deploy.md"
+            )
     for name, value in seen.taken.items():
         if not isinstance(value, list):
             yield f"{name}: {value}"
@@ -423,6 +433,8 @@ def _ports(plan: Plan, seen: Seen) -> Iterator[str]:
     for minion, told in sorted(seen.reached.items()):
         for address in plan.masters.values():
             for port in plan.ports:
+                if port in elsewhere.get(names.get(address, ""), ()):
+                    continue
                 # It is a minion's word, and may be anything.
                 outcome = str(_mapping(_mapping(told).get(address)).get(str(port), "not told"))
                 # Where nothing could be made to listen, to be refused is all that can be expected.
@@ -448,6 +460,17 @@ def _space(plan: Plan, seen: Seen) -> Iterator[str]:
 def _series(version: str) -> int:
     found = re.match(r"\d+", version)
     return int(found[0]) if found else 0
+
+
+def _six(entries: Any) -> dict[str, bool]:
+    """Return what masters with IPv6 addresses have beside what is declared."""
+    addresses = (_mapping(e).get("address") for e in (entries if isinstance(entries, list) else []))
+    # No name has a colon.
+    return {"ipv6": True} if any(":" in str(address) for address in addresses) else {}
+
+
+def _some(ports: Iterable[int]) -> str:
+    return ", ".join(map(str, ports))
 
 
 def _is_batch(value: Any) -> bool:
