@@ -181,7 +181,6 @@ class TestWhatIsThereAlready:
         assert ret.result is True
         assert ret.changes["retry_dns"] == {"old": 30, "new": 5}
 
-
     def test_of_a_derived_option_is_named_on_a_minion(self, host, state):
         there = {"master_alive_interval": 3, "return_retry_tries": 10, "rejected_retry": False}
         path = host.write("etc/salt/minion.d/aa.conf", there)
