@@ -55,7 +55,8 @@ def facts(master=False, config_dir=None):
 
     Returns ``version`` of Salt, ``clock`` (seconds since the epoch), ``daemons`` (role -> process
     id and start, or None), ``cutover`` and ``restarts`` as ``multimaster.masters`` has them, and
-    for a master ``free``: path -> MiB.
+    for a master ``free``: path -> MiB; for one that runs ``serves``, the ports that it listens on,
+    and ``transport``, which its files say.
 
     CLI Example:
 
@@ -75,6 +76,7 @@ def facts(master=False, config_dir=None):
         ret["free"] = {path: _free(path) for path in (opts["cachedir"], opts["pki_dir"])}
         if ret["daemons"]["master"]:
             ret["serves"] = _listening(ret["daemons"]["master"][0])
+            ret["transport"] = opts["transport"]
     return ret
 
 

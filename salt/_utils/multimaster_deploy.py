@@ -16,8 +16,8 @@ from typing import Any
 DEFAULTS: Mapping[str, Any] = {"batch": "25%", "clocks": 5, "disk": 500, "timeout": 120}
 PORTS = {"publish_port": 4505, "ret_port": 4506}
 OLDEST = 3006
-# What says where a master listens.
-LISTENS = ("interface", "ipv6", *PORTS)
+# What says where and how a master listens.
+LISTENS = ("interface", "ipv6", "transport", *PORTS)
 # Where more is to be found of a restart.
 SEE = "; see multimaster-restart.log on it"
 # How a state says that it has a daemon restarted after the job.
@@ -48,6 +48,11 @@ class Plan:
     service: str
     minion_service: str
     config_dir: str | None
+
+    @property
+    def transport(self) -> str:
+        """What minions dial with."""
+        return str(self.listens.get("transport", "zeromq"))
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -415,8 +420,15 @@ def _clocks(plan: Plan, seen: Seen) -> Iterator[str]:
 def _ports(plan: Plan, seen: Seen) -> Iterator[str]:
     names = {address: name for name, address in plan.masters.items()}
     elsewhere: dict[str, list[int]] = {}
+    running = {name for name, row in seen.facts.items() if _mapping(row).get("serves")}
     for name in plan.masters:
-        serves = _mapping(seen.facts.get(name)).get("serves")
+        row = _mapping(seen.facts.get(name))
+        serves, transport = row.get("serves"), row.get("transport", plan.transport)
+        if serves and transport != plan.transport:
+            yield (
+                f"{name}: its master runs with transport {transport}, declared is "
+                f"{plan.transport}; to change that of running masters, see docs/deploy.md"
+            )
         missing = [port for port in plan.ports if serves and port not in serves]
         if serves and missing:
             elsewhere[name] = missing
@@ -441,9 +453,13 @@ def _ports(plan: Plan, seen: Seen) -> Iterator[str]:
                 tried = isinstance(seen.taken.get(names.get(address, "")), list)
                 if outcome == "open" or (outcome == "refused" and not tried):
                     continue
+                if outcome == "refused":
+                    outcome += "; a firewall rejects it"
+                    if names.get(address) in running:
+                        outcome += ", or its master listens at other addresses only"
                 yield (
                     f"{minion}: cannot reach port {port} of {names.get(address)} ({address}): "
-                    + ("refused; a firewall rejects it" if outcome == "refused" else outcome)
+                    + outcome
                 )
 
 

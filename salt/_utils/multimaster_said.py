@@ -159,6 +159,7 @@ ANSWERS: Mapping[str, Any] = {
         "restarts?": _MASTERS["restarts?"],
         "free?": _map("path", "count"),
         "serves?": _list("count"),
+        "transport?": "word",
     },
     "multimaster_orch.hold_ports": {"pid": _or(None, "count"), "taken": _list("count")},
     "multimaster_orch.reach": _map("word", _map("word", "text")),

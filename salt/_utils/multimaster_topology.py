@@ -883,8 +883,8 @@ def _check_edges(
     interface = of("master:config:interface")
     if interface is not None:
         for address in (master.address for master in masters):
-            if supported := _misplaced(address, interface):
-                refuse("master:config:interface", interface, supported)
+            if fitting := _misplaced(address, interface):
+                refuse("master:config:interface", interface, fitting)
     signs = of("minion:config:minion_sign_messages", False)
     if of("master:config:require_minion_sign_messages") is True and signs is not True:
         required = "true, as master:config:require_minion_sign_messages is"

@@ -154,9 +154,21 @@ def test_a_running_master_that_listens_and_is_refused_is_behind_a_firewall():
         "web1": {address: {"4505": "refused", "4506": "open"} for address in MASTERS.values()}
     }
     assert findings(facts=rows, reached=reached) == [
-        f"web1: cannot reach port 4505 of {name} ({address}): refused; a firewall rejects it"
+        f"web1: cannot reach port 4505 of {name} ({address}): refused; a firewall rejects it, or "
+        "its master listens at other addresses only"
         for name, address in MASTERS.items()
     ]
+
+
+def test_running_masters_with_another_transport_are_findings():
+    plan = deploy.plan(declared(master={"config": {"transport": "tcp"}}))
+    rows = {name: facts(serves=[4505, 4506], transport="zeromq") for name in MASTERS}
+    assert findings(plan, facts={**rows, "web1": facts()}) == [
+        f"{name}: its master runs with transport zeromq, declared is tcp; to change that of "
+        "running masters, see docs/deploy.md"
+        for name in MASTERS
+    ]
+    assert findings(facts={**rows, "web1": facts()}) == []
 
 
 def test_ipv6_masters_are_tried_with_ipv6():
