@@ -1943,10 +1943,11 @@ def _own_pillar():
 
 def _given():
     """Return what the pillar says of key pairs."""
-    given = dict(_own_pillar().get("keypair") or {})
-    # Said of the pillar, and no pair.
-    given.pop("cached", None)
-    return given
+    given = _own_pillar().get("keypair") or {}
+    if not isinstance(given, collections.abc.Mapping):
+        return given
+    # That is said of the pillar, and is no pair.
+    return {name: value for name, value in given.items() if name != "cached"}
 
 
 def _bundle(opts=None):
