@@ -75,6 +75,8 @@ def minion_config(name, declaration, config_dir):
     options = __utils__["multimaster_topology.minion_options"](
         topology, __opts__["id"], existing, verifies
     )
+    if misfits := _misfits("minion", topology, {**existing, **options}):
+        return _failed(_ret(name), misfits)
     stated, rest = __utils__["multimaster_topology.minion_replacing"](topology, options)
     override = topology.minion_override
     try:
@@ -616,6 +618,8 @@ def _master_options(declaration, config_dir, extension_dir):
     override = __utils__["multimaster_topology.overrides"](topology)
     if refused := _unstated("master", options, override, config_dir):
         raise CommandExecutionError(refused)
+    if misfits := _misfits("master", topology, {**existing, **options}):
+        raise CommandExecutionError(misfits)
     interface = options.get("interface", existing.get("interface", "0.0.0.0"))  # noqa: S104
     fitting = __utils__["multimaster_topology.misplaced"](topology, __opts__["id"], interface)
     if fitting:
@@ -640,6 +644,12 @@ def _unstated(role, options, override, config_dir):
             "master:config and minion:config"
         )
     return "\n".join(["Nothing is replaced without being told to:", *lines]) if lines else ""
+
+
+def _misfits(role, topology, effective):
+    """Return in words what of a host's options the other role would not understand."""
+    lines = __utils__["multimaster_topology.misfits"](topology, role, effective)
+    return "\n".join([f"With what the {role}'s files say on this host:", *lines]) if lines else ""
 
 
 def _write_drop_in(name, role, options, config_dir, prepare=None):

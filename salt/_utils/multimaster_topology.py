@@ -796,6 +796,33 @@ def autosign_options(topology: Topology, directory: str) -> dict[str, str]:
     return {AUTOSIGN[name][0]: f"{directory}/{AUTOSIGN[name][1]}" for name in topology.autosign}
 
 
+def misfits(topology: Topology, role: str, effective: Mapping[str, Any]) -> list[str]:
+    """
+    Return in words what of a host's options the other role, as declared, would not understand.
+
+    role, effective
+        ``master`` or ``minion``, and what all of its files say together on that host.
+    """
+    lines: list[str] = []
+
+    def refuse(where: str, got: Any, supported: str) -> None:
+        lines.append(f"{where}: got {got!r}; supported: {supported}")
+
+    config = {"master": topology.master_config, "minion": topology.minion_config}
+    # Of what is the host's own, see `misplaced`, what is declared.
+    own = ("interface", "ipv6")
+    options = {name: value for name, value in effective.items() if name not in own}
+    options |= {name: value for name, value in config[role].items() if name in own}
+    config[role] = options
+    for option in ("keysize", "minimum_auth_version"):
+        supported, valid = _VALUES.get(f"{role}:config:{option}", ("", None))
+        if valid and option in options and not valid(options[option]):
+            refuse(f"{role}:config:{option}", options[option], supported)
+    whole = {name: {"config": one} for name, one in config.items()}
+    _check_edges(whole, topology.masters, refuse)
+    return lines
+
+
 def misplaced(topology: Topology, master_id: str, interface: str) -> str | None:
     """
     Return in words what a master's ``interface`` has to be; None if minions reach it there.

@@ -220,11 +220,39 @@ class TestWhatIsThereAlready:
         assert host.files() == before
 
     @pytest.mark.parametrize("role", ["master", "minion"])
+    def test_of_ipv6_may_stay_where_nobody_needs_it(self, host, state, role):
+        host.write(f"etc/salt/{role}.d/aa.conf", {"ipv6": True})
+        assert state(f"{role}_config", declare()).result is True
+        assert opts_of(host, role)["ipv6"] is True
+
+    @pytest.mark.parametrize("role", ["master", "minion"])
     def test_of_ports_may_be_what_is_declared(self, host, state, role):
         ports = {"master": {"ret_port": 14506}, "minion": {"master_port": 14506}}
         host.write(f"etc/salt/{role}.d/aa.conf", ports[role])
         declaration = declare(**{name: {"config": value} for name, value in ports.items()})
         assert state(f"{role}_config", declaration).result is True
+
+    @both_modes
+    @pytest.mark.parametrize(
+        ("role", "there", "finding"),
+        [
+            ("master", {"require_minion_sign_messages": True}, "minion_sign_messages: got False"),
+            ("master", {"minimum_auth_version": 4}, "minimum_auth_version: got 4"),
+            ("minion", {"minion_sign_messages": True}, "signing_algorithm: got None"),
+            ("minion", {"keysize": 1024}, "minion:config:keysize: got 1024"),
+        ],
+        ids=repr,
+    )
+    def test_that_the_other_role_does_not_understand_is_refused(
+        self, host, state, role, there, finding, test
+    ):
+        host.write(f"etc/salt/{role}.d/aa.conf", there)
+        before = host.files()
+        ret = state(f"{role}_config", declare(), test=test)
+        assert (ret.result, ret.changes) == (False, {})
+        assert ret.comment.startswith(f"With what the {role}'s files say on this host:\n")
+        assert finding in ret.comment
+        assert host.files() == before
 
     @both_modes
     def test_of_an_interface_is_refused_where_minions_dial_ipv6(self, host, state, test):
