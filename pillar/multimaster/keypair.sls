@@ -55,7 +55,8 @@ def run():
     Return ``multimaster:minions``, and ``multimaster:keypair``: ``sealed`` for a declared master,
     ``keys`` if it asks for some, and with signing ``sign_pub`` for everyone.  Instead of the first
     two there is ``refused``, the reason, if it has to be feared that another host has its id, and
-    ``pub``, by which a host that has the pair knows it.
+    ``pub``, by which a host that has the pair knows it.  ``cached`` says that this master gives
+    minions pillars that it has compiled before.
     """
     # The role is "minion" in a masterless run: there is no master here to give anything.
     if __opts__.get("__role") == "minion":
@@ -70,6 +71,9 @@ def run():
     lines = _lines(declaration, minion_id)
     if lines:
         pair.update(_sealed(master_opts, minion_id, lines, signing_pair))
+    if __opts__.get("pillar_cache"):
+        # The formula then asks for the declaration as it is now.
+        pair["cached"] = True
     if pair:
         given["keypair"] = pair
     return {"multimaster": given} if given else {}

@@ -2011,7 +2011,11 @@ def _own_pillar():
 
 def _given():
     """Return what the pillar says of key pairs."""
-    return _own_pillar().get("keypair") or {}
+    given = _own_pillar().get("keypair") or {}
+    if not isinstance(given, collections.abc.Mapping):
+        return given
+    # That is said of the pillar, and is no pair.
+    return {name: value for name, value in given.items() if name != "cached"}
 
 
 def _bundle(opts=None):
@@ -2353,7 +2357,8 @@ def _see(opts, address, within):
     opts.update(salt.minion.prep_ip_port(opts))
     opts.update(salt.minion.resolve_dns({**opts, "retry_dns": 0}, fallback=False))
     # Salt waits long for a master that is not there.
-    with socket.create_connection((opts["master_ip"], opts["master_port"]), within):
+    ip = opts["master_ip"].strip("[]")
+    with socket.create_connection((ip, opts["master_port"]), within):
         pass
     request = salt.crypt.SAuth(opts).minion_sign_in_payload()
     with salt.channel.client.ReqChannel.factory(opts, crypt="clear") as channel:

@@ -393,6 +393,9 @@ class _Look:
                     alone = __utils__["multimaster_cutover.alone"](f"{path}.lock")
                     stack.enter_context(alone)
                 found = known() or self.prove(path, minion_id, grains, grains_print, inputs)
+        if self.opts["pillar_cache"]:
+            # Seconds that what a minion is given may be older than what was compiled here.
+            found = {**found, "cached": self.opts["pillar_cache_ttl"]}
         return {"sample": minion_id, **found}
 
     def prove(self, path, minion_id, grains, grains_print, inputs):

@@ -55,7 +55,8 @@ def facts(master=False, config_dir=None):
 
     Returns ``version`` of Salt, ``clock`` (seconds since the epoch), ``daemons`` (role -> process
     id and start, or None), ``cutover`` and ``restarts`` as ``multimaster.masters`` has them, and
-    for a master ``free``: path -> MiB.
+    for a master ``free``: path -> MiB; for one that runs ``serves``, the ports that it listens on,
+    and ``transport``, which its files say.
 
     CLI Example:
 
@@ -73,6 +74,9 @@ def facts(master=False, config_dir=None):
     if master:
         opts = _master_options(config_dir)
         ret["free"] = {path: _free(path) for path in (opts["cachedir"], opts["pki_dir"])}
+        if ret["daemons"]["master"]:
+            ret["serves"] = _listening(ret["daemons"]["master"][0])
+            ret["transport"] = opts["transport"]
     return ret
 
 
@@ -94,7 +98,10 @@ def hold_ports(options, seconds=60, config_dir=None):
         salt saltm2 multimaster_orch.hold_ports '{}' 10
     """
     opts = _master_options(config_dir, options)
-    family = socket.AF_INET6 if opts["ipv6"] else socket.AF_INET
+    if opts["ipv6"] and opts["interface"] == "0.0.0.0":  # noqa: S104
+        # As the formula sets it where nobody else does.
+        opts["interface"] = "::"
+    family = socket.AF_INET6 if ":" in opts["interface"] else socket.AF_INET
     taken, numbers = [], []
     with contextlib.ExitStack() as stack:
         for port in (opts["publish_port"], opts["ret_port"]):
@@ -102,7 +109,7 @@ def hold_ports(options, seconds=60, config_dir=None):
             # As the master does; else a connection that has just ended would be in its way.
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                listening.bind((opts["interface"], port))
+                listening.bind((opts["interface"].strip("[]"), port))
                 listening.listen()
             except OSError:
                 taken.append(port)
@@ -261,6 +268,21 @@ def _configured(config_dir):
 def _master_options(config_dir, options=None):
     """Return the options of this host's master, one that is yet to come included."""
     return {**_configured(config_dir), **(options or {})}
+
+
+def _listening(pid):
+    """Return the ports that a daemon and its children listen on; what ends meanwhile has none."""
+    ports = set()
+    with contextlib.suppress(psutil.Error):
+        daemon = psutil.Process(pid)
+        for process in (daemon, *daemon.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                ports |= {
+                    link.laddr.port
+                    for link in process.net_connections("tcp")
+                    if link.status == psutil.CONN_LISTEN
+                }
+    return sorted(ports)
 
 
 def _free(path):

@@ -697,6 +697,12 @@ def _notes(look):
         for name, report in look.reports.items()
         if report and "skipped" in report["proof"]
     ]
+    notes += [
+        f"master {name} caches pillars (pillar_cache): what is compared is compiled anew, and a "
+        f"minion may be given one that is up to {report['proof']['cached']:g} s old"
+        for name, report in look.reports.items()
+        if report and "cached" in report["proof"]
+    ]
     return notes
 
 

@@ -75,11 +75,17 @@ def minion_config(name, declaration, config_dir):
     options = __utils__["multimaster_topology.minion_options"](
         topology, __opts__["id"], existing, verifies
     )
-    # The derived ones are what the formula is there for.
-    declared = {option: options[option] for option in topology.minion_config}
-    if refused := _unstated("minion", declared, topology.minion_override, config_dir):
-        return _failed(_ret(name), refused)
-    return _write_drop_in(
+    if misfits := _misfits("minion", topology, {**existing, **options}):
+        return _failed(_ret(name), misfits)
+    stated, rest = __utils__["multimaster_topology.minion_replacing"](topology, options)
+    override = topology.minion_override
+    try:
+        if refused := _unstated("minion", stated, override, config_dir):
+            return _failed(_ret(name), refused)
+        named = __salt__["multimaster.unstated"]("minion", rest, override, config_dir)
+    except CommandExecutionError as err:
+        return _failed(_ret(name), str(err))
+    ret = _write_drop_in(
         name,
         "minion",
         options,
@@ -92,6 +98,9 @@ def minion_config(name, declaration, config_dir):
             config_dir,
         ),
     )
+    if named:
+        ret["warnings"] = ["\n".join(["Derived options replace what is there:", *named])]
+    return ret
 
 
 def master_config(name, declaration, config_dir, extension_dir):
@@ -609,6 +618,12 @@ def _master_options(declaration, config_dir, extension_dir):
     override = __utils__["multimaster_topology.overrides"](topology)
     if refused := _unstated("master", options, override, config_dir):
         raise CommandExecutionError(refused)
+    if misfits := _misfits("master", topology, {**existing, **options}):
+        raise CommandExecutionError(misfits)
+    interface = options.get("interface", existing.get("interface", "0.0.0.0"))  # noqa: S104
+    fitting = __utils__["multimaster_topology.misplaced"](topology, __opts__["id"], interface)
+    if fitting:
+        raise CommandExecutionError(f"interface: got {interface!r}; supported: {fitting}")
     return options
 
 
@@ -623,7 +638,18 @@ def _unstated(role, options, override, config_dir):
     """Return in words what a drop-in would replace without having been told to."""
     looked_at = __utils__["multimaster_topology.replacing"](options)
     lines = __salt__["multimaster.unstated"](role, looked_at, override, config_dir)
+    if any(line.split(":")[0] in __utils__["multimaster_topology.at_the_edge"]() for line in lines):
+        lines.append(
+            "What masters serve is what minions dial: if what is there is right, declare it under "
+            "master:config and minion:config"
+        )
     return "\n".join(["Nothing is replaced without being told to:", *lines]) if lines else ""
+
+
+def _misfits(role, topology, effective):
+    """Return in words what of a host's options the other role would not understand."""
+    lines = __utils__["multimaster_topology.misfits"](topology, role, effective)
+    return "\n".join([f"With what the {role}'s files say on this host:", *lines]) if lines else ""
 
 
 def _write_drop_in(name, role, options, config_dir, prepare=None):

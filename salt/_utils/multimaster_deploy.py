@@ -16,8 +16,8 @@ from typing import Any
 DEFAULTS: Mapping[str, Any] = {"batch": "25%", "clocks": 5, "disk": 500, "timeout": 120}
 PORTS = {"publish_port": 4505, "ret_port": 4506}
 OLDEST = 3006
-# What says where a master listens.
-LISTENS = ("interface", "ipv6", *PORTS)
+# What says where and how a master listens.
+LISTENS = ("interface", "ipv6", "transport", *PORTS)
 # Where more is to be found of a restart.
 SEE = "; see multimaster-restart.log on it"
 # How a state says that it has a daemon restarted after the job.
@@ -48,6 +48,11 @@ class Plan:
     service: str
     minion_service: str
     config_dir: str | None
+
+    @property
+    def transport(self) -> str:
+        """What minions dial with."""
+        return str(self.listens.get("transport", "zeromq"))
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -100,7 +105,7 @@ def plan(declaration: Any, findings: Iterable[str] = ()) -> Plan:
             and isinstance(entry.get("address"), str)
         },
         findings=tuple(findings),
-        listens={name: config[name] for name in LISTENS if name in config},
+        listens={name: config[name] for name in LISTENS if name in config} | _six(entries),
         batch=batch if _is_batch(batch) else DEFAULTS["batch"],
         restart_timeout=patience if _is_number(patience) else 600,
         service=_text(_mapping(declaration.get("master")).get("service")) or "salt-master",
@@ -414,6 +419,23 @@ def _clocks(plan: Plan, seen: Seen) -> Iterator[str]:
 
 def _ports(plan: Plan, seen: Seen) -> Iterator[str]:
     names = {address: name for name, address in plan.masters.items()}
+    elsewhere: dict[str, list[int]] = {}
+    running = {name for name, row in seen.facts.items() if _mapping(row).get("serves")}
+    for name in plan.masters:
+        row = _mapping(seen.facts.get(name))
+        serves, transport = row.get("serves"), row.get("transport", plan.transport)
+        if serves and transport != plan.transport:
+            yield (
+                f"{name}: its master runs with transport {transport}, declared is "
+                f"{plan.transport}; to change that of running masters, see docs/deploy.md"
+            )
+        missing = [port for port in plan.ports if serves and port not in serves]
+        if serves and missing:
+            elsewhere[name] = missing
+            yield (
+                f"{name}: its master runs and listens on {_some(serves)}, not on {_some(missing)}; "
+                "to change the ports of running masters, see docs/deploy.md"
+            )
     for name, value in seen.taken.items():
         if not isinstance(value, list):
             yield f"{name}: {value}"
@@ -423,15 +445,21 @@ def _ports(plan: Plan, seen: Seen) -> Iterator[str]:
     for minion, told in sorted(seen.reached.items()):
         for address in plan.masters.values():
             for port in plan.ports:
+                if port in elsewhere.get(names.get(address, ""), ()):
+                    continue
                 # It is a minion's word, and may be anything.
                 outcome = str(_mapping(_mapping(told).get(address)).get(str(port), "not told"))
                 # Where nothing could be made to listen, to be refused is all that can be expected.
                 tried = isinstance(seen.taken.get(names.get(address, "")), list)
                 if outcome == "open" or (outcome == "refused" and not tried):
                     continue
+                if outcome == "refused":
+                    outcome += "; a firewall rejects it"
+                    if names.get(address) in running:
+                        outcome += ", or its master listens at other addresses only"
                 yield (
                     f"{minion}: cannot reach port {port} of {names.get(address)} ({address}): "
-                    + ("refused; a firewall rejects it" if outcome == "refused" else outcome)
+                    + outcome
                 )
 
 
@@ -448,6 +476,17 @@ def _space(plan: Plan, seen: Seen) -> Iterator[str]:
 def _series(version: str) -> int:
     found = re.match(r"\d+", version)
     return int(found[0]) if found else 0
+
+
+def _six(entries: Any) -> dict[str, bool]:
+    """Return what masters with IPv6 addresses have beside what is declared."""
+    addresses = (_mapping(e).get("address") for e in (entries if isinstance(entries, list) else []))
+    # No name has a colon.
+    return {"ipv6": True} if any(":" in str(address) for address in addresses) else {}
+
+
+def _some(ports: Iterable[int]) -> str:
+    return ", ".join(map(str, ports))
 
 
 def _is_batch(value: Any) -> bool:

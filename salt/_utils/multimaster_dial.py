@@ -85,7 +85,8 @@ def _sign_in(opts: Mapping[str, Any], address: str, timeout: float) -> str:
     try:
         mine = _mine(opts, address, timeout)
         # Salt waits long for a master that is not there.
-        socket.create_connection((mine["master_ip"], mine["master_port"]), timeout).close()
+        ip = mine["master_ip"].strip("[]")
+        socket.create_connection((ip, mine["master_port"]), timeout).close()
     except TimeoutError:
         return cutover.SILENT
     except (OSError, SaltClientError):

@@ -20,6 +20,7 @@ from typing import Any
 VERSION = "0.1.0"
 MODES = ("hot", "failover")
 METHODS = ("none", "pkg")
+TRANSPORTS = ("zeromq", "tcp", "ws")
 # What makes Salt work with git remotes.
 GIT_PROVIDERS = ("gitcli", "pygit2", "gitpython")
 
@@ -70,8 +71,18 @@ DERIVED_MINION = (
     *FAILOVER,
     *SIGNING_MINION,
 )
+# Where minions meet masters: an option of the masters, the one of the minions that has to have the
+# same value, and Salt's default.
+EDGES: Mapping[str, tuple[str, Any]] = {
+    "publish_port": ("publish_port", 4505),
+    "ret_port": ("master_port", 4506),
+    "transport": ("transport", "zeromq"),
+    # Only with IPv6 addresses: names may lead anywhere.
+    "ipv6": ("ipv6", None),
+}
 # Derived where ``minion:config`` does not say otherwise.
 PREFERRED = (
+    *(dials for dials, _ in EDGES.values()),
     "zmq_monitor",
     "auth_timeout",
     "return_retry_timer",
@@ -84,6 +95,24 @@ PREFERRED = (
     "tcp_keepalive_intvl",
     "tcp_keepalive_cnt",
 )
+
+# Of what minions have in one mode, what Salt takes for not set: the main file may say otherwise.
+NEUTRAL: Mapping[str, Any] = {
+    "auth_retries": 0,
+    "master_alive_interval": 0,
+    "random_master": False,
+    "master_tries": -1,
+    "master_failback": False,
+    "master_failback_interval": 0,
+}
+# Derived options of minions that are named where they take the place of what a main file says: that
+# the list of masters does is what the formula is for.
+NAMED = tuple({*DERIVED_MINION, *PREFERRED} - {"id", "master", "multimaster", *SIGNING_MINION})
+# Bits of a key that the masters' pair is sealed to, at least; and the latest protocol of sign-ins.
+KEY_BITS = 2048
+AUTH_VERSION = 3
+# Salt's own, in minions.
+SIGNED_WITH = "PKCS1v15-SHA1"
 
 # Differ between hosts, or already say what the host's other files say: never in their way.
 KEPT = ("id", "engines", "module_dirs", "multimaster")
@@ -209,6 +238,16 @@ class Topology:
         """The masters' addresses, in the declared order."""
         return tuple(master.address for master in self.masters)
 
+    @property
+    def edges(self) -> dict[str, Any]:
+        """What masters serve and minions dial, by the masters' option: see ``EDGES``."""
+        served = {name: self.master_config.get(name, value) for name, (_, value) in EDGES.items()}
+        if any(_is_ipv6(address) for address in self.addresses):
+            served["ipv6"] = True
+        elif "ipv6" not in self.master_config:
+            del served["ipv6"]
+        return served
+
 
 def parse(declaration: Any) -> Topology:
     """
@@ -268,6 +307,7 @@ def parse(declaration: Any) -> Topology:
 
     _check_parity(declaration, refuse)
     _check_acceptance(declaration, masters, refuse)
+    _check_edges(declaration, masters, refuse)
     if declaration.get("signing") is True:
         _check_algorithms(declaration, refuse)
     _check_roots(declaration, refuse)
@@ -377,6 +417,16 @@ def minion_settings(topology: Topology, minion_id: str) -> list[Setting]:
             )
         )
     settings += _comeback_settings(number, interval, failover)
+    settings += [
+        Setting(EDGES[name][0], value, f"what the masters serve, their {name}")
+        for name, value in topology.edges.items()
+    ]
+    there = {setting.option for setting in settings}
+    settings += [
+        Setting(option, value, "as if it were not set, whatever the main file says")
+        for option, value in NEUTRAL.items()
+        if option not in there
+    ]
     config = topology.minion_config
     return [
         replace(setting, value=config[setting.option], reason="set under minion: config")
@@ -499,7 +549,7 @@ def minion_options(
     engine = {
         "masters": list(topology.addresses),
         "act": options["master_type"] == "failover",
-        "interval": options.get("master_alive_interval", probe_interval(topology.minions)),
+        "interval": options["master_alive_interval"] or probe_interval(topology.minions),
         "service": topology.minion_service,
         "restart_timeout": topology.restart_timeout,
     }
@@ -547,8 +597,13 @@ def master_options(
     # Without an interval it only notes what the master has read.
     engines = _with_engine({"engines": engines}, {}, "multimaster_drift", {})
     directories = config.get("module_dirs", existing.get("module_dirs")) or []
+    edges = topology.edges
+    if edges.get("ipv6") and "interface" not in {**existing, **config}:
+        # Both kinds of addresses; Salt's default is IPv4 alone.
+        edges["interface"] = "::"
     options = {
         **config,
+        **edges,
         **roots_options(topology),
         # The live key pair is named after the id; the default depends on the host's name.
         "id": master_id,
@@ -711,6 +766,24 @@ def replacing(options: Mapping[str, Any]) -> dict[str, Any]:
     return {option: value for option, value in options.items() if option not in KEPT}
 
 
+def at_the_edge() -> set[str]:
+    """Return the options, of either role, that are declared for both: see ``EDGES``."""
+    return {option for serves, (dials, _) in EDGES.items() for option in (serves, dials)}
+
+
+def minion_replacing(
+    topology: Topology, options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """
+    Return of a minion's drop-in what must not replace what its other files say, and what is named.
+
+    The first is declared, or has to be what masters serve; the rest is what the formula is for.
+    """
+    edges = {dials for dials, _ in EDGES.values()}
+    stated = {o: v for o, v in options.items() if o in edges or o in topology.minion_config}
+    return stated, {o: v for o, v in options.items() if o in NAMED and o not in stated}
+
+
 def autosign_files(topology: Topology) -> dict[str, str]:
     """Return path -> content of the files that say whose keys a master accepts, or rejects."""
     lists = {AUTOSIGN[name][1]: value for name, value in topology.autosign.items()}
@@ -725,6 +798,55 @@ def autosign_files(topology: Topology) -> dict[str, str]:
 def autosign_options(topology: Topology, directory: str) -> dict[str, str]:
     """Return the master options that name the files of :func:`autosign_files` in a directory."""
     return {AUTOSIGN[name][0]: f"{directory}/{AUTOSIGN[name][1]}" for name in topology.autosign}
+
+
+def misfits(topology: Topology, role: str, effective: Mapping[str, Any]) -> list[str]:
+    """
+    Return in words what of a host's options the other role, as declared, would not understand.
+
+    role, effective
+        ``master`` or ``minion``, and what all of its files say together on that host.
+    """
+    lines: list[str] = []
+
+    def refuse(where: str, got: Any, supported: str) -> None:
+        lines.append(f"{where}: got {got!r}; supported: {supported}")
+
+    config = {"master": topology.master_config, "minion": topology.minion_config}
+    # Of what is the host's own, see `misplaced`, what is declared.
+    own = ("interface", "ipv6")
+    options = {name: value for name, value in effective.items() if name not in own}
+    options |= {name: value for name, value in config[role].items() if name in own}
+    config[role] = options
+    for option in ("keysize", "minimum_auth_version"):
+        supported, valid = _VALUES.get(f"{role}:config:{option}", ("", None))
+        if valid and option in options and not valid(options[option]):
+            refuse(f"{role}:config:{option}", options[option], supported)
+    whole = {name: {"config": one} for name, one in config.items()}
+    _check_edges(whole, topology.masters, refuse)
+    return lines
+
+
+def misplaced(topology: Topology, master_id: str, interface: str) -> str | None:
+    """
+    Return in words what a master's ``interface`` has to be; None if minions reach it there.
+
+    interface
+        The effective one.
+    """
+    addresses = (master.address for master in topology.masters if master.id == master_id)
+    return next((_misplaced(address, interface) for address in addresses), None)
+
+
+def _misplaced(address: str, interface: Any) -> str | None:
+    interface = str(interface).strip("[]")
+    # Names lead anywhere; and what is no address, Salt refuses.
+    if is_name(address) or is_name(interface) or interface == "::":
+        return None
+    if _is_ipv6(address) == _is_ipv6(interface):
+        return None
+    kind = "IPv6" if _is_ipv6(address) else "IPv4"
+    return f"'::' or an {kind} address, as minions dial {address}"
 
 
 def version() -> str:
@@ -757,6 +879,59 @@ def _with_engine(
 
 
 Refuse = Callable[[str, Any, str], None]
+
+
+def _check_edges(
+    declaration: Mapping[str, Any], masters: tuple[Master, ...], refuse: Refuse
+) -> None:
+    """Refuse what would have minions dial what no master serves, or say what none understands."""
+
+    def of(path: str, default: Any = None) -> Any:
+        present, value = _lookup(declaration, path)
+        return value if present else default
+
+    six = next((master.address for master in masters if _is_ipv6(master.address)), None)
+    for serves, (dials, default) in EDGES.items():
+        served = of(f"master:config:{serves}", default)
+        dialled = of(f"minion:config:{dials}", default)
+        if serves == "ipv6" and six:
+            for role in ("master", "minion"):
+                if of(f"{role}:config:ipv6", True) is not True:
+                    got = of(f"{role}:config:ipv6")
+                    refuse(f"{role}:config:ipv6", got, f"true, as {six} is an IPv6 address")
+        elif (served or None) != (dialled or None) and all(
+            path not in _VALUES or _VALUES[path][1](value)
+            for path, value in (
+                (f"master:config:{serves}", served),
+                (f"minion:config:{dials}", dialled),
+            )
+        ):
+            supported = f"what the masters serve, {served!r} (master:config:{serves})"
+            refuse(f"minion:config:{dials}", dialled, supported)
+    publish = of("master:config:publish_port", EDGES["publish_port"][1])
+    if publish == of("master:config:ret_port", EDGES["ret_port"][1]):
+        refuse("master:config:publish_port", publish, "another port than ret_port")
+    interface = of("master:config:interface")
+    if interface is not None:
+        for address in (master.address for master in masters):
+            if fitting := _misplaced(address, interface):
+                refuse("master:config:interface", interface, fitting)
+    signs = of("minion:config:minion_sign_messages", False)
+    if of("master:config:require_minion_sign_messages") is True and signs is not True:
+        required = "true, as master:config:require_minion_sign_messages is"
+        refuse("minion:config:minion_sign_messages", signs, required)
+    if signs is True:
+        # Salt has no default for masters, and fails (3008).
+        made = of("minion:config:signing_algorithm", SIGNED_WITH)
+        verified = of("master:config:signing_algorithm")
+        if made != verified:
+            supported = f"with minion_sign_messages what minions sign with, {made!r}"
+            refuse("master:config:signing_algorithm", verified, supported)
+    if of("minion:config:sign_pub_messages") is True:
+        made = of("master:config:sign_pub_messages", True)
+        if made is not True:
+            supported = "true, as minion:config:sign_pub_messages is"
+            refuse("master:config:sign_pub_messages", made, supported)
 
 
 def _check_algorithms(declaration: Mapping[str, Any], refuse: Refuse) -> None:
@@ -900,7 +1075,7 @@ def _check_parity(declaration: Mapping[str, Any], refuse: Refuse) -> None:
             f"its new name, {new}" if new else "nothing; Salt has this option no longer",
         )
     roots = declaration.get("roots")
-    derived = {"master_sign_pubkey"}
+    derived = {"master_sign_pubkey", *EDGES, "interface"}
     for way in roots if isinstance(roots, Mapping) else ():
         derived |= {*_STATED.get(way, ()), "ext_pillar"}
     if declaration.get("signing") is True:
@@ -925,10 +1100,10 @@ def _check_parity(declaration: Mapping[str, Any], refuse: Refuse) -> None:
             continue
         options = _lookup(declaration, f"{role}:config")[1]
         there = {str(option) for option in options} if isinstance(options, Mapping) else set()
-        known = sorted((there | (derived if role == "master" else set())) - set(KEPT))
+        known = sorted((there | (derived if role == "master" else set(NAMED))) - set(KEPT))
         for option in override:
             if option not in known:
-                supported = ", ".join(known) or f"nothing, as {role}:config is empty"
+                supported = ", ".join(known)
                 refuse(f"{role}:override", option, f"options that the formula sets: {supported}")
 
 
@@ -1029,6 +1204,9 @@ def _parse_masters(value: Any, refuse: Refuse) -> tuple[Master, ...]:
             refuse(f"{where}:id", master_id, "a minion id without spaces and slashes")
         elif master_id in (master.id for master in masters):
             refuse(f"{where}:id", master_id, "each id once")
+        elif master_id.casefold() in (master.id.casefold() for master in masters):
+            # One and the same to name servers, and to some file systems.
+            refuse(f"{where}:id", master_id, "each id once, in upper or lower case")
         if not isinstance(address, str) or not _is_address(address):
             refuse(f"{where}:address", address, "an IP address or a host name, without a port")
         elif _canonical(address) in (_canonical(master.address) for master in masters):
@@ -1046,6 +1224,10 @@ def _parse_masters(value: Any, refuse: Refuse) -> tuple[Master, ...]:
             fingerprint = text
         masters.append(Master(str(master_id), str(address), fingerprint))
     return tuple(masters)
+
+
+def _is_ipv6(address: str) -> bool:
+    return not is_name(address) and ipaddress.ip_address(address).version == 6
 
 
 def _is_address(value: str) -> bool:
@@ -1066,6 +1248,10 @@ def _is_seconds(value: Any) -> bool:
 
 def _is_positive(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_port(value: Any) -> bool:
+    return _is_positive(value) and value < 2**16
 
 
 def _is_tries(value: Any) -> bool:
@@ -1141,6 +1327,12 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "mapping": ("a mapping", _is_mapping),
     "path": ("an absolute path without spaces and quotes", _is_path),
     "names": ("a list of option names", _is_names),
+    "port": ("a port, 1 to 65535", _is_port),
+    "transport": (
+        ", ".join(TRANSPORTS),
+        lambda value: isinstance(value, str) and value in TRANSPORTS,
+    ),
+    "bits": (f"{KEY_BITS} bits or more", lambda value: _is_positive(value) and value >= KEY_BITS),
     "globs": ("a list of minion ids, globs or regular expressions", _is_globs),
 }
 
@@ -1216,6 +1408,19 @@ _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     # Extended by the formula.
     "master:config:engines": ("a list or a mapping", lambda value: isinstance(value, (list, dict))),
     "master:config:module_dirs": ("a list", lambda value: isinstance(value, list)),
+    # See EDGES.
+    "master:config:publish_port": _KINDS["port"],
+    "master:config:ret_port": _KINDS["port"],
+    "master:config:transport": _KINDS["transport"],
+    "master:config:keysize": _KINDS["bits"],
+    "master:config:minimum_auth_version": (
+        f"0 to {AUTH_VERSION}, which is what minions of Salt 3008 speak",
+        lambda value: value == 0 or (_is_positive(value) and value <= AUTH_VERSION),
+    ),
+    "minion:config:publish_port": _KINDS["port"],
+    "minion:config:master_port": _KINDS["port"],
+    "minion:config:transport": _KINDS["transport"],
+    "minion:config:keysize": _KINDS["bits"],
     "minion": _KINDS["mapping"],
     "minion:service": _KINDS["word"],
     "minion:config": _KINDS["mapping"],

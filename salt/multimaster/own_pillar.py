@@ -31,17 +31,27 @@ def run():
         return _result(given)
     # Outside of a run that Salt knows of, nobody can tell.
     override = getattr(running.state, "_pillar_override", True) if running else True
-    if not override:
+    if not override and not _is_cached():
         return _result(given)
     if running is None:
         return _result(_with_switches(_compiled()))
     # Asked for once in a run.
     if "multimaster_own_pillar" not in running.state.state_con:
         running.state.state_con["multimaster_own_pillar"] = _compiled()
-    own = _with_switches(running.state.state_con["multimaster_own_pillar"])
+    own = running.state.state_con["multimaster_own_pillar"]
+    if not override:
+        return _result(own)
+    own = _with_switches(own)
     said = override.get("multimaster", {}) if isinstance(override, Mapping) else {}
     said = said if isinstance(said, Mapping) else {"multimaster": said}
     return _result(own, sorted(str(name) for name in said if name not in SWITCHES))
+
+
+def _is_cached():
+    """Tell whether the pillar is one that the master has compiled at some time (pillar_cache)."""
+    own = given.get("multimaster")
+    pair = own.get("keypair") if isinstance(own, Mapping) else None
+    return isinstance(pair, Mapping) and pair.get("cached") is True
 
 
 def _result(pillar, ignored=()):

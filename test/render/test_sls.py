@@ -108,6 +108,52 @@ class TestRoles:
                 assert given[key] == (given[key] | value if isinstance(value, dict) else value)
 
 
+@pytest.fixture
+def elsewhere(compiler):
+    """Compile the formula for a minion of another kind: a kernel, and options of its own."""
+
+    def compile_elsewhere(kernel, minion_id=MINION, **opts):
+        node = Node(read_topology("three"), minion_id)
+        runtime = compiler.runtime(node)
+        state = runtime.state
+        for loader in (state.utils, state.functions, state.states, state.rend._dict):
+            loader.opts["grains"]["kernel"] = kernel
+            loader.opts.update(opts)
+            for name in ("__grains__", "__opts__"):
+                if (pack := loader.pack.get(name)) is not None:
+                    grains = pack if name == "__grains__" else pack["grains"]
+                    grains["kernel"] = kernel
+                    if name == "__opts__":
+                        pack.update(opts)
+        return compile_in(runtime, "multimaster")
+
+    yield compile_elsewhere
+    compiler.forget()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "opts", "kind"),
+    [
+        ("Windows", {}, "Windows"),
+        ("proxy", {}, "proxy"),
+        # Whose grains are those of its device.
+        ("Linux", {"proxy": {"proxytype": "ssh"}}, "proxy"),
+    ],
+)
+@every_role
+def test_a_minion_of_an_unsupported_kind_is_refused_by_name(elsewhere, kernel, opts, kind, node):
+    states = elsewhere(kernel, node, **opts)
+    assert states.errors == []
+    (only,) = states.chunks
+    assert (only["__id__"], only["state"], only["fun"]) == (
+        "multimaster-supported",
+        "test",
+        "fail_without_changes",
+    )
+    assert only["name"].startswith(f"{node}: kind of minion: got {kind}; supported: Linux; ")
+    assert "master: [192.0.2.1, 192.0.2.2, 192.0.2.3]" in only["name"]
+
+
 @every_topology
 @every_family
 class TestOrderOnAMaster:

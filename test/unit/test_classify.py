@@ -134,3 +134,22 @@ def test_who_cannot_be_connected_to_says_nothing(say, monkeypatch, error, word):
 
     monkeypatch.setattr(dial.socket, "create_connection", fail)
     assert say({"ret": True}) == word
+
+
+@pytest.mark.parametrize("address", ["2001:db8::1", "192.0.2.1"])
+def test_an_address_of_either_kind_is_dialled(say, monkeypatch, address):
+    import salt.utils.network
+
+    # Salt tries to connect before that.
+    monkeypatch.setattr(salt.utils.network, "_test_addrs", lambda found, _: [found[0][4][0]])
+    dialled = []
+
+    def dial_it(place, timeout):
+        dialled.append(place[0])
+        return SimpleNamespace(close=list)
+
+    monkeypatch.setattr(dial.socket, "create_connection", dial_it)
+    monkeypatch.setitem(globals(), "ADDRESS", address)
+    assert say({"ret": True}) == cutover.PENDING
+    # Without the brackets that Salt puts around it.
+    assert dialled == [address]

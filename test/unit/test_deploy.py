@@ -136,6 +136,47 @@ def test_the_master_that_we_are_on_is_the_last(here, order):
 # Preflight
 
 
+def test_running_masters_that_listen_elsewhere_are_findings_and_no_firewall():
+    config = {"publish_port": 14505, "ret_port": 14506}
+    plan = deploy.plan(declared(master={"config": config}))
+    refused = {address: {"14505": "refused", "14506": "refused"} for address in MASTERS.values()}
+    rows = {name: facts(serves=[4505, 4506]) for name in MASTERS} | {"web1": facts()}
+    assert findings(plan, facts=rows, reached=dict.fromkeys(IDS, refused)) == [
+        f"{name}: its master runs and listens on 4505, 4506, not on 14505, 14506; to change the "
+        "ports of running masters, see docs/deploy.md"
+        for name in MASTERS
+    ]
+
+
+def test_a_running_master_that_listens_and_is_refused_is_behind_a_firewall():
+    rows = {name: facts(serves=[4505, 4506]) for name in MASTERS} | {"web1": facts()}
+    reached = seen()["reached"] | {
+        "web1": {address: {"4505": "refused", "4506": "open"} for address in MASTERS.values()}
+    }
+    assert findings(facts=rows, reached=reached) == [
+        f"web1: cannot reach port 4505 of {name} ({address}): refused; a firewall rejects it, or "
+        "its master listens at other addresses only"
+        for name, address in MASTERS.items()
+    ]
+
+
+def test_running_masters_with_another_transport_are_findings():
+    plan = deploy.plan(declared(master={"config": {"transport": "tcp"}}))
+    rows = {name: facts(serves=[4505, 4506], transport="zeromq") for name in MASTERS}
+    assert findings(plan, facts={**rows, "web1": facts()}) == [
+        f"{name}: its master runs with transport zeromq, declared is tcp; to change that of "
+        "running masters, see docs/deploy.md"
+        for name in MASTERS
+    ]
+    assert findings(facts={**rows, "web1": facts()}) == []
+
+
+def test_ipv6_masters_are_tried_with_ipv6():
+    masters = [{"id": "saltm1", "address": "2001:db8::1"}]
+    assert deploy.plan(declared(masters=masters)).listens == {"ipv6": True}
+    assert deploy.plan(declared()).listens == {}
+
+
 def test_nothing_speaks_against_a_sound_topology():
     assert findings() == []
 

@@ -128,6 +128,16 @@ def test_a_key_that_somebody_accepted_is_enough_where_none_is_accepted_by_itself
     assert given(master.gives(), pairs, "saltm2")
 
 
+def test_everybody_is_told_that_the_running_master_caches_pillars(master, pairs):
+    assert "cached" not in master.gives("web1")
+    # Not what its files say, which it may not have read.
+    running = {"pillar_cache": True}
+    assert master.gives("web1", running=running)["cached"] is True
+    found = master.gives(running=running)
+    assert found["cached"] is True
+    assert given(found, pairs, "saltm2")
+
+
 WAYS = {
     "auto_accept": lambda master: {"auto_accept": True},
     "open_mode": lambda master: {"open_mode": True},

@@ -392,7 +392,15 @@ class TestPillar:
         assert not shared.shows_in(message)
 
     @pytest.mark.parametrize(
-        "pillar", [{}, {"multimaster": None}, {"multimaster": {"keypair": None}}], ids=repr
+        "pillar",
+        [
+            {},
+            {"multimaster": None},
+            {"multimaster": {"keypair": None}},
+            # Says something of the pillar.
+            {"multimaster": {"keypair": {"cached": False}}},
+        ],
+        ids=repr,
     )
     def test_a_pillar_without_a_pair_is_refused_with_what_to_do(self, host, pillar):
         host.pillar = pillar

@@ -60,6 +60,28 @@ def test_facts_are_those_of_this_host(orch, host):
     assert "free" not in orch("facts")
 
 
+def test_facts_tell_where_a_running_master_listens(orch, host):
+    assert "serves" not in orch("facts", master=True)
+    host.write("var/run/salt-master.pid", str(os.getpid()))
+    with socket.create_server((ADDRESS, 0)) as server:
+        assert server.getsockname()[1] in orch("facts", master=True)["serves"]
+    assert "serves" not in orch("facts")
+
+
+def test_ports_are_held_for_both_kinds_of_addresses(orch, host):
+    publish, ret = unused(2)
+    answer = orch("hold_ports", {"ipv6": True, "publish_port": publish, "ret_port": ret}, 30)
+    try:
+        assert answer["taken"] == []
+        reached = orch("reach", ["::1", ADDRESS], [publish, ret])
+        assert {port: told for row in reached.values() for port, told in row.items()} == {
+            str(publish): "open",
+            str(ret): "open",
+        }
+    finally:
+        orch("release_ports", answer["pid"])
+
+
 def test_facts_tell_what_a_host_waits_for(orch, host, monkeypatch):
     waiting = {"salt-master": {"since": 5.0, "waiting": "for a job"}}
     told = {"cutover": {"step": "proving"}, "restarts": waiting, "configured": []}

@@ -108,3 +108,21 @@ def test_without_the_masters_answer_nothing_goes_on(found, master, monkeypatch, 
     master.pillar = answer
     with pytest.raises(Exception, match="no pillar without that of the command line"):
         found.run()
+
+
+def test_where_masters_cache_pillars_the_declaration_of_today_counts(found, master, monkeypatch):
+    running(found, monkeypatch, None)
+    # As cached, with what somebody once said on a command line.
+    found.given = {"multimaster": {**MERGED["multimaster"], "keypair": {"cached": True}}}
+    for _ in range(2):
+        assert found.run() == {"multimaster": OWN["multimaster"], "warnings": []}
+    (asked,) = master.asked
+    assert asked["clean_cache"] is True
+
+
+@pytest.mark.parametrize("odd", [None, "x", {"keypair": "x"}, {"keypair": {"cached": "x"}}])
+def test_a_pillar_that_does_not_say_so_is_not_cached(found, master, monkeypatch, odd):
+    running(found, monkeypatch, None)
+    found.given = {"multimaster": odd}
+    assert found.run()["multimaster"] == odd
+    assert master.asked == []

@@ -181,6 +181,96 @@ class TestWhatIsThereAlready:
         assert ret.result is True
         assert ret.changes["retry_dns"] == {"old": 30, "new": 5}
 
+    def test_of_a_derived_option_is_named_on_a_minion(self, host, state):
+        there = {"master_alive_interval": 3, "return_retry_tries": 10, "rejected_retry": False}
+        path = host.write("etc/salt/minion.d/aa.conf", there)
+        ret = state("minion_config", declare())
+        assert ret.result is True
+        effective = opts_of(host, "minion")
+        assert (effective["master_alive_interval"], effective["return_retry_tries"]) == (0, 1)
+        (warning,) = ret.warnings
+        for option, value in there.items():
+            assert f"{option}: {path} also sets it: {option} is {value} there and " in warning
+        # Not its list of masters, which is what the formula is for.
+        assert "\nmaster: " not in warning
+        settings = {"override": list(there)}
+        assert state("minion_config", declare(minion=settings)).warnings == []
+
+    @both_modes
+    @pytest.mark.parametrize(
+        ("role", "option", "there", "here"),
+        [
+            ("master", "ret_port", 14506, 4506),
+            ("master", "transport", "tcp", "zeromq"),
+            ("minion", "master_port", 14506, 4506),
+            ("minion", "publish_port", 14505, 4505),
+        ],
+    )
+    def test_of_what_is_dialled_and_served_is_refused(
+        self, host, state, role, option, there, here, test
+    ):
+        path = host.write(f"etc/salt/{role}.d/aa.conf", {option: there})
+        before = host.files()
+        ret = state(f"{role}_config", declare(), test=test)
+        assert (ret.result, ret.changes) == (False, {})
+        assert (
+            f"{option}: {path} also sets it: {option} is {there!r} there and {here!r} here"
+        ) in ret.comment
+        assert "declare it under master:config and minion:config" in ret.comment
+        assert host.files() == before
+
+    @pytest.mark.parametrize("role", ["master", "minion"])
+    def test_of_ipv6_may_stay_where_nobody_needs_it(self, host, state, role):
+        host.write(f"etc/salt/{role}.d/aa.conf", {"ipv6": True})
+        assert state(f"{role}_config", declare()).result is True
+        assert opts_of(host, role)["ipv6"] is True
+
+    @pytest.mark.parametrize("role", ["master", "minion"])
+    def test_of_ports_may_be_what_is_declared(self, host, state, role):
+        ports = {"master": {"ret_port": 14506}, "minion": {"master_port": 14506}}
+        host.write(f"etc/salt/{role}.d/aa.conf", ports[role])
+        declaration = declare(**{name: {"config": value} for name, value in ports.items()})
+        assert state(f"{role}_config", declaration).result is True
+
+    @both_modes
+    @pytest.mark.parametrize(
+        ("role", "there", "finding"),
+        [
+            ("master", {"require_minion_sign_messages": True}, "minion_sign_messages: got False"),
+            ("master", {"minimum_auth_version": 4}, "minimum_auth_version: got 4"),
+            ("minion", {"minion_sign_messages": True}, "signing_algorithm: got None"),
+            ("minion", {"keysize": 1024}, "minion:config:keysize: got 1024"),
+        ],
+        ids=repr,
+    )
+    def test_that_the_other_role_does_not_understand_is_refused(
+        self, host, state, role, there, finding, test
+    ):
+        host.write(f"etc/salt/{role}.d/aa.conf", there)
+        before = host.files()
+        ret = state(f"{role}_config", declare(), test=test)
+        assert (ret.result, ret.changes) == (False, {})
+        assert ret.comment.startswith(f"With what the {role}'s files say on this host:\n")
+        assert finding in ret.comment
+        assert host.files() == before
+
+    @both_modes
+    def test_of_an_interface_is_refused_where_minions_dial_ipv6(self, host, state, test):
+        host.write("etc/salt/master.d/aa.conf", {"interface": "192.0.2.2"})
+        masters = [MASTERS[0], {"id": ID, "address": "2001:db8::2"}]
+        ret = state("master_config", {"masters": masters}, test=test)
+        assert ret.result is False
+        assert (
+            "interface: got '192.0.2.2'; supported: '::' or an IPv6 address, as minions dial "
+            "2001:db8::2"
+        ) in ret.comment
+
+    def test_of_no_interface_is_all_of_them_where_minions_dial_ipv6(self, host, state):
+        masters = [MASTERS[0], {"id": ID, "address": "2001:db8::2"}]
+        assert state("master_config", {"masters": masters}).result is True
+        effective = opts_of(host)
+        assert (effective["interface"], effective["ipv6"]) == ("::", True)
+
 
 # What changes
 

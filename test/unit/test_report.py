@@ -249,6 +249,13 @@ def test_what_is_asked_for_again_meanwhile_is_compiled_once(host, report):
     assert len({one["proof"]["at"] for one in told}) == 1
 
 
+def test_that_minions_are_given_what_was_cached_is_told(report, host):
+    assert "cached" not in report(sample=GRAINS)["proof"]
+    main = json_safe(host, "etc/salt/master")
+    host.write("etc/salt/master", {**main, "pillar_cache": True, "pillar_cache_ttl": 77})
+    assert report(sample=GRAINS)["proof"]["cached"] == 77
+
+
 def test_a_pillar_that_does_not_render_is_told(report, host):
     host.write("srv/pillar/web.sls", "{{ no }")
     told = report(sample=GRAINS, detail=ALL)

@@ -842,6 +842,17 @@ def test_other_grains_of_the_sample_are_a_note_in_failover_mode(sampled, runner,
     assert note in loaders.output["multimaster"](data).splitlines()
 
 
+@pytest.mark.parametrize("runner", ["status", "drift"])
+def test_that_a_master_gives_minions_what_it_has_cached_is_a_note(sampled, runner):
+    cached = {**SAME, "saltm2": {**SAME["saltm2"], "proof": {"cached": 77}}}
+    data, _ = sampled({"web1": {"id": "web1"}}, cached, runner)
+    assert data["notes"] == [
+        "master saltm2 caches pillars (pillar_cache): what is compared is compiled anew, and a "
+        "minion may be given one that is up to 77 s old"
+    ]
+    assert data["problems"] == []
+
+
 def test_a_minion_with_odd_grains_is_no_sample_and_another_one_is(sampled):
     odd = {"id": "x", "more": "x" * 2**18}
     data, _ = sampled({"0": odd, "web1": {"id": "web1"}, "saltm2": odd}, SAME, sample=["0", "web1"])

@@ -32,6 +32,11 @@ FINGERPRINT = (
 PRINTS = [":".join([f"{number:x}f"] * 32) for number in range(1, 6)]
 PROVED = [{**master, "fingerprint": one} for master, one in zip(MASTERS, PRINTS, strict=True)]
 ADDRESS = "an IP address or a host name, without a port"
+# Options of a master that the formula always sets, but for the last one.
+OF_A_MASTER = "interface, ipv6, master_sign_pubkey, publish_port, ret_port"
+PORT = "a port, 1 to 65535"
+PROTOCOL = "0 to 3, which is what minions of Salt 3008 speak"
+SIX = {"id": "saltm2", "address": "2001:db8::2"}
 # The formula's engines in a master.
 OURS: list[dict[str, Any]] = [{"multimaster": {}}, {"multimaster_drift": {}}]
 
@@ -93,6 +98,16 @@ def value(claim: str, path: str, bad: Any, supported: str) -> Any:
     for key in reversed(path.split(":")):
         inner = {key: inner}
     return refused(claim, declare(**inner), path, bad, supported)
+
+
+def edge(claim: str, where: str, dialled: Any, master: Any, minion: Any = None) -> Any:
+    """What minions dial is not what masters serve; ``master`` and ``minion`` are options."""
+    serving = {dials: serves for serves, (dials, _) in topology.EDGES.items()}
+    option = serving[where.rpartition(":")[2]]
+    served = master.get(option, topology.EDGES[option][1])
+    declaration = declare(master={"config": master}, minion={"config": minion or {}})
+    supported = f"what the masters serve, {served!r} (master:config:{option})"
+    return refused(claim, declaration, where, dialled, supported)
 
 
 REFUSED = [
@@ -335,28 +350,28 @@ REFUSED = [
         declare(master={"config": {"timeout": 5}, "override": ["timeout", "peer"]}),
         "master:override",
         "peer",
-        "options that the formula sets: master_sign_pubkey, timeout",
+        f"options that the formula sets: {OF_A_MASTER}, timeout, transport",
     ),
     refused(
         "override of an autosign file without a list",
         declare(master={"override": ["autosign_file"]}),
         "master:override",
         "autosign_file",
-        "options that the formula sets: master_sign_pubkey",
+        f"options that the formula sets: {OF_A_MASTER}, transport",
     ),
     refused(
         "override of an option that is never in the way",
         declare(master={"config": {"engines": ["x"]}, "override": ["engines"]}),
         "master:override",
         "engines",
-        "options that the formula sets: master_sign_pubkey",
+        f"options that the formula sets: {OF_A_MASTER}, transport",
     ),
     refused(
-        "override of a minion's derived option",
-        declare(minion={"override": ["master_type"]}),
+        "override of a minion's list",
+        declare(minion={"override": ["master"]}),
         "minion:override",
-        "master_type",
-        "options that the formula sets: nothing, as minion:config is empty",
+        "master",
+        "options that the formula sets: " + ", ".join(sorted(topology.NAMED)),
     ),
     refused(
         "failover options with mode hot",
@@ -379,6 +394,66 @@ REFUSED = [
         5,
         "an interval only with master_failback: true",
     ),
+    # What minions dial and masters serve
+    edge("ports of masters only", "minion:config:publish_port", 4505, {"publish_port": 14505}),
+    edge("a port of minions only", "minion:config:master_port", 14506, {}, {"master_port": 14506}),
+    edge("another transport", "minion:config:transport", "zeromq", {"transport": "tcp"}),
+    edge("transport of minions only", "minion:config:transport", "ws", {}, {"transport": "ws"}),
+    edge("IPv6 of masters only", "minion:config:ipv6", None, {"ipv6": True}),
+    value("unknown transport", "master:config:transport", "udp", "zeromq, tcp, ws"),
+    value("no port", "master:config:ret_port", "14506", PORT),
+    value("port out of range", "minion:config:master_port", 65536, PORT),
+    value("short keys", "minion:config:keysize", 1024, "2048 bits or more"),
+    value("short master's key", "master:config:keysize", 1024, "2048 bits or more"),
+    value("protocol to come", "master:config:minimum_auth_version", 4, PROTOCOL),
+    refused(
+        "one port for both",
+        declare(
+            master={"config": {"publish_port": 4506}}, minion={"config": {"publish_port": 4506}}
+        ),
+        "master:config:publish_port",
+        4506,
+        "another port than ret_port",
+    ),
+    refused(
+        "unsigned messages where signed ones are required",
+        declare(master={"config": {"require_minion_sign_messages": True}}),
+        "minion:config:minion_sign_messages",
+        False,
+        "true, as master:config:require_minion_sign_messages is",
+    ),
+    refused(
+        "signed messages that no master can verify",
+        declare(minion={"config": {"minion_sign_messages": True}}),
+        "master:config:signing_algorithm",
+        None,
+        "with minion_sign_messages what minions sign with, 'PKCS1v15-SHA1'",
+    ),
+    refused(
+        "signatures that no master makes",
+        declare(
+            master={"config": {"sign_pub_messages": False}},
+            minion={"config": {"sign_pub_messages": True}},
+        ),
+        "master:config:sign_pub_messages",
+        False,
+        "true, as minion:config:sign_pub_messages is",
+    ),
+    refused(
+        "IPv6 addresses without IPv6",
+        declare(minion={"config": {"ipv6": False}}) | {"masters": [MASTERS[0], SIX]},
+        "minion:config:ipv6",
+        False,
+        "true, as 2001:db8::2 is an IPv6 address",
+    ),
+    refused(
+        "an IPv4 interface for an IPv6 address",
+        declare(master={"config": {"interface": "0.0.0.0"}}) | {"masters": [SIX]},
+        "master:config:interface",
+        "0.0.0.0",
+        "'::' or an IPv6 address, as minions dial 2001:db8::2",
+    ),
+    identity("id in another case", "SALTM1", "each id once, in upper or lower case"),
     refused(
         "more masters for a cut-over than there are",
         declare(cutover={"masters": 4}),
@@ -532,13 +607,13 @@ def test_every_derived_minion_option_is_refused_in_config(mode):
 def test_every_derived_master_option_is_refused_in_config_or_extended():
     parsed = topology.parse(declare())
     derived = set(topology.master_options(parsed, "saltm1", "/ext", {}))
-    assert derived <= {*topology.DERIVED_MASTER, "engines", "module_dirs"}
+    assert derived <= {*topology.DERIVED_MASTER, *topology.EDGES, "engines", "module_dirs"}
 
 
 def test_every_derived_option_of_a_signing_master_is_refused_in_config_or_extended():
     parsed = topology.parse(declare(signing=True))
     derived = set(topology.master_options(parsed, "saltm1", "/ext", {}, signs=True))
-    assert derived <= {*topology.DERIVED_MASTER, "engines", "module_dirs"}
+    assert derived <= {*topology.DERIVED_MASTER, *topology.EDGES, "engines", "module_dirs"}
 
 
 @pytest.mark.parametrize("value", ["yes", 1, None, {}, "true"], ids=repr)
@@ -737,6 +812,116 @@ def test_a_minion_keeps_its_own_engines_and_gets_the_formulas():
     options = topology.minion_options(declared, "web1", {"engines": ["one"]})
     assert [next(iter(engine)) for engine in options["engines"]] == ["two", "multimaster_minion"]
 
+
+@pytest.mark.parametrize("mode", topology.MODES)
+@pytest.mark.parametrize("minion", ["saltm1", "web1"])
+def test_every_option_that_is_derived_in_any_mode_is_written_in_each(mode, minion):
+    # A main file may say otherwise.
+    options = topology.minion_options(topology.parse(declare(mode=mode)), minion)
+    assert {*topology.FAILOVER, "auth_retries"} <= set(options)
+
+
+def test_in_hot_mode_salt_does_not_look_whether_masters_are_there():
+    # What Salt takes for not set, in each series.
+    options = topology.minion_options(topology.parse(declare()), "web1")
+    assert (options["master_alive_interval"], options["auth_retries"]) == (0, 0)
+    (ours,) = options["engines"]
+    assert ours["multimaster_minion"]["interval"] > 0
+
+
+# What minions dial is what masters serve
+
+
+def both_roles(declaration, minion="web1", existing=None):
+    """Return the drop-ins of a master and of a minion."""
+    parsed = topology.parse(declaration)
+    master = topology.master_options(parsed, parsed.ids[0], "/ext", existing or {})
+    return master, topology.minion_options(parsed, minion)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ({}, {}),
+        ({"publish_port": 14505, "ret_port": 14506}, {"publish_port": 14505, "master_port": 14506}),
+        ({"transport": "tcp"}, {"transport": "tcp"}),
+        ({"ipv6": True}, {"ipv6": True}),
+        # Their own on 3008, and on no other side.
+        ({"sign_pub_messages": True, "keysize": 4096}, {"keysize": 3072}),
+        ({"minimum_auth_version": 2}, {"sign_pub_messages": True}),
+        (
+            {"require_minion_sign_messages": True, "signing_algorithm": "PKCS1v15-SHA1"},
+            {"minion_sign_messages": True},
+        ),
+    ],
+    ids=repr,
+)
+def test_what_minions_dial_is_what_masters_serve(config):
+    master, minion = both_roles(declare(master={"config": config[0]}, minion={"config": config[1]}))
+    for serves, (dials, default) in topology.EDGES.items():
+        if serves == "ipv6":
+            assert master.get(serves) == minion.get(dials)
+        else:
+            # Written in each case: the main file may say otherwise.
+            assert master[serves] == minion[dials] == config[0].get(serves, default)
+
+
+@pytest.mark.parametrize("masters", [[SIX], [MASTERS[0], SIX]], ids=["IPv6", "dual stack"])
+def test_ipv6_addresses_are_served_and_dialled(masters):
+    for minion in ("web1", "saltm2"):
+        master, dials = both_roles({"masters": masters}, minion)
+        assert (master["ipv6"], master["interface"], dials["ipv6"]) == (True, "::", True)
+        assert "interface" not in dials
+
+
+def test_an_interface_of_the_hosts_own_stays():
+    master, _ = both_roles({"masters": [SIX]}, existing={"interface": "2001:db8::2"})
+    assert "interface" not in master
+    config = {"interface": "2001:db8::9"}
+    master, _ = both_roles({"masters": [SIX], "master": {"config": config}})
+    assert master["interface"] == "2001:db8::9"
+
+
+def test_without_ipv6_addresses_nothing_about_them_is_written():
+    for options in both_roles(declare()):
+        assert not {"ipv6", "interface"} & set(options)
+
+
+@pytest.mark.parametrize(
+    ("master", "interface", "fits"),
+    [
+        ("saltm1", "0.0.0.0", True),
+        ("saltm1", "192.0.2.1", True),
+        # Both.
+        ("saltm1", "::", True),
+        ("saltm1", "2001:db8::1", False),
+        ("saltm2", "0.0.0.0", False),
+        ("saltm2", "192.0.2.2", False),
+        ("saltm2", "::", True),
+        ("saltm2", "[::]", True),
+        ("saltm2", "2001:db8::2", True),
+        ("saltm3", "0.0.0.0", True),
+        ("saltm3", "2001:db8::2", True),
+        # Salt says what is wrong with that.
+        ("saltm2", "eth0", True),
+    ],
+)
+def test_a_master_listens_where_it_is_dialled(master, interface, fits):
+    named = {"id": "saltm3", "address": "salt.example.com"}
+    parsed = topology.parse({"masters": [MASTERS[0], SIX, named]})
+    assert (topology.misplaced(parsed, master, interface) is None) is fits
+
+
+@pytest.mark.parametrize("role", ["master", "minion"])
+def test_what_is_at_the_edge_or_derived_can_be_overridden(role):
+    names = {
+        "master": ["ret_port", "publish_port", "transport"],
+        "minion": ["master_port", "publish_port", "transport", "master_type", "retry_dns"],
+    }[role]
+    assert topology.parse(declare(**{role: {"override": names}}))
+
+
+# Derived options of masters
 
 # Derived options of masters
 
