@@ -211,7 +211,15 @@ def connections(daemon: psutil.Process) -> set[Any]:
     return found
 
 
-@pytest.mark.parametrize("says", [{}, {"x": 5}, False, REPORT], ids=["empty", "odd", "no", "good"])
+@pytest.mark.parametrize(
+    "says",
+    [
+        pytest.param(REPORT, id="good"),
+        pytest.param({}, id="empty", marks=pytest.mark.long),
+        pytest.param({"x": 5}, id="odd", marks=pytest.mark.long),
+        pytest.param(False, id="no", marks=pytest.mark.long),
+    ],
+)
 def test_what_is_said_in_the_name_of_a_masters_host_is_not_believed(
     lab: Laboratory, says: Any
 ) -> None:
