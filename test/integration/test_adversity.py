@@ -86,6 +86,7 @@ def test_a_master_killed_amid_many_decisions_loses_none_and_makes_up_none(lab: L
     until_one_ledger(lab)
 
 
+@pytest.mark.long
 def test_a_clock_that_is_an_hour_ahead_does_not_make_a_decision_the_later_one(
     lab: Laboratory,
 ) -> None:

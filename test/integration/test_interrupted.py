@@ -11,8 +11,8 @@ from lab.laboratory import PATIENCE, Laboratory, changed, failures, laboratory
 from lab.wait import until
 
 DRIVERS = [
-    pytest.param("process", marks=pytest.mark.long),
-    pytest.param("docker", marks=pytest.mark.docker),
+    "process",
+    pytest.param("docker", marks=[pytest.mark.docker, pytest.mark.long]),
 ]
 NETS = {"process": "127.0.59", "docker": "192.168.59"}
 

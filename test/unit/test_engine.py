@@ -120,8 +120,12 @@ class Master:
         self.bus.put("multimaster/wake", origin=peer)
         self.engine.peers[peer]._asked = 0.0
         self.turn()
-        ((name,), function, arguments) = self.asked[-1]
-        assert (name, function) == (peer, "ledger_pull")
+        # The others may have been woken since, as time allows.
+        arguments = next(
+            given
+            for names, function, given in reversed(self.asked)
+            if (list(names), function) == ([peer], "ledger_pull")
+        )
         reply = self.answer(peer, *arguments, **lie)
         self.reply(peer, reply)
         self.turn()
