@@ -246,8 +246,7 @@ class _Minion:
         if sockets and sockets == same and time.monotonic() < until:
             return links, found
         links = __utils__["multimaster_dial.links"](self.pid)
-        port = __opts__["master_port"]
-        found = __utils__["multimaster_dial.among"](links, self.masters, port)
+        found = __utils__["multimaster_dial.among"](links, self.masters, __opts__)
         # One that is on its way has a socket already.  What was believed before goes in any case:
         # a name may lead elsewhere by now.
         believed = len(found) >= self.enough
@@ -266,7 +265,7 @@ class _Minion:
     def places(self):
         """Return the addresses whose publishers it is connected to."""
         links, _ = self._look()
-        return __utils__["multimaster_dial.publishers"](links, __opts__["master_port"])
+        return __utils__["multimaster_dial.publishers"](links, self.masters, __opts__)
 
     def links(self, master):
         """
@@ -274,11 +273,8 @@ class _Minion:
 
         Those for requests are others after each that gets no answer.
         """
-        addresses = __utils__["multimaster_dial.resolve"](master)
         links, _ = self._look()
-        return {
-            link for link in links if link[0] in addresses and link[1] != __opts__["master_port"]
-        }
+        return __utils__["multimaster_dial.subscriptions"](links, master, __opts__)
 
 
 def _fire(data, tag):

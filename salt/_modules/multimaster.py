@@ -211,9 +211,8 @@ def list_masters():
     daemon = _daemon(opts["pidfile"])
     connected = []
     if daemon is not None:
-        connected = __utils__["multimaster_dial.connected"](
-            daemon.pid, configured, opts["master_port"]
-        )
+        # What the files say by now the daemon may have yet to read.
+        connected = __utils__["multimaster_dial.connected"](daemon.pid, configured, __opts__)
     silent = pathlib.Path(opts["cachedir"], "multimaster", "silent")
     journal = __utils__["multimaster_cutover.read"](_journal(opts))
     told = ("step", "since", "timeout", "wanted", "heard", "seconds", "seen", "back", "why")

@@ -15,6 +15,10 @@ from typing import Any
 # What a master answers to every minion that it has let in, from memory, in an encrypted answer
 # with the asker's nonce in it: nobody but that master can give it.
 REQUEST = {"cmd": "_file_envs"}
+# What Salt takes for no publish_port.
+UNSET = 4506
+# Master -> the port of its publisher, as it has said.
+_TOLD: dict[str, int] = {}
 
 
 def ask(
@@ -137,6 +141,7 @@ def _send(
         try:
             answer = channel.send(load, tries=1, timeout=timeout)
             good = answer is not None
+            _note_port(address, channel)
         except SaltReqTimeoutError:
             # It dials anew for the next question; who has signed in need not do so again.
             good = used is not None
@@ -146,6 +151,12 @@ def _send(
             else:
                 channel.close()
     return answer
+
+
+def _note_port(address: str, channel: Any) -> None:
+    """Note what a master has said of its publisher; a channel without a sign-in knows nothing."""
+    with contextlib.suppress(Exception):
+        _TOLD[address] = int(channel.auth.creds["publish_port"])
 
 
 def _taken(kept: list[Any]) -> Any:
@@ -253,38 +264,63 @@ def put(
     threading.Thread(target=run, daemon=True).start()
 
 
-def connected(pid: int, addresses: Iterable[str], request_port: int) -> list[str]:
+def publish_port(opts: Mapping[str, Any], address: str) -> int:
+    """
+    Return the port where this minion subscribes to a master.
+
+    As Salt 3006 to 3008 find it (``AsyncPubChannel.connect``): the option, which the formula sets;
+    where it is not set, or 4506, what the master has said when this process signed in to it.
+    """
+    port = int(opts.get("publish_port", UNSET))
+    return port if port != UNSET else _TOLD.get(address, 4505)
+
+
+def connected(pid: int, addresses: Iterable[str], opts: Mapping[str, Any]) -> list[str]:
     """
     Return those of some masters whose publisher a minion's daemon is connected to.
 
     pid
         The daemon.
-    request_port
-        Connections to this port are no subscriptions (``master_port``).
+    opts
+        The minion's options.
     """
-    return list(among(links(pid), addresses, request_port))
+    return list(among(links(pid), addresses, opts))
 
 
 def among(
-    links: Iterable[tuple[str, int, int]], addresses: Iterable[str], request_port: int
+    links: Iterable[tuple[str, int, int]], addresses: Iterable[str], opts: Mapping[str, Any]
 ) -> dict[str, set[str]]:
     """
     Return those of some masters to whose publisher there is one of the connections.
 
     Each with the addresses where that is.
     """
-    peers = publishers(links, request_port)
-    found = {address: resolve(address) & peers for address in addresses}
-    return {address: places for address, places in found.items() if places}
+    found = {}
+    for address in addresses:
+        there = {place for place, *_ in subscriptions(links, address, opts)}
+        if there:
+            found[address] = there
+    return found
 
 
-def publishers(links: Iterable[tuple[str, int, int]], request_port: int) -> set[str]:
+def subscriptions(
+    links: Iterable[tuple[str, int, int]], address: str, opts: Mapping[str, Any]
+) -> set[tuple[str, int, int]]:
     """
-    Return the addresses to whose publisher there is one of the connections.
+    Return those of the connections that lead to a master's publisher.
 
-    A request that gets no answer keeps its own connection for half a minute (Salt 3008.3).
+    A minion has others to a master's host: for requests, to a database, of a log handler.
     """
-    return {address for address, port, _ in links if port != request_port}
+    places, port = resolve(address), publish_port(opts, address)
+    return {link for link in links if link[0] in places and link[1] == port}
+
+
+def publishers(
+    links: Iterable[tuple[str, int, int]], addresses: Iterable[str], opts: Mapping[str, Any]
+) -> set[str]:
+    """Return where there is one of the connections to a port of some masters' publishers."""
+    ports = {publish_port(opts, address) for address in addresses}
+    return {place for place, port, _ in links if port in ports}
 
 
 def links(pid: int) -> set[tuple[str, int, int]]:

@@ -247,7 +247,7 @@ class _Host:
         """Return those of some masters that the daemon is connected to."""
         import multimaster_dial as dial
 
-        return dial.connected(_daemon(self.args.pidfile), addresses, options["master_port"])
+        return dial.connected(_daemon(self.args.pidfile), addresses, options)
 
     def same(self, one: str, other: str) -> bool:
         """Tell whether two addresses lead to the same place."""
@@ -585,7 +585,7 @@ def _tell(opts: dict[str, Any], pidfile: str, data: dict[str, Any]) -> None:
 
     telling = [
         threading.Thread(target=tell, args=(master,), daemon=True)
-        for master in dial.connected(_daemon(pidfile), heard, opts["master_port"]) or heard
+        for master in dial.connected(_daemon(pidfile), heard, opts) or heard
     ]
     for one in telling:
         one.start()

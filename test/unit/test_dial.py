@@ -25,7 +25,7 @@ class Channel:
         self.goes_on.set()
         self.asked = self.closed = 0
         self.loads = []
-        self.auth = Mock(gen_token=lambda text: text + b", signed")
+        self.auth = Mock(gen_token=lambda text: text + b", signed", creds={"publish_port": 14505})
 
     def send(self, load, tries, timeout):
         self.asked += 1
@@ -37,6 +37,11 @@ class Channel:
 
     def close(self):
         self.closed += 1
+
+
+@pytest.fixture(autouse=True)
+def _nothing_told(monkeypatch):
+    monkeypatch.setattr(dial, "_TOLD", {})
 
 
 @pytest.fixture
@@ -136,3 +141,30 @@ def test_an_event_that_no_master_takes_is_not_taken(channels, late, monkeypatch)
     monkeypatch.setattr(Channel, "send", Mock(side_effect=late))
     assert not dial.tell({"id": "web1"}, ADDRESS, 5, "tag", {})
     assert channels[0].closed == 1
+
+
+@pytest.mark.parametrize(
+    ("opts", "asked", "port"),
+    [
+        ({"publish_port": 24505}, True, 24505),
+        ({}, True, 14505),
+        ({"publish_port": 4506}, True, 14505),
+        ({}, False, 4505),
+    ],
+    ids=["option", "told", "option that Salt takes for none", "not told yet"],
+)
+def test_a_subscription_is_at_the_port_that_salt_dials(channels, opts, asked, port):
+    if asked:
+        dial.ask(opts, ADDRESS, 5)
+    links = {(ADDRESS, number, 40000 + number) for number in (4505, 4506, 5044, 14505, 24505)}
+    assert dial.publish_port(opts, ADDRESS) == port
+    assert dial.subscriptions(links, ADDRESS, opts) == {(ADDRESS, port, 40000 + port)}
+    assert dial.publishers(links, [ADDRESS], opts) == dial.among(links, [ADDRESS], opts)[ADDRESS]
+    other = links - {(ADDRESS, port, 40000 + port)}
+    assert dial.among(other, [ADDRESS], opts) == {}
+
+
+def test_what_is_said_without_a_sign_in_is_no_port(channels, monkeypatch):
+    monkeypatch.setattr(Channel, "send", lambda self, *_, **__: setattr(self, "auth", None) or "pong")
+    assert dial.is_there({}, ADDRESS, 5)
+    assert dial.publish_port({}, ADDRESS) == 4505

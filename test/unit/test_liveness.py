@@ -525,17 +525,28 @@ def looks(minion, monkeypatch):
     utils["multimaster_dial.sockets"] = multimaster_dial.sockets
     utils["multimaster_dial.links"] = look
     utils["multimaster_dial.among"] = multimaster_dial.among
+    utils["multimaster_dial.subscriptions"] = multimaster_dial.subscriptions
+    with socket.create_server((LOCAL[0], 0)) as server:
+        # The same at all masters.
+        found.connected.__globals__["__opts__"]["publish_port"] = server.getsockname()[1]
     return found, made
 
 
-@contextlib.contextmanager
-def connection(address):
-    with socket.create_server((address, 0)) as server, socket.socket() as client:
-        client.connect(server.getsockname())
-        yield
+@pytest.fixture
+def connection(looks):
+    """Connects that daemon to a master's publisher, or to another port of its host."""
+    published = looks[0].connected.__globals__["__opts__"]["publish_port"]
+
+    @contextlib.contextmanager
+    def connection(address, port=published):
+        with socket.create_server((address, port)) as server, socket.socket() as client:
+            client.connect(server.getsockname())
+            yield
+
+    return connection
 
 
-def test_connections_are_looked_at_again_when_the_sockets_are_others(looks):
+def test_connections_are_looked_at_again_when_the_sockets_are_others(looks, connection):
     minion, made = looks
     with connection(LOCAL[0]):
         with connection(LOCAL[1]):
@@ -545,14 +556,44 @@ def test_connections_are_looked_at_again_when_the_sockets_are_others(looks):
         assert list(minion.connected()) == LOCAL[:1]
 
 
-def test_a_connection_that_is_missing_is_looked_for_each_time(looks):
+def test_what_a_minion_has_on_a_masters_host_beside_its_master_is_no_subscription(
+    looks, connection
+):
+    minion, _ = looks
+    # A log handler, or a database.
+    with connection(LOCAL[0], 0):
+        assert (minion.master(), minion.links(LOCAL[0])) == (None, set())
+        with connection(LOCAL[1]):
+            assert minion.master() == LOCAL[1]
+        assert minion.master() is None
+
+
+def test_the_loss_of_a_master_is_seen_though_its_host_is_connected(
+    looks, connection, monkeypatch
+):
+    minion, _ = looks
+    engine, fired = minion.connected.__globals__, []
+    monkeypatch.setitem(engine, "_fire", lambda data, tag: fired.append((tag, data)))
+    cut = engine["_Cut"](minion)
+    with connection(LOCAL[0], 0):
+        with connection(LOCAL[0]):
+            cut.look(0)
+        cut.look(1)
+        cut.look(3)
+        assert fired == [("__master_disconnected", {"master": LOCAL[0]})]
+        with connection(LOCAL[1]):
+            cut.look(4)
+    assert fired[1][1]["data"] == {"from": LOCAL[0], "to": LOCAL[1]}
+
+
+def test_a_connection_that_is_missing_is_looked_for_each_time(looks, connection):
     minion, made = looks
     with connection(LOCAL[0]):
         assert [list(minion.connected()) for _ in range(3)] == 3 * [LOCAL[:1]]
     assert len(made) == 3
 
 
-def test_a_name_that_leads_elsewhere_does_so_for_the_sockets_before_too(looks, monkeypatch):
+def test_a_name_that_leads_elsewhere_does_so_for_the_sockets_before_too(looks, connection, monkeypatch):
     minion, _ = looks
     with connection(LOCAL[0]), connection(LOCAL[1]):
         assert minion.connected() == {address: {address} for address in LOCAL}
@@ -563,7 +604,7 @@ def test_a_name_that_leads_elsewhere_does_so_for_the_sockets_before_too(looks, m
         assert list(minion.connected()) == LOCAL[:1]
 
 
-def test_connections_are_looked_at_again_after_a_while(looks, monkeypatch):
+def test_connections_are_looked_at_again_after_a_while(looks, connection, monkeypatch):
     minion, made = looks
     with connection(LOCAL[0]), connection(LOCAL[1]):
         minion.connected()
@@ -763,6 +804,7 @@ def test_a_request_without_an_answer_makes_no_new_connection_to_a_master(world):
     module = world(act=False).module
     links = {(MASTERS[0], 4506, 40001), (MASTERS[0], 4505, 40002), (MASTERS[1], 4505, 40003)}
     module.__utils__["multimaster_dial.links"] = lambda *_: links
+    module.__utils__["multimaster_dial.subscriptions"] = multimaster_dial.subscriptions
     minion = module._Minion(MASTERS, 2)
     before = minion.links(MASTERS[0])
     links = {(MASTERS[0], 4506, 40004), (MASTERS[0], 4505, 40002), (MASTERS[1], 4505, 40003)}

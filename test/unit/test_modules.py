@@ -657,13 +657,21 @@ class TestLeave:
 
 
 class TestMasters:
-    def test_are_connected_when_the_daemon_is_at_their_publisher(self, host):
+    def test_are_connected_when_the_daemon_is_at_their_publisher(self, host, monkeypatch):
         masters = ["127.0.0.1", "127.0.0.2"]
         host.write("etc/salt/minion.d/multimaster.conf", {"master": masters})
         with listening("127.0.0.1") as port, socket.create_connection(("127.0.0.1", port)):
             run_daemon(host, "minion")
+            # What the daemon has read, whatever the files say by now.
+            monkeypatch.setitem(host.modules.pack["__opts__"], "publish_port", port)
             found = host.call("masters")
         assert (found["configured"], found["connected"]) == (masters, ["127.0.0.1"])
+
+    def test_are_not_connected_for_what_else_there_is_on_their_hosts(self, host):
+        host.write("etc/salt/minion.d/multimaster.conf", {"master": ["127.0.0.1"]})
+        with listening("127.0.0.1") as port, socket.create_connection(("127.0.0.1", port)):
+            run_daemon(host, "minion")
+            assert host.call("masters")["connected"] == []
 
     def test_are_not_connected_without_a_daemon(self, host):
         host.write("etc/salt/minion.d/multimaster.conf", {"master": "127.0.0.1"})
