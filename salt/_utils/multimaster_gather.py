@@ -133,21 +133,22 @@ def _listen(
             there = connections() if connections else None
             if there and len(heard) >= there:
                 break
-            if not left:
-                # Is somebody connected who was not asked?
-                last = more({n for each in questions for n in each.ids}) if there and once else None
-                if last is None:
-                    break
-                once = False
-                jid, job = _give(client, last, timeout)
-                jobs[jid] = job
-                left |= {(jid, name) for name in last.ids}
             if now >= deadline:
                 if at_work is not None and not at_work & left:
                     break
                 looks, at_work = _look_for(client, left, timeout), set()
                 # As long as the slowest took whose answer is there; it was more to do than this.
                 deadline = now + min(timeout, max(answered - began, 1) if heard else timeout)
+            if there and once and (not left or at_work is not None):
+                # Is somebody connected who was not asked?  Who is dead keeps nobody from it.
+                once = False
+                if last := more({n for each in questions for n in each.ids}):
+                    jid, job = _give(client, last, timeout)
+                    jobs[jid] = job
+                    left |= {(jid, name) for name in last.ids}
+                    deadline, at_work = now + timeout, None
+            if not left:
+                break
             glance = min(deadline, time.monotonic() + GLANCE)
             while (wait := glance - time.monotonic()) > 0:
                 event = client.event.get_event(wait=wait, tag="salt/job/", full=True)

@@ -622,6 +622,22 @@ def test_who_is_connected_and_was_never_seen_is_asked_all_the_same(status, loade
     assert data["problems"] == []
 
 
+def test_who_was_never_seen_is_asked_though_a_masters_host_is_dead(status, loaders, monkeypatch):
+    look = loaders.utils["multimaster_gather.look"].func.__globals__
+    monkeypatch.setitem(look, "tables", lambda: {"tcp": TABLE})
+    data = status({"saltm1": report()}, CONFIGURED)["data"]
+    assert data["minions"]["web1"]["connected"] == dict.fromkeys(IDS, True)
+    assert not [problem for problem in data["problems"] if "web1" in problem]
+
+
+def test_who_was_asked_late_may_be_at_work_on_it(status, bus, loaders, monkeypatch):
+    look = loaders.utils["multimaster_gather.look"].func.__globals__
+    monkeypatch.setitem(look, "tables", lambda: {"tcp": TABLE})
+    data = status({"saltm1": report()}, CONFIGURED, busy=["web1"])["data"]
+    assert data["minions"]["web1"]["connected"] == dict.fromkeys(IDS, True)
+    assert bus.last.now < 20
+
+
 def test_many_minions_in_trouble_are_counted(problems):
     topology = healthy()
     lost = {**topology.minions["web1"], "connected": dict.fromkeys(IDS, False)}
