@@ -53,6 +53,10 @@ WAKE_PAUSE = 0.5
 AT_ONCE, WITHIN = 5, 60.0
 # Milliseconds by which a file's time may be wrong.
 COARSE = 2000
+# Seconds for which a minion that has signed in may send its grains by itself.
+GRAINS = 30.0
+# Of those that do not, how many are named.
+SHOWN = 3
 # Minions that were asked whether they are there, and may still answer.
 ASKED = 10_000
 # Deletions are remembered for that long, in days: so long may a master be away.
@@ -165,6 +169,9 @@ class _Engine:
         # Minions that were heard of, and those that were asked for something and have not answered
         # since.
         self.heard, self.silent = set(), set()
+        # Those that have signed in, and whose grains may be missing -> how often they were asked for
+        # them, and when they are next.
+        self.came = {}
         # Those that were asked whether they are there, as (job, id) -> their decision before; who
         # has answered; and until when nothing is done about which ids.
         self.doubts, self.vouched, self.parked = {}, [], {}
@@ -199,6 +206,8 @@ class _Engine:
             self.look_due = time.monotonic() + LOOK
             # At first before any event: what is there already is nobody's news.
             self._look()
+            with self._apart("grains/"):
+                self._seek_grains()
         self._sent()
         self._release()
         due = min([self.look_due, *self.parked.values(), *(p.next() for p in self._in_turn())])
@@ -293,6 +302,8 @@ class _Engine:
         act = _text(data, "act")
         if minion_id and (tag == "salt/key" or (tag == "salt/auth" and act in SIGNED_IN)):
             self.touched.add((minion_id, act == "delete"))
+        if minion_id and tag == "salt/auth" and act == "accept":
+            self.came.setdefault(minion_id, (0, time.monotonic() + GRAINS))
         back = _back(tag, minion_id)
         if back in self.peers:
             # What it was not there for, it will answer now.
@@ -343,6 +354,38 @@ class _Engine:
             for name, peer in self.peers.items():
                 self.book.set_place(name, "", 0)
                 peer.woken(time.monotonic())
+
+    def _seek_grains(self):
+        """
+        Have minions send their grains that have signed in, and of which this master has none.
+
+        Salt drops them with a key, which may be accepted again, and sends them at a start only.
+        """
+        now = time.monotonic()
+        # Anybody can name any.
+        held = {name for name in self.came if self.snapshot.get(name, ("", ""))[1] in HELD}
+        self.came = {name: self.came[name] for name in held}
+        late = {name for name, (tries, due) in self.came.items() if tries or due <= now}
+        missing = __utils__["multimaster_gather.without_grains"](__opts__, late)
+        for name in late - missing:
+            del self.came[name]
+        # Who was asked and has not answered may be somewhere else by now.
+        here = sorted(name for name in missing - self.silent if self.came[name][0])
+        due = sorted(name for name in missing if self.came[name][1] <= now)
+        for name in due:
+            tries = self.came[name][0]
+            self.came[name] = tries + 1, now + min(GRAINS * 2 ** min(tries, 20), LONGEST)
+        if due:
+            self.courier.give(due, "saltutil.refresh_grains", [])
+        before = self.aside.pop("grains/", None)
+        if here:
+            more = f" and {len(here) - SHOWN} more" if len(here) > SHOWN else ""
+            names = ", ".join(here[:SHOWN]) + more
+            why = "salt -G leaves out who is here and has not sent its grains, though asked: "
+            if before and before.reason == why + names:
+                self.aside["grains/"] = before
+            else:
+                self._set_aside("grains/", why + names)
 
     def _notice(self, touched):
         """Record what was decided on this master on the ids that events name."""
@@ -1017,6 +1060,8 @@ class _Seeds:
 
 
 STATES = {"minions": "accepted", "minions_rejected": "rejected", "minions_pre": "pending"}
+# What a snapshot of any store has of an accepted key.
+HELD = ("minions", "accepted")
 # A second list beside them: what came under an id that has another key.
 DENIED = "minions_denied"
 # A key that is being written, in the directory that it is to be in.

@@ -8,7 +8,7 @@ Looks after a minion's masters, from within the minion; see docs/failover.md and
 - Sends the returns of jobs again that their master has not taken: to it when it is back, or to the
   master that the minion has moved to.
 - Has a minion in failover mode move when the connection to its master has ended, as Salt's check
-  does once every ``master_alive_interval``.
+  does once every ``master_alive_interval``; and after a move bring its grains along.
 - Keeps a hot minion dialling a master that it has lost, so that it is there when that is back;
   restarts it if the master's name leads elsewhere now, since Salt looks that up at its start only.
 - Restarts a minion whose channel to a master hangs, or that has not found a master since its start,
@@ -469,15 +469,16 @@ class _Cut:
     Has a minion in failover mode try the next master when the connection to its own has ended.
 
     Salt's own check looks every ``master_alive_interval`` seconds, which is 10 or more, by a job.
-    Tells of every move, whatever it was for.
+    Tells of every move, whatever it was for; then the new master is given the minion's grains, as
+    Salt does at a start only, and the minion that master's pillar.
     """
 
     def __init__(self, minion):
         self.minion = minion
         # The master that it was connected to, and when it is to leave it.
         self.master, self.due = None, None
-        # The one that it was with last, also when it has left it.
-        self.last = None
+        # The one that it was with last, also when it has left it; and when to fetch its pillar.
+        self.last = self.fetch = None
 
     def look(self, now):
         """Look for a connection; fire the event of Salt's check if there is none any more."""
@@ -485,6 +486,11 @@ class _Cut:
         if master is not None:
             if self.last not in (None, master):
                 _tell("moved", {"from": self.last, "to": master})
+                # Each is work for that master.
+                self.fetch = now + random.uniform(0, _spread())
+            elif self.fetch is not None and now >= self.fetch:
+                self.fetch = None
+                _fire({}, "pillar_refresh")
             self.master, self.due, self.last = master, None, master
         elif self.master is None:
             # It is on its way, or was never anywhere.

@@ -238,6 +238,26 @@ def met(opts: Mapping[str, Any]) -> set[str] | None:
     return found
 
 
+def without_grains(opts: Mapping[str, Any], ids: Iterable[str]) -> set[str]:
+    """
+    Return those of some minions whose grains this master lacks, none if it does not keep them.
+
+    Raises where that cannot be told.
+    """
+    if not opts.get("minion_data_cache"):
+        return set()
+    import salt.cache
+
+    cache = salt.cache.factory(opts)
+
+    def has(name: str) -> bool:
+        # Salt 3008 does not look where its predecessors had them.
+        place = ("grains", name) if opts.get("keys.cache_driver") else (f"minions/{name}", "data")
+        return bool(cache.contains(*place))
+
+    return {name for name in ids if not has(name)}
+
+
 def grains(opts: Mapping[str, Any], minion_id: str) -> dict[str, Any]:
     """Return the grains of a minion that this master has had."""
     import salt.cache

@@ -165,6 +165,7 @@ class Master:
         self.engine.aside = {
             item: aside._replace(due=0.0) for item, aside in self.engine.aside.items()
         }
+        self.engine.came = {name: (tries, 0.0) for name, (tries, _) in self.engine.came.items()}
         self.engine.look_due = 0.0
 
     def put(self, name, state, pub):
@@ -2228,6 +2229,138 @@ nested = st.recursive(
     plain, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10
 )
 ids = st.text(st.characters(), max_size=300) | st.sampled_from(["web1", "x" * 255, "tmpabcdefgh"])
+
+
+# Grains
+
+
+class Grains:
+    """The grains that a master has, and who is asked for them."""
+
+    def __init__(self, master, series):
+        import salt.cache
+
+        self.master, self.newer = master, series == "3008"
+        self.cache = salt.cache.factory(master.loader.opts)
+
+    def put(self, name):
+        bank, key = ("grains", name) if self.newer else (f"minions/{name}", "data")
+        self.cache.store(bank, key, {"os": "Debian"})
+
+    def signs_in(self, name):
+        """A minion's sign-in, and the time that it has to send them by itself."""
+        self.master.bus.put("salt/auth", id=name, act="accept", result=True)
+        self.master.turn()
+        self.master.again()
+        self.master.turn()
+
+    def asked(self):
+        found = [names for names, function, _ in self.master.asked if function == "refresh_grains"]
+        self.master.asked.clear()
+        return found
+
+    def named(self):
+        return {item: why for item, why in self.master.book.aside().items() if "grains" in item}
+
+
+@pytest.fixture
+def grains(master, minion_keys, monkeypatch):
+    """On a master that has accepted two minions and has had the grains of one."""
+
+    def grains(series="3008", **settings):
+        driver = "localfs_key" if series == "3008" else None
+        settings = {"minion_data_cache": True, "keys.cache_driver": driver, **settings}
+        for option, value in settings.items():
+            monkeypatch.setitem(master.loader.opts, option, value)
+            monkeypatch.setitem(master.loader.pack["__opts__"], option, value)
+        found = Grains(master, series)
+        for name in ("web1", "web2"):
+            master.put(name, "accepted", minion_keys["web1"].pub)
+        found.put("web2")
+        master.turn()
+        return found
+
+    return grains
+
+
+@pytest.mark.parametrize("series", ["3008", "3007"])
+def test_who_signs_in_and_has_left_no_grains_is_asked_for_them(grains, master, series):
+    found = grains(series)
+    master.bus.put("salt/auth", id="web1", act="accept", result=True)
+    master.turn()
+    # Salt sends them at a minion's start.
+    master.engine.look_due = 0.0
+    master.turn()
+    assert found.asked() == []
+    found.signs_in("web2")
+    assert found.asked() == [["web1"]]
+    master.engine.look_due = 0.0
+    master.turn()
+    assert found.asked() == []
+    master.again()
+    master.turn()
+    assert found.asked() == [["web1"]]
+    found.put("web1")
+    master.again()
+    master.turn()
+    assert (found.asked(), found.named(), master.engine.came) == ([], {}, {})
+
+
+def test_who_answers_and_sends_no_grains_is_named(grains, master):
+    found = grains()
+    found.signs_in("web1")
+    master.bus.put("salt/job/7/new", minions=["web1"])
+    master.again()
+    master.turn()
+    master.turn()
+    # It may not be there any more.
+    master.engine.look_due = 0.0
+    master.turn()
+    assert found.named() == {}
+    master.bus.put("salt/job/7/ret/web1", **{"return": True})
+    master.turn()
+    master.engine.look_due = 0.0
+    master.turn()
+    assert found.named() == {
+        "grains/": "salt -G leaves out who is here and has not sent its grains, though asked: web1"
+    }
+    found.put("web1")
+    master.engine.look_due = 0.0
+    master.turn()
+    assert found.named() == {}
+
+
+def test_nobody_is_asked_for_grains_by_what_anybody_can_say(grains, master, minion_keys):
+    found = grains()
+    master.put("web3", "pending", minion_keys["web1"].pub)
+    for name in ("web3", "nobody", "../web1"):
+        found.signs_in(name)
+    assert (found.asked(), master.engine.came) == ([], {})
+
+
+def test_a_master_that_keeps_no_grains_asks_for_none(grains):
+    found = grains(minion_data_cache=False)
+    found.signs_in("web1")
+    assert found.asked() == []
+
+
+def test_grains_that_cannot_be_read_are_not_missing(grains, master, monkeypatch):
+    import salt.cache
+    from salt.exceptions import SaltCacheError
+
+    found = grains()
+
+    def away(*_):
+        raise SaltCacheError("the cache is away")
+
+    monkeypatch.setattr(salt.cache.Cache, "contains", away)
+    found.signs_in("web1")
+    assert found.asked() == []
+    assert found.named() == {"grains/": "SaltCacheError: the cache is away"}
+    monkeypatch.undo()
+    master.again()
+    master.turn()
+    assert found.asked() == [["web1"]]
 
 
 def deep(levels):

@@ -714,6 +714,56 @@ def test_a_master_is_left_when_its_connection_has_ended(world, seen, left):
     assert found.told() == ["moved"] * len(moves)
 
 
+def refreshed(found):
+    return [data for tag, data in found.fired if tag == "pillar_refresh"]
+
+
+def test_a_minion_that_has_moved_gives_its_new_master_its_grains_and_gets_its_pillar(world):
+    found = world()
+    cut = found.module._Cut(found.watch.minion)
+    cut.look(0)
+    cut.look(5)
+    assert refreshed(found) == []
+    found.present = MASTERS[1]
+    cut.look(6)
+    # As long as many minions take to come to a master.
+    cut.look(7)
+    cut.look(8)
+    assert refreshed(found) == [{}]
+
+
+def test_a_minion_on_its_way_gives_its_grains_where_it_arrives(world):
+    found = world()
+    cut = found.module._Cut(found.watch.minion)
+    cut.look(0)
+    found.present = MASTERS[1]
+    cut.look(1)
+    found.present = None
+    cut.look(3)
+    assert refreshed(found) == []
+    found.present = MASTERS[2]
+    cut.look(4)
+    assert refreshed(found) == []
+    cut.look(5)
+    assert refreshed(found) == [{}]
+
+
+def test_minions_do_not_have_their_pillars_compiled_all_at_the_same_time(world):
+    found = world()
+    moments = set()
+    for _ in range(30):
+        cut = found.module._Cut(found.watch.minion)
+        found.present, found.fired = MASTERS[0], []
+        cut.look(0)
+        found.present, now = MASTERS[1], 1.0
+        while not refreshed(found) and now < 5:
+            cut.look(now)
+            now += 0.1
+        moments.add(round(now, 1))
+    assert len(moments) > 3
+    assert max(moments) < 2.5
+
+
 def test_minions_do_not_leave_a_master_all_at_the_same_time(world):
     found = world()
     moments = set()
