@@ -121,8 +121,9 @@ def report(
         if {"config", "access"} & set(detail):
             told["sources"], told["declared"] = look.sources(found)
         told["details"] = __utils__["multimaster_ledger.squeeze"](found)
-    answered = answers.told() if answers else (False, None, None)
-    told["master"]["answers"], told["minions"], told["unknown"] = answered
+    answered = answers.told() if answers else (False, None, None, None)
+    told["master"]["answers"], *packed = answered
+    told["minions"], told["unknown"], told["grainless"] = packed
     told["now"] = time.time()
     return told
 
@@ -148,7 +149,7 @@ class _Asked:
             left = sorted(accepted - asked)
             return question(left, "multimaster.masters") if left else None
 
-        self.own, self.minions = own, minions
+        self.opts, self.own, self.minions = opts, own, minions
         self.answers = ()
         with contextlib.suppress(salt.exceptions.SaltException, OSError):
             # When as many have answered as are connected, nobody is missing.
@@ -157,8 +158,8 @@ class _Asked:
 
     def told(self):
         """
-        Return whether the minion on this host answers; and packed, what the others say, and of
-        whom it is not known why.
+        Return whether the minion on this host answers; and packed, what the others say, of whom
+        it is not known why, and whose grains this master lacks.
         """
         alive, found, unknown = False, {}, {}
         # One that is too busy to take a command is not working either.
@@ -175,9 +176,13 @@ class _Asked:
                 else:
                     unknown[answer.id] = why
         if not self.minions:
-            return alive, None, None
+            return alive, None, None, None
+        lacking = ()
+        with contextlib.suppress(salt.exceptions.SaltException, OSError):
+            answered = {*found, *unknown}
+            lacking = __utils__["multimaster_gather.without_grains"](self.opts, answered)
         squeeze = __utils__["multimaster_ledger.squeeze"]
-        return alive, squeeze(found), squeeze(unknown)
+        return alive, squeeze(found), squeeze(unknown), squeeze(sorted(lacking))
 
 
 class _Look:

@@ -703,6 +703,14 @@ def _notes(look):
         for name, report in look.reports.items()
         if report and "cached" in report["proof"]
     ]
+    for name, ids in look.grainless.items():
+        if ids:
+            shown = ", ".join(sorted(ids)[:SHOWN])
+            more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
+            notes.append(
+                f"master {name} has no grains of {shown}{more}, which salt -G leaves out there; "
+                "they are asked for"
+            )
     return notes
 
 

@@ -375,6 +375,8 @@ class Look(NamedTuple):
     aside: dict[str, str]
     # Minion -> why what it has answered is no answer; a master's report is None then.
     unknown: dict[str, str]
+    # Master -> minions that answered to it, and whose grains it lacks.
+    grainless: dict[str, set[str]]
 
 
 # Seconds more than its own patience that a master's host has for its report.
@@ -493,6 +495,14 @@ def look(
                 continue
             unknown.setdefault(minion, why)
             heard.setdefault(minion, set()).add(name)
+    grainless = {
+        name: {one for one in _unpacked(utils, "grainless", report) if one in known}
+        for name, report in there.items()
+    }
+    if minions:
+        with contextlib.suppress(Exception):
+            here = {name for name, masters in heard.items() if opts["id"] in masters}
+            grainless.setdefault(opts["id"], set()).update(without_grains(opts, here))
     again: dict[str, Any] = {}
     if max_age and any("problem" in report["proof"] for report in there.values()):
         # Not compiled yet, or for other grains: all at once.
@@ -524,7 +534,7 @@ def look(
             # Here every master has had them.
             why = report["proof"].pop("skipped")
             report["proof"]["problem"] = f"{why}; saltutil.refresh_grains has it send them again"
-    return Look(reports, told, heard, sample, aside, unknown)
+    return Look(reports, told, heard, sample, aside, unknown, grainless)
 
 
 def _chosen(
@@ -552,7 +562,7 @@ def _offset(answer: Answer, report: Mapping[str, Any]) -> float:
 
 def _unpacked(
     utils: Mapping[str, Callable[..., Any]], part: str, report: Mapping[str, Any]
-) -> dict[str, Any]:
+) -> Any:
     """Return what is packed in a part of a report; nothing if it is no such thing."""
     if part in report:
         with contextlib.suppress(ValueError):

@@ -165,6 +165,7 @@ ANSWERS: Mapping[str, Any] = {
         "details?": "packed",
         "minions?": "packed",
         "unknown?": "packed",
+        "grainless?": "packed",
     },
     # What is in there is checked as the answers to what was asked through that master.
     "multimaster_orch.ask": _map("path", "any", ALL),
@@ -205,6 +206,7 @@ ANSWERS: Mapping[str, Any] = {
     "test.ping": "flag",
     # Parts of answers that are packed there.
     "details": _map("word", _or(None, _LEAVES)),
+    "grainless": _list("path", ALL),
     "key page": _KEYS,
     "minions": _map("path", "any", ALL),
     "unknown": _map("path", "text", ALL),

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import multimaster_drift
 import multimaster_keypair
+import multimaster_ledger
 
 IDS = ("saltm1", "saltm2")
 UNEQUAL = "the masters' decisions on keys differ; see salt-run multimaster.keys"
@@ -638,6 +639,25 @@ def test_who_was_asked_late_may_be_at_work_on_it(status, bus, loaders, monkeypat
     assert bus.last.now < 20
 
 
+def test_a_minion_that_is_here_without_its_grains_is_a_note(status, loaders, monkeypatch):
+    look = loaders.utils["multimaster_gather.look"].func.__globals__
+    monkeypatch.setitem(look, "without_grains", lambda opts, ids: {"web1"} & set(ids))
+    # As the masters report it in failover mode.
+    elsewhere = report() | {"grainless": multimaster_ledger.squeeze(["web1", "../x"])}
+    data = status({"saltm1": report(), "saltm2": elsewhere}, CONFIGURED)["data"]
+    assert data["notes"] == [
+        f"master {name} has no grains of web1, which salt -G leaves out there; they are asked for"
+        for name in IDS
+    ]
+    assert data["retcode"] == 0
+
+
+def test_what_is_no_list_of_minions_is_none(status):
+    odd = report() | {"grainless": multimaster_ledger.squeeze({"web1": 1})}
+    data = status({"saltm1": report(), "saltm2": odd}, CONFIGURED)["data"]
+    assert not [note for note in data["notes"] if "saltm2 has no grains" in note]
+
+
 def test_many_minions_in_trouble_are_counted(problems):
     topology = healthy()
     lost = {**topology.minions["web1"], "connected": dict.fromkeys(IDS, False)}
@@ -793,6 +813,10 @@ def test_a_master_that_does_not_tell_is_no_agreement(drift):
 def sampled(loaders, loaded_host, bus, monkeypatch):
     """Compare masters of which each has grains of its own: id -> grains, on this one."""
     import salt.cache
+
+    look = loaders.utils["multimaster_gather.look"].func.__globals__
+    # Of others than the sample nobody asks here.
+    monkeypatch.setitem(look, "without_grains", lambda *_: set())
 
     def sampled(grains, proofs, runner="status", mode="hot", **declared):
         cache = salt.cache.factory(loaders.opts)
