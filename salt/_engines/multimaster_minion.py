@@ -525,11 +525,16 @@ class _Lost:
         # Masters that the minion has been connected to; since when each is lost, and when it is
         # asked next.
         self.known, self.lost, self.due = set(), {}, {}
+        # Where masters are named that the minion was not connected to since its start, while it is
+        # to others; each of them, or None for what is left there of the minion before.
+        self.marks = pathlib.Path(__opts__["cachedir"], "multimaster", "unmet")
+        self.marked = None
 
     def look(self, now):
         """Ask those that are lost, and those that are back after some time."""
         there = self.minion.connected()
         self.places.update(there)
+        self._mark()
         for master in there:
             if now - self.lost.pop(master, now) > SOME_TIME:
                 self._ask(master)
@@ -564,6 +569,18 @@ class _Lost:
                 if self.heard[master] > since + wait:
                     found.append(master)
         return found
+
+    def _mark(self):
+        unmet = set(self.minion.masters).difference(self.places) if self.places else set()
+        if unmet == self.marked:
+            return
+        self.marks.mkdir(parents=True, exist_ok=True)
+        for path in self.marks.iterdir():
+            if path.name not in unmet:
+                path.unlink()
+        for master in unmet:
+            (self.marks / master).touch()
+        self.marked = unmet
 
     def _ask(self, master):
         _fire({"cmd": "_file_envs"}, f"{PAYLOAD}{uuid.uuid4()}/{master}")

@@ -198,7 +198,8 @@ def list_masters():
     masters, ``seen``, what each said to this minion (accepted, pending, rejected, foreign key,
     refused, silent) and since when, and ``back`` and ``why`` if the old list is in force again
     meanwhile.  ``restarts`` has the services whose restart is still to come, since when, and what
-    it waits for.
+    it waits for.  ``beacons`` is the first master if this minion has beacons and has not been with
+    that one since its start: Salt begins to run them with that connection.
 
     CLI Example:
 
@@ -227,6 +228,7 @@ def list_masters():
         "cutover": {name: journal[name] for name in told if name in journal},
         "restarts": {service: found for service, found in restarts.items() if found},
         "verifies": opts["verify_master_pubkey_sign"],
+        "beacons": _waited_for(opts, configured[0]),
     }
 
 
@@ -2348,6 +2350,16 @@ def _signing_misfit(opts):
         if name.endswith(".pem") and path.stat().st_mode & 0o777 != KEY_MODE:
             return f"{name} had mode {path.stat().st_mode & 0o777:04o}"
     return None
+
+
+def _waited_for(opts, first):
+    """Return the first master if the minion's beacons wait for it."""
+    # ``beacons_leader`` in MinionManager._spawn_minions, Salt 3006 to 3008.
+    unmet = pathlib.Path(opts["cachedir"], "multimaster", "unmet", first).exists()
+    # Those of the pillar are not known before the connection.
+    early = __opts__.get("beacons_before_connect")
+    has = __pillar__.get("beacons") or (__opts__.get("beacons") and not early)
+    return first if has and unmet and opts["master_type"] == "str" else None
 
 
 def _see(opts, address, within):

@@ -752,6 +752,7 @@ def _minion_rows(declared, look):
             "silent": lists.get("silent", []),
             "cutover": lists.get("cutover", {}),
             "restarts": lists.get("restarts", {}),
+            "beacons": lists.get("beacons"),
         }
     return rows
 
@@ -849,6 +850,11 @@ def _trouble(name, row, masters, addresses, mode):
         found.append(f"minion {name} is not connected to {', '.join(missing)}")
     if row["silent"]:
         found.append(f"minion {name} gets no answer from {', '.join(row['silent'])}")
+    if row.get("beacons"):
+        found.append(
+            f"minion {name} runs no beacons until it has been with {row['beacons']}, the first of "
+            "its masters"
+        )
     if row["cutover"].get("step", "kept") != "kept":
         found.append(f"minion {name} {_under_way(row['cutover'])}")
     for service, restart in row.get("restarts", {}).items():

@@ -66,6 +66,7 @@ _MASTERS = {
     },
     "restarts?": _map("word", {"since": "number", "timeout": "number", "waiting": "text"}),
     "verifies?": "flag",
+    "beacons?": _NAME,
 }
 _STALE = _or(None, _list("path"), _map("path", ("row", "leaf", "leaf")))
 _LEAVES = _map("path", "leaf", ALL)

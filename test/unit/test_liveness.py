@@ -797,6 +797,27 @@ def test_a_lost_master_is_asked_through_the_minions_own_channel_until_it_is_back
     assert len(asked) == 2
 
 
+def test_masters_that_a_minion_was_not_with_since_its_start_are_marked(world, tmp_path):
+    unmet = tmp_path / "multimaster/unmet"
+    unmet.mkdir(parents=True)
+    # Of the minion before.
+    (unmet / MASTERS[2]).touch()
+    found = world(act=False)
+    lost = found.module._Lost(found.watch.minion, {})
+    found.present = None
+    lost.look(1)
+    # Nothing runs anywhere yet.
+    assert list(unmet.iterdir()) == []
+    found.present = MASTERS[1]
+    lost.look(2)
+    assert {path.name for path in unmet.iterdir()} == {MASTERS[0], MASTERS[2]}
+    found.present = MASTERS[0]
+    lost.look(3)
+    found.present = None
+    lost.look(4)
+    assert {path.name for path in unmet.iterdir()} == {MASTERS[2]}
+
+
 def lost_at_100(world):
     """Return a hot minion that has lost its first master, and when each master answered last."""
     found = world(act=False)

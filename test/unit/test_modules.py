@@ -678,6 +678,46 @@ class TestMasters:
         found = host.call("masters")
         assert (found["configured"], found["connected"]) == (["127.0.0.1"], [])
 
+    @pytest.mark.parametrize("where", ["__opts__", "__pillar__"])
+    @pytest.mark.parametrize(
+        ("unmet", "waits"), [("127.0.0.1", "127.0.0.1"), ("127.0.0.2", None), (None, None)]
+    )
+    def test_have_no_beacons_before_the_first_of_them(
+        self, host, monkeypatch, where, unmet, waits
+    ):
+        host.write("etc/salt/minion.d/multimaster.conf", {"master": ["127.0.0.1", "127.0.0.2"]})
+        if unmet:
+            host.write(f"var/cache/salt/minion/multimaster/unmet/{unmet}", "")
+        assert host.call("masters")["beacons"] is None
+        monkeypatch.setitem(host.modules.pack[where], "beacons", {"load": []})
+        assert host.call("masters")["beacons"] == waits
+
+    @pytest.mark.parametrize(
+        ("where", "option", "value", "waits"),
+        [
+            ("__opts__", "beacons_before_connect", True, None),
+            ("__pillar__", "beacons", {"load": []}, "127.0.0.1"),
+        ],
+        ids=["of files", "of the pillar"],
+    )
+    def test_may_have_beacons_before_a_connection(
+        self, host, monkeypatch, where, option, value, waits
+    ):
+        host.write("etc/salt/minion.d/multimaster.conf", {"master": ["127.0.0.1", "127.0.0.2"]})
+        host.write("var/cache/salt/minion/multimaster/unmet/127.0.0.1", "")
+        for name, found in {"beacons": {"load": []}, "beacons_before_connect": True}.items():
+            monkeypatch.setitem(host.modules.pack["__opts__"], name, found)
+        monkeypatch.setitem(host.modules.pack[where], option, value)
+        assert host.call("masters")["beacons"] == waits
+
+    def test_have_no_beacons_to_wait_for_one_of_them_at_a_time(self, host, monkeypatch):
+        there = {"master": ["127.0.0.1", "127.0.0.2"], "master_type": "failover"}
+        host.write("etc/salt/minion.d/multimaster.conf", there)
+        # From before it was so.
+        host.write("var/cache/salt/minion/multimaster/unmet/127.0.0.1", "")
+        monkeypatch.setitem(host.modules.pack["__opts__"], "beacons", {"load": []})
+        assert host.call("masters")["beacons"] is None
+
     def test_are_silent_where_the_engine_says_so(self, host):
         host.write("etc/salt/minion.d/multimaster.conf", {"master": ["127.0.0.1", "127.0.0.2"]})
         host.write("var/cache/salt/minion/multimaster/silent/127.0.0.2", "")

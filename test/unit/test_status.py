@@ -69,6 +69,7 @@ def healthy():
                 "silent": [],
                 "cutover": {},
                 "restarts": {},
+                "beacons": None,
             }
             for name in ("saltm1", "web1")
         },
@@ -339,6 +340,11 @@ NOW = 1_800_000_000.0
     [
         ({"silent": ["192.0.2.1"]}, "minion web1 gets no answer from 192.0.2.1"),
         (
+            {"beacons": "192.0.2.1"},
+            "minion web1 runs no beacons until it has been with 192.0.2.1, the first of its "
+            "masters",
+        ),
+        (
             {
                 "cutover": {
                     "step": "proving",
@@ -410,6 +416,7 @@ def test_all_is_well_with_exit_status_0(status):
         "silent": [],
         "cutover": {},
         "restarts": {},
+        "beacons": None,
     }
     assert (data["problems"], data["retcode"]) == ([], 0)
 
