@@ -169,8 +169,8 @@ class _Engine:
         # Minions that were heard of, and those that were asked for something and have not answered
         # since.
         self.heard, self.silent = set(), set()
-        # Those that have signed in, and whose grains may be missing -> how often they were asked for
-        # them, and when they are next.
+        # Those that have signed in, and whose grains may be missing -> how often they were asked
+        # for them, and when they are next.
         self.came = {}
         # Those that were asked whether they are there, as (job, id) -> their decision before; who
         # has answered; and until when nothing is done about which ids.

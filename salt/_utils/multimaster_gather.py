@@ -560,9 +560,7 @@ def _offset(answer: Answer, report: Mapping[str, Any]) -> float:
     return round(float(now - min(max(now, answer.asked), answer.arrived)), 2)
 
 
-def _unpacked(
-    utils: Mapping[str, Callable[..., Any]], part: str, report: Mapping[str, Any]
-) -> Any:
+def _unpacked(utils: Mapping[str, Callable[..., Any]], part: str, report: Mapping[str, Any]) -> Any:
     """Return what is packed in a part of a report; nothing if it is no such thing."""
     if part in report:
         with contextlib.suppress(ValueError):

@@ -165,6 +165,10 @@ def test_a_subscription_is_at_the_port_that_salt_dials(channels, opts, asked, po
 
 
 def test_what_is_said_without_a_sign_in_is_no_port(channels, monkeypatch):
-    monkeypatch.setattr(Channel, "send", lambda self, *_, **__: setattr(self, "auth", None) or "pong")
+    def send(channel, *_, **__):
+        channel.auth = None
+        return "pong"
+
+    monkeypatch.setattr(Channel, "send", send)
     assert dial.is_there({}, ADDRESS, 5)
     assert dial.publish_port({}, ADDRESS) == 4505

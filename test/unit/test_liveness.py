@@ -568,9 +568,7 @@ def test_what_a_minion_has_on_a_masters_host_beside_its_master_is_no_subscriptio
         assert minion.master() is None
 
 
-def test_the_loss_of_a_master_is_seen_though_its_host_is_connected(
-    looks, connection, monkeypatch
-):
+def test_the_loss_of_a_master_is_seen_though_its_host_is_connected(looks, connection, monkeypatch):
     minion, _ = looks
     engine, fired = minion.connected.__globals__, []
     monkeypatch.setitem(engine, "_fire", lambda data, tag: fired.append((tag, data)))
@@ -593,7 +591,9 @@ def test_a_connection_that_is_missing_is_looked_for_each_time(looks, connection)
     assert len(made) == 3
 
 
-def test_a_name_that_leads_elsewhere_does_so_for_the_sockets_before_too(looks, connection, monkeypatch):
+def test_a_name_that_leads_elsewhere_does_so_for_the_sockets_before_too(
+    looks, connection, monkeypatch
+):
     minion, _ = looks
     with connection(LOCAL[0]), connection(LOCAL[1]):
         assert minion.connected() == {address: {address} for address in LOCAL}

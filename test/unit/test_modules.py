@@ -682,9 +682,7 @@ class TestMasters:
     @pytest.mark.parametrize(
         ("unmet", "waits"), [("127.0.0.1", "127.0.0.1"), ("127.0.0.2", None), (None, None)]
     )
-    def test_have_no_beacons_before_the_first_of_them(
-        self, host, monkeypatch, where, unmet, waits
-    ):
+    def test_have_no_beacons_before_the_first_of_them(self, host, monkeypatch, where, unmet, waits):
         host.write("etc/salt/minion.d/multimaster.conf", {"master": ["127.0.0.1", "127.0.0.2"]})
         if unmet:
             host.write(f"var/cache/salt/minion/multimaster/unmet/{unmet}", "")
