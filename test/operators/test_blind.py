@@ -128,8 +128,11 @@ def test_who_has_moved_is_seen_and_found_though_the_host_of_its_master_is_dead(
 
 def test_a_key_that_was_deleted_and_accepted_again_brings_the_grains_back(lab: Laboratory) -> None:
     decide(lab, "saltm1", "delete", "web1")
-    # It asks again by itself, and where it does is where it may be accepted.
-    waiting = lambda: [m for m in MASTERS if state(lab, m, "web1") == "pending"]  # noqa: E731
+
+    def waiting() -> list[str]:
+        return [master for master in MASTERS if state(lab, master, "web1") == "pending"]
+
+    # It asks again by itself, and may be accepted where it does.
     lab.until(waiting, "web1 to ask again", lambda: {m: state(lab, m, "web1") for m in MASTERS})
     decide(lab, waiting()[0], "accept", "web1")
     until_all_say(lab, "web1", "accepted")
