@@ -56,6 +56,9 @@ AT_ONCE = 10
 QUIET = 10
 # Seconds between two looks whether a minion in failover mode has a connection.
 CUT = 0.2
+# Seconds after a move until the minion brings its grains: it loads its modules for that, and answers
+# nobody meanwhile, while whoever waits for it has waited already.
+BRING = 5
 # Seconds between two looks whether a master is lost, and two questions through the channel to one
 # that is; after some time they become fewer, since Salt logs each that gets no answer.
 AWAY = 1.0
@@ -487,7 +490,7 @@ class _Cut:
             if self.last not in (None, master):
                 _tell("moved", {"from": self.last, "to": master})
                 # Each is work for that master.
-                self.fetch = now + random.uniform(0, _spread())
+                self.fetch = now + BRING + random.uniform(0, _spread())
             elif self.fetch is not None and now >= self.fetch:
                 self.fetch = None
                 _fire({}, "pillar_refresh")

@@ -228,7 +228,7 @@ def list_masters():
         "cutover": {name: journal[name] for name in told if name in journal},
         "restarts": {service: found for service, found in restarts.items() if found},
         "verifies": opts["verify_master_pubkey_sign"],
-        "beacons": _waited_for(opts, configured[0]),
+        "beacons": _waited_for(opts, configured),
     }
 
 
@@ -2352,14 +2352,16 @@ def _signing_misfit(opts):
     return None
 
 
-def _waited_for(opts, first):
-    """Return the first master if the minion's beacons wait for it."""
-    # ``beacons_leader`` in MinionManager._spawn_minions, Salt 3006 to 3008.
-    unmet = pathlib.Path(opts["cachedir"], "multimaster", "unmet", first).exists()
-    # Those of the pillar are not known before the connection.
+def _waited_for(opts, masters):
+    """Return the first of the minion's masters if its beacons wait for that one."""
+    # ``beacons_leader`` in MinionManager._spawn_minions, Salt 3006 to 3008.  Those of the pillar are
+    # not known before the connection.
     early = __opts__.get("beacons_before_connect")
     has = __pillar__.get("beacons") or (__opts__.get("beacons") and not early)
-    return first if has and unmet and opts["master_type"] == "str" else None
+    if not has or not masters or opts["master_type"] != "str":
+        return None
+    unmet = pathlib.Path(opts["cachedir"], "multimaster", "unmet", masters[0]).exists()
+    return masters[0] if unmet else None
 
 
 def _see(opts, address, within):

@@ -726,9 +726,11 @@ def test_a_minion_that_has_moved_gives_its_new_master_its_grains_and_gets_its_pi
     assert refreshed(found) == []
     found.present = MASTERS[1]
     cut.look(6)
-    # As long as many minions take to come to a master.
-    cut.look(7)
+    # It is to answer first.
     cut.look(8)
+    assert refreshed(found) == []
+    cut.look(20)
+    cut.look(30)
     assert refreshed(found) == [{}]
 
 
@@ -739,12 +741,12 @@ def test_a_minion_on_its_way_gives_its_grains_where_it_arrives(world):
     found.present = MASTERS[1]
     cut.look(1)
     found.present = None
-    cut.look(3)
+    cut.look(20)
     assert refreshed(found) == []
     found.present = MASTERS[2]
-    cut.look(4)
+    cut.look(21)
     assert refreshed(found) == []
-    cut.look(5)
+    cut.look(40)
     assert refreshed(found) == [{}]
 
 
@@ -756,12 +758,12 @@ def test_minions_do_not_have_their_pillars_compiled_all_at_the_same_time(world):
         found.present, found.fired = MASTERS[0], []
         cut.look(0)
         found.present, now = MASTERS[1], 1.0
-        while not refreshed(found) and now < 5:
+        while not refreshed(found) and now < 10:
             cut.look(now)
             now += 0.1
         moments.add(round(now, 1))
     assert len(moments) > 3
-    assert max(moments) < 2.5
+    assert max(moments) < 7.5
 
 
 def test_minions_do_not_leave_a_master_all_at_the_same_time(world):
