@@ -56,8 +56,8 @@ AT_ONCE = 10
 QUIET = 10
 # Seconds between two looks whether a minion in failover mode has a connection.
 CUT = 0.2
-# Seconds after a move until the minion brings its grains: it loads its modules for that, and answers
-# nobody meanwhile, while whoever waits for it has waited already.
+# Seconds after a move until the minion brings its grains: it loads its modules for that and answers
+# nobody meanwhile, when somebody has waited for it already.
 BRING = 5
 # Seconds between two looks whether a master is lost, and two questions through the channel to one
 # that is; after some time they become fewer, since Salt logs each that gets no answer.

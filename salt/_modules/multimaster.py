@@ -2354,8 +2354,8 @@ def _signing_misfit(opts):
 
 def _waited_for(opts, masters):
     """Return the first of the minion's masters if its beacons wait for that one."""
-    # ``beacons_leader`` in MinionManager._spawn_minions, Salt 3006 to 3008.  Those of the pillar are
-    # not known before the connection.
+    # ``beacons_leader`` in MinionManager._spawn_minions, Salt 3006 to 3008.  Those of the pillar
+    # are not known before the connection.
     early = __opts__.get("beacons_before_connect")
     has = __pillar__.get("beacons") or (__opts__.get("beacons") and not early)
     if not has or not masters or opts["master_type"] != "str":
