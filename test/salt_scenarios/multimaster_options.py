@@ -69,8 +69,8 @@ class _DropIns:
 
     def __init__(self, engine: bool) -> None:
         self.engine = engine
-        # Address of a master that there is -> its options.
-        self.masters: dict[str, Any] = {}
+        # Address and port of a master that there is, or was -> its options.
+        self.masters: dict[tuple[str, int], Any] = {}
 
     def master(self, existing: dict[str, Any]) -> dict[str, Any]:
         """Return a master's drop-in."""
@@ -78,7 +78,7 @@ class _DropIns:
         masters = {existing["id"]: existing["interface"]}
         if pair:
             masters = {f"{pair[1]}-{n}": one for n, one in enumerate(ADDRESSES, 1)}
-        self.masters[existing["interface"]] = existing
+        self.masters[existing["interface"], existing["ret_port"]] = existing
         declared = _declared(masters, existing)
         signs = existing["master_sign_pubkey"]
         options = topology.master_options(
@@ -90,13 +90,16 @@ class _DropIns:
         """Return a minion's drop-in; its masters are configured before it."""
         dialled = existing["master"]
         dialled = dialled if isinstance(dialled, list) else [dialled]
-        addresses = [one.partition(":")[0] for one in dialled]
-        masters = {self.masters[address]["id"]: address for address in addresses}
+        served = []
+        for one in dialled:
+            address, _, port = one.partition(":")
+            served.append(self.masters[address, int(port or existing["master_port"])])
+        masters = {one["id"]: one["interface"] for one in served}
         failover = {}
         if existing["master_type"] == "failover":
             names = ("master_alive_interval", "master_tries")
             failover = {name: existing[name] for name in names}
-        declared = _declared(masters, self.masters[addresses[0]], failover)
+        declared = _declared(masters, served[0], failover)
         verifies = existing["verify_master_pubkey_sign"]
         options = topology.minion_options(declared, existing["id"], existing, verifies)
         if not self.engine:
