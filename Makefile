@@ -59,6 +59,9 @@ chaos: setup ## test what every single fault does, under load, and long what any
 test-long: setup ## run the tests that take long
 	$(BIN)/pytest --long -m long
 
+test-salt: ## run ten of Salt's own tests with what the formula derives for their masters and minions
+	test/salt_scenarios/run
+
 test-matrix: setup-3007 setup-3006 ## run the tests of the other Salt series
 	$(BIN)/pytest --matrix -m matrix
 
@@ -75,7 +78,7 @@ audit: ## look for known vulnerabilities in what the lock files name; "Error 3":
 
 lock: ## resolve requirements/*.in again; LOCK_FLAGS=--upgrade for newer releases
 	test/setup/environment .venv/lock requirements/lock.txt
-	for name in lock audit salt-3008 salt-3007 salt-3006 test; do \
+	for name in lock audit salt-3008 salt-3007 salt-3006 test salt-tests; do \
 	    echo "requirements/$$name.txt"; \
 	    .venv/lock/bin/uv pip compile --quiet --no-config --default-index https://pypi.org/simple \
 	        --universal --python-version 3.10 --generate-hashes --custom-compile-command 'make lock' \
@@ -84,8 +87,8 @@ lock: ## resolve requirements/*.in again; LOCK_FLAGS=--upgrade for newer release
 
 clean: ## remove the laboratory in .lab, the environments and all caches
 	if [ -d .lab ] && [ -x $(BIN)/lab ]; then $(BIN)/lab down; fi
-	rm -rf .venv .lab .mypy_cache .pytest_cache .ruff_cache .hypothesis .kitchen
+	rm -rf .venv .lab .salt-tests .mypy_cache .pytest_cache .ruff_cache .hypothesis .kitchen
 	find salt pillar test -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help setup setup-3007 setup-3006 demo test test-all image lint unit render integration chaos \
-        test-long test-matrix bench kitchen audit lock clean
+        test-long test-salt test-matrix bench kitchen audit lock clean

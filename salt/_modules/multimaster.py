@@ -208,7 +208,7 @@ def list_masters():
         salt '*' multimaster.masters
     """
     opts = _effective("minion", _config_dir())
-    configured = opts["master"] if isinstance(opts["master"], list) else [opts["master"]]
+    configured = _configured(opts)
     daemon = _daemon(opts["pidfile"])
     connected = []
     if daemon is not None:
@@ -230,6 +230,61 @@ def list_masters():
         "verifies": opts["verify_master_pubkey_sign"],
         "beacons": _waited_for(opts, configured),
     }
+
+
+def up(timeout=5):
+    """
+    Tell which of this minion's masters answer it now, in the configured order.
+
+    timeout
+        Seconds for signing in and for the answer, each; all are asked at the same time.
+
+    For a ``salt-call`` that does not begin with one that is down: ``salt-call --master=ADDRESS``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local multimaster.up
+    """
+    opts = _effective("minion", _config_dir())
+    return __utils__["multimaster_dial.answering"](opts, _configured(opts), timeout)
+
+
+def event_send(tag, data=None, timeout=None):
+    """
+    Send an event to each of this minion's masters, once, in both modes and from ``salt-call``, too.
+
+    tag, data
+        Of the event, whose ``data`` is on the masters' buses as that of ``event.send`` is.
+    timeout
+        Seconds for signing in and for the answer, each; as long as the minion has for a sign-in
+        unless given.  All masters are told at the same time.
+
+    Returns address -> whether that master has said that it has the event; one that has not may have
+    it all the same.  Raises an error if none has.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local multimaster.event_send site/backup/done '{seconds: 12}'
+    """
+    data = {} if data is None else data
+    if not isinstance(data, collections.abc.Mapping):
+        raise CommandExecutionError(f"data: got {data!r}; supported: a mapping")
+    opts = _effective("minion", _config_dir())
+    masters = _configured(opts)
+    timeout = timeout or opts["auth_timeout"]
+    taken = __utils__["multimaster_dial.tell_each"](opts, masters, timeout, str(tag), data)
+    if not taken:
+        raise CommandExecutionError(f"no master has taken the event: {', '.join(masters)}")
+    return {master: master in taken for master in masters}
+
+
+def _configured(opts):
+    """Return the addresses of a minion's masters."""
+    return opts["master"] if isinstance(opts["master"], list) else [opts["master"]]
 
 
 def settings():

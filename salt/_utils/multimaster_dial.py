@@ -9,7 +9,8 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 # What a master answers to every minion that it has let in, from memory, in an encrypted answer
@@ -241,6 +242,44 @@ def tell(
         finally:
             channel.close()
     return False
+
+
+def tell_each(
+    opts: Mapping[str, Any],
+    addresses: Iterable[str],
+    timeout: float,
+    tag: str,
+    data: Mapping[str, Any],
+) -> list[str]:
+    """
+    Send each of some masters an event as ``tell`` does, all at the same time.
+
+    Returns those that have taken it.
+    """
+    return _which(addresses, timeout, lambda address: tell(opts, address, timeout, tag, data))
+
+
+def answering(opts: Mapping[str, Any], addresses: Iterable[str], timeout: float) -> list[str]:
+    """Return those of some masters that answer as ``ask`` wants it, all asked at the same time."""
+    return _which(addresses, timeout, lambda address: ask(opts, address, timeout))
+
+
+def _which(addresses: Iterable[str], timeout: float, say: Callable[[str], bool]) -> list[str]:
+    """Return the addresses of which something is said to be true, in their order."""
+    said: dict[str, bool] = {}
+
+    def note(address: str) -> None:
+        said[address] = say(address)
+
+    addresses = list(addresses)
+    threads = [threading.Thread(target=note, args=(one,), daemon=True) for one in addresses]
+    for thread in threads:
+        thread.start()
+    # For signing in and for the answer.
+    deadline = time.monotonic() + 2 * timeout
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return [address for address in addresses if said.get(address)]
 
 
 WAYS = {"ask": ask, "afresh": ask_afresh, "there": is_there}

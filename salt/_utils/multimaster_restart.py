@@ -577,22 +577,9 @@ def _tell(opts: dict[str, Any], pidfile: str, data: dict[str, Any]) -> None:
 
     heard = data["heard"]
     tag = f"multimaster/minion/{opts['id']}/cutover"
-    taken = []
-
-    def tell(master: str) -> None:
-        if dial.tell(opts, master, TELL, tag, data):
-            taken.append(master)
-
-    telling = [
-        threading.Thread(target=tell, args=(master,), daemon=True)
-        for master in dial.connected(_daemon(pidfile), heard, opts) or heard
-    ]
-    for one in telling:
-        one.start()
-    # For signing in and for the answer; others may wait for this program's lock.
-    deadline = time.monotonic() + 2 * TELL
-    for one in telling:
-        one.join(max(0.0, deadline - time.monotonic()))
+    masters = dial.connected(_daemon(pidfile), heard, opts) or heard
+    # Others may wait for this program's lock.
+    taken = dial.tell_each(opts, masters, TELL, tag, data)
     if not taken:
         log.warning("cut over: no master has taken the event %s", tag)
 

@@ -107,6 +107,29 @@ def test_a_minion_tells_its_masters(lab: Laboratory) -> None:
     assert (answer["silent"], answer["verifies"]) == ([], False)
 
 
+def test_an_event_of_salt_call_is_on_each_masters_bus_once(lab: Laboratory) -> None:
+    addresses = [master["address"] for master in lab.masters(3)]
+    assert salt_call(lab, "multimaster.up") == addresses
+    for tag in ("site/done", "site/over"):
+        sent = salt_call(lab, "multimaster.event_send", tag, "{seconds: 12}")
+        assert sent == dict.fromkeys(addresses, True)
+    for name in ("saltm1", "saltm2", "saltm3"):
+        # The second one comes after all that there is of the first.
+        until(lambda name=name: seen(lab, name, "site/over"), PATIENCE, f"the event on {name}")
+        (line,) = seen(lab, name, "site/done")
+        assert "'seconds': 12" in line
+
+
+def salt_call(lab: Laboratory, *argv: str) -> Any:
+    """Return what a function returns on web1, without its daemon."""
+    return lab.json("web1", "salt-call", "--local", *argv)["local"]
+
+
+def seen(lab: Laboratory, master: str, tag: str) -> list[str]:
+    """Return the events with a tag that a master's bus has had."""
+    return [line for line in lab.events(master).splitlines() if tag in line]
+
+
 def test_a_plain_minion_cannot_obtain_the_key_pair(lab: Laboratory) -> None:
     pillar = lab.json("web1", "salt-call", "pillar.items")["local"]
     assert "keypair" not in pillar["multimaster"]

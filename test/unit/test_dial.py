@@ -172,3 +172,36 @@ def test_what_is_said_without_a_sign_in_is_no_port(channels, monkeypatch):
     monkeypatch.setattr(Channel, "send", send)
     assert dial.is_there({}, ADDRESS, 5)
     assert dial.publish_port({}, ADDRESS) == 4505
+
+
+class Masters:
+    """Masters, and what each does with what comes; no order of theirs is the order asked in."""
+
+    def __init__(self, monkeypatch, **by_address):
+        self.loads = {}
+        self.asked = threading.Event()
+        self.by_address = by_address
+        monkeypatch.setattr(dial, "_channel", self.channel)
+
+    def channel(self, opts, address, timeout, **kwargs):
+        made = Channel()
+        made.answer = self.by_address[address]
+        # Nobody waits for the others: each answers when all of them have been asked.
+        made.goes_on = self.asked
+        self.loads[address] = made.loads
+        if len(self.loads) == len(self.by_address):
+            self.asked.set()
+        return made
+
+
+def test_an_event_goes_to_each_master_once_and_to_all_at_the_same_time(monkeypatch, late):
+    masters = Masters(monkeypatch, m1={}, m2=late, m3={})
+    assert dial.tell_each({"id": "web1"}, ["m1", "m2", "m3"], 5, "tag", {"a": 1}) == ["m1", "m3"]
+    assert {address: len(loads) for address, loads in masters.loads.items()} == dict.fromkeys(
+        ("m1", "m2", "m3"), 1
+    )
+
+
+def test_the_masters_that_answer_are_told_in_the_order_given(monkeypatch, late):
+    Masters(monkeypatch, m3=["base"], m1=late, m2=["base"])
+    assert dial.answering({}, ["m3", "m1", "m2"], 5) == ["m3", "m2"]

@@ -861,6 +861,49 @@ class TestOtherMastersUp:
         assert host.call("other_masters_up") == []
 
 
+@pytest.fixture
+def masters(host, monkeypatch):
+    """Two masters, of which the second answers; what each was asked."""
+    asked = []
+
+    def ask(opts, addresses, *arguments):
+        asked.append((opts["id"], addresses, *arguments))
+        return [address for address in addresses if address == "192.0.2.2"]
+
+    utils = host.modules.pack["__utils__"]
+    for name in ("multimaster_dial.tell_each", "multimaster_dial.answering"):
+        # Else it is loaded later, over this one.
+        utils.get(name)
+        monkeypatch.setitem(utils._dict, name, ask)
+    host.write(
+        "etc/salt/minion.d/masters.conf", {"master": ["192.0.2.1", "192.0.2.2"], "auth_timeout": 7}
+    )
+    return asked
+
+
+def test_an_event_is_sent_to_each_configured_master_once(host, masters):
+    sent = host.call("event_send", "site/done", {"what": "backup"})
+    assert sent == {"192.0.2.1": False, "192.0.2.2": True}
+    # As patiently as the minion signs in.
+    assert masters == [(ID, ["192.0.2.1", "192.0.2.2"], 7, "site/done", {"what": "backup"})]
+
+
+def test_an_event_that_no_master_takes_is_an_error(host, masters):
+    host.write("etc/salt/minion.d/masters.conf", {"master": "192.0.2.1"})
+    refused(host, "no master has taken .*192.0.2.1", "event_send", "site/done")
+
+
+@pytest.mark.parametrize("data", ["text", 0, ["list"]], ids=repr)
+def test_the_data_of_an_event_is_a_mapping(host, masters, data):
+    refused(host, "data: got .*; supported: a mapping", "event_send", "site/done", data)
+    assert not masters
+
+
+def test_the_masters_that_are_up_are_told(host, masters):
+    assert host.call("up", timeout=3) == ["192.0.2.2"]
+    assert masters == [(ID, ["192.0.2.1", "192.0.2.2"], 3)]
+
+
 def test_names_that_do_not_resolve_are_listed(host, monkeypatch):
     real = socket.getaddrinfo
 
