@@ -62,6 +62,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         leave_out("matrix", "of other Salt series; to run them: make test-matrix")
     if not config.getoption("--long") and any(i.get_closest_marker("long") for i in items):
         leave_out("long", "that take long; to run them: make test-long")
+    if os.geteuid() != 0 and any(i.get_closest_marker("root") for i in items):
+        leave_out("root", "that give files away; to run them: the same again as root")
     if any(i.get_closest_marker("promtool") for i in items) and not shutil.which("promtool"):
         leave_out(
             "promtool", "that need promtool; install Debian's prometheus, then the same again"
@@ -98,7 +100,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Add the ends of all hosts' logs to what a test says that failed with a laboratory."""
     report = yield
-    lab: Any = getattr(item, "funcargs", {}).get("lab")
+    given: Any = getattr(item, "funcargs", {})
+    lab = given.get("lab") or given.get("built")
     if report.failed and lab is not None:
         for host in lab.lab.hosts:
             report.sections.append((f"logs of {host.id}", lab.logs(host.id)))

@@ -129,7 +129,8 @@ def start(masters=(), act=False, interval=10, service="salt-minion", restart_tim
     minion = _Minion(masters, 1 if act else len(masters))
     directory = pathlib.Path(__opts__["cachedir"], "multimaster")
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(directory / "engine.lock", "w", opener=_private) as lock:
+    private = __utils__["multimaster_cutover.private"]
+    with open(directory / "engine.lock", "w", opener=private) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -199,11 +200,6 @@ def _get_unstuck(masters, mark, service, timeout):
     mark.touch()
     _tell("stuck", {"masters": masters})
     __salt__["multimaster.restart"](service, timeout, job=False)
-
-
-def _private(path, flags):
-    """Open a lock: who can read it can hold it."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 class _Minion:

@@ -378,7 +378,7 @@ def _remove(path: str) -> None:
 @contextlib.contextmanager
 def alone(path: str, wait: bool = True) -> Iterator[bool]:
     """Hold a lock, as of a service's restarts; yield whether it was free, if not waited for."""
-    with open(path, "a", opener=_private) as lock:
+    with open(path, "a", opener=private) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -394,7 +394,7 @@ def taken_up(path: str) -> Iterator[bool]:
 
     Who works on one that was replaced meanwhile leaves it soon, and is waited for.
     """
-    with open(lock_path(path), "a+", opener=_private) as lock:
+    with open(lock_path(path), "a+", opener=private) as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -411,7 +411,7 @@ def taken_up(path: str) -> Iterator[bool]:
         yield True
 
 
-def _private(path: str, flags: int) -> int:
+def private(path: str, flags: int) -> int:
     """Open a lock: who can read it can hold it."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 

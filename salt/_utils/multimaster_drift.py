@@ -661,14 +661,7 @@ def _module_remedy(
     return _file_remedy(path, master, other, values, reports, subject)
 
 
-def _content_remedy(
-    path: str,
-    master: str,
-    other: str,
-    values: Mapping[str, Any],
-    reports: Mapping[str, Mapping[str, Any]],
-    subject: str,
-) -> Remedy:
+def _content_remedy(path: str, master: str, other: str, _: Any, reports: Any, *__: Any) -> Remedy:
     for name, report in reports.items():
         if problem := report.get("proof", {}).get("problem"):
             return Remedy(f"{name} has compiled nothing: {problem}")

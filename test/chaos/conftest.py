@@ -59,7 +59,7 @@ def mode(request: pytest.FixtureRequest, built: Laboratory) -> dict[str, Any]:
 
 @pytest.fixture
 def lab(built: Laboratory, mode: dict[str, Any]) -> Laboratory:
-    """The laboratory in its mode, for tests and for the logs of a failure."""
+    """The laboratory in its mode, for tests."""
     return built
 
 
@@ -100,7 +100,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Keep what a test has measured, also of one that failed; show the logs of a failure."""
+    """Keep what a test has measured, also of one that failed."""
     report = yield
     trial: Any = getattr(item, "funcargs", {}).get("trial")
     if report.when == "call" and trial is not None:
@@ -111,10 +111,6 @@ def pytest_runtest_makereport(
         row = f"{report.outcome:7} {cells[0]:>7} {cells[1]:>8}  {name}: {trial.account}"
         item.config.stash.setdefault(ROWS, []).append(row)
         report.user_properties += [("answer", cells[0]), ("recovery", cells[1])]
-    lab: Any = getattr(item, "funcargs", {}).get("built")
-    if report.failed and lab is not None:
-        for host in lab.lab.hosts:
-            report.sections.append((f"logs of {host.id}", lab.logs(host.id)))
     return report
 
 

@@ -26,7 +26,9 @@ async def interfere(minion, payload):
         return
     for victim in load["tgt"]:
         told = {"cmd": "_return", "tok": minion.tok, "jid": load["jid"], "fun": load["fun"]}
-        told |= {"id": victim, "return": json.loads(options.says), "retcode": 0, "success": True}
+        # Salt takes this for the id once it has made sure of who sends it.
+        told |= {"id": minion.opts["id"], "resource_id": victim}
+        told |= {"return": json.loads(options.says), "retcode": 0, "success": True}
         with contextlib.suppress(salt.exceptions.SaltException):
             await minion._send_req_async_main(told, timeout=5)
 

@@ -1,8 +1,8 @@
 """
 Three masters, and minions and strangers who say what they should not, with real daemons.
 
-What a test finds afterwards is that decisions on keys still reach every master, and that status is
-true.  Messages are those of :mod:`lab.attack`.
+What each test finds afterwards is that decisions on keys still reach every master.  Messages are
+those of :mod:`lab.attack`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
 
 @pytest.fixture(autouse=True)
 def decisions_go_on(lab: Laboratory, request: pytest.FixtureRequest) -> Iterator[None]:
-    """Find after each test that a decision on one master holds on all, and that all agree."""
+    """Find after each test that a decision on one master holds on all."""
     yield
     name = f"after-{request.node.name}"[:60].translate({ord(c): "-" for c in "[] /"})
     wait_for_key(lab, name, make_pair()[1], MASTERS)
@@ -69,6 +69,12 @@ def sign_in(lab: Laboratory, name: str, pub: str, *masters: str) -> None:
 def event(tag: str, data: Any) -> dict[str, Any]:
     """Return a message that puts an event on a master's bus."""
     return {"load": {"cmd": "_minion_event", "tag": tag, "data": data}}
+
+
+def fire(lab: Laboratory, minion: str, *events: dict[str, Any]) -> None:
+    """Put events on the bus of a minion's first master; it takes them all."""
+    said = lab.attack(minion, *events)
+    assert [one for one in said if "error" in one] == []
 
 
 def elliptic() -> str:
@@ -107,20 +113,12 @@ def test_what_is_no_key_stops_nothing(lab: Laboratory, kind: str) -> None:
 
 def test_ids_that_are_no_names_stop_nothing(lab: Laboratory) -> None:
     pub = make_pair()[1]
-    odd = [
-        "x" * 252,
-        "x" * 255,
-        "x" * 300,
-        "..",
-        ".hidden",
-        "../../etc/x",
-        "a\nb",
-        "\x1b[2J",
-        "é" * 127,
-    ]
+    odd = ["..", ".hidden", "../../etc/x", "a\nb", "\x1b[2J", "é" * 127]
+    odd += ["x" * length for length in (252, 255, 300)]
     for name in odd:
         sign_in(lab, name, pub, "saltm2")
-    lab.attack(
+    fire(
+        lab,
         "web2",
         *(
             event(tag, {"id": name, "act": "accept", "result": True, "pub": pub})
@@ -135,7 +133,6 @@ def test_the_wrong_key_under_an_id_changes_nothing_for_its_minion(lab: Laborator
     assert {state(lab, master, "web3") for master in MASTERS} == {"accepted+denied"}
     assert lab.answering("saltm2", "web3") == {"web3"}
     decide(lab, "saltm1", "reject", "web3")
-    # Salt's command takes what it denied along with it.
     for master in MASTERS:
         lab.until(
             lambda master=master: "rejected" in str(state(lab, master, "web3")),
@@ -156,7 +153,9 @@ def test_events_that_mean_nothing_are_nothing(lab: Laboratory) -> None:
     ]
     contents: list[Any] = [{}, {"origin": ""}, {"origin": 1}, {"force": True}, {"return": {"x": 5}}]
     contents += [{"id": "saltm1", "return": None}, {"return": {"answer": 1, "signature": [2]}}]
-    lab.attack("web1", *(event(tag, content) for tag in tags for content in contents))
+    fire(lab, "web1", *(event(tag, content) for tag in tags for content in contents))
+    heard = lab.events("saltm1")
+    assert [tag for tag in tags if tag not in heard] == []
 
 
 def test_who_is_let_in_by_itself_under_a_masters_id_gets_no_key_pair(lab: Laboratory) -> None:
@@ -225,23 +224,23 @@ def test_what_is_said_in_the_name_of_a_masters_host_is_not_believed(
     lab: Laboratory, says: Any
 ) -> None:
     with lying(lab, "web2", says):
-        for argv in (["multimaster.status"], ["multimaster.drift"], ["multimaster.keys"]):
-            done = lab.run("saltm2", "salt-run", *argv, "timeout=15", "--out=json")
-            data = json.loads(done.stdout)
-            text = json.dumps(data)
+        for function in ("multimaster.status", "multimaster.drift", "multimaster.keys"):
+            done = lab.run("saltm2", "salt-run", function, "timeout=15", "--out=json")
             assert "Traceback" not in done.stderr
             # The masters themselves are heard all the same.
-            for master in MASTERS:
-                assert f"master {master}: " not in text, text
+            assert "the answer is not signed" not in done.stdout
+            problems = json.loads(done.stdout).get("problems", [])
+            # What other tests of this file left pending is true.
+            said = [p for p in problems if p.startswith(("master ", "the host of master "))]
+            assert [problem for problem in said if not problem.endswith(" pending keys")] == []
         with lab.stopped("saltm3", "salt-minion"):
             code, data = lab.status("saltm2")
             assert code == 1
-            said = [line for line in data["problems"] if "saltm3" in line]
-            assert said, data["problems"]
+            assert "the answer is not signed" in data["masters"]["saltm3"]["unknown"]
 
 
 @pytest.mark.long
-def test_a_thousand_messages_a_second_hold_nobody_up(lab: Laboratory) -> None:
+def test_a_flood_of_messages_holds_nobody_up(lab: Laboratory) -> None:
     """Three minions send each master what it can; decisions go on, memory stays as it is."""
     pub = make_pair()[1]
     messages = [

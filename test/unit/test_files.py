@@ -11,7 +11,6 @@ import multimaster_files as files
 
 # Somebody who is not root.
 USER = 12345
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 
 
 def mode(path):
@@ -70,7 +69,7 @@ def test_a_directory_is_made_once_with_those_above_it(tmp_path):
     assert mode(path) == 0o755
 
 
-@as_root
+@pytest.mark.root
 @pytest.mark.parametrize("kind", ["a link", "a full directory"])
 def test_a_directory_that_takes_the_place_of_a_new_one_is_not_given_away(
     tmp_path, monkeypatch, kind
@@ -97,7 +96,7 @@ def test_a_directory_that_takes_the_place_of_a_new_one_is_not_given_away(
     assert found.parent.stat().st_uid == 0
 
 
-@as_root
+@pytest.mark.root
 def test_a_directory_of_the_user_is_written_to_however_it_is_reached(tmp_path):
     theirs, link = tmp_path / "theirs", tmp_path / "link"
     theirs.mkdir()
@@ -111,7 +110,7 @@ def test_a_directory_of_the_user_is_written_to_however_it_is_reached(tmp_path):
     assert (theirs / "below").stat().st_uid == USER
 
 
-@as_root
+@pytest.mark.root
 @pytest.mark.parametrize("where", ["the directory", "one above"])
 def test_a_link_of_the_user_leads_to_no_directory_of_roots(tmp_path, where):
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
@@ -166,7 +165,7 @@ def test_a_log_is_nothing_that_somebody_else_has_put_there(tmp_path, victim, kin
     assert not (tmp_path / "nowhere").exists()
 
 
-@as_root
+@pytest.mark.root
 def test_a_log_is_no_file_of_somebody_elses(tmp_path):
     path = tmp_path / "log"
     path.write_text("theirs")

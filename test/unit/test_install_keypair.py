@@ -499,7 +499,7 @@ def test_what_tells_where_the_pair_came_from_is_written_through_no_link(host):
     assert (mark.is_symlink(), mark.read_text()) == (False, "")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.root
 @pytest.mark.usefixtures("offer")
 def test_no_link_of_the_masters_user_leads_root_into_its_own_directories(host, monkeypatch):
     import pwd
