@@ -533,9 +533,8 @@ class _Engine:
         """Return what is remembered of an id's key; that it was removed here, if that is so."""
         seen = self.book.seen(minion_id)
         if seen is None and minion_id not in self.masters:
-            for one in self.book.of(minion_id).values():
-                if one.verdict in PROPOSED and one.origin == __opts__["id"]:
-                    return __utils__["multimaster_ledger.key"]("deleted", one.fingerprint)
+            known = self.book.of(minion_id)
+            return __utils__["multimaster_ledger.removed_by"](known, __opts__["id"])
         return seen
 
     def _compare_all(self, entries):
