@@ -313,17 +313,19 @@ class TestLedger:
 
     def test_a_file_that_salt_has_not_finished_is_no_minions_key(self, host, book, decided, other):
         import salt.cache
+        import salt.config
+
+        import multimaster_gather
 
         host.accept({"tmpab_123cd": "", "tmpab_123ce": other.pub})
-        names = host.modules["multimaster.key_digest"].func.__globals__
-        opts = names["_effective"]("master", str(host.config_dir))
+        opts = salt.config.master_config(str(host.config_dir / "master"))
 
         def counted():
             return (
                 host.call("key_digest")["counts"]["accepted"],
                 set(host.call("key_states")),
                 set(host.call("report")["accepted"]),
-                names["__utils__"]["multimaster_gather.accepted"](opts),
+                multimaster_gather.accepted(opts),
             )
 
         assert host.call("key_digest")["astray"] == {}
