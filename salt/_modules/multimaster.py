@@ -136,7 +136,13 @@ STATES = {"minions": "accepted", "minions_pre": "pending", "minions_rejected": "
 # A second list beside them: what came under an id that has another key.
 DENIED = "minions_denied"
 # What can be decided on a key, and where it is then; nowhere when it is deleted.
-VERBS = {"accept": "minions", "reject": "minions_rejected", "delete": None, "only": None, "clear": None}
+VERBS = {
+    "accept": "minions",
+    "reject": "minions_rejected",
+    "delete": None,
+    "only": None,
+    "clear": None,
+}
 # What can be done about what is proposed.
 SETTLED = ("confirm", "take_back")
 LEAST_DIGITS = 16

@@ -155,8 +155,13 @@ def _matrix(data):
     for name, row in data["keys"].items():
         prints = " ".join(fingerprint[:16] for fingerprint in row["fingerprints"])
         rows.append(["! " * row["differs"] + name, *row["masters"].values(), prints])
+    denied = [
+        f"{name}: denied on {master} {' '.join(fingerprint[:16] for fingerprint in fingerprints)}"
+        for name, row in data["keys"].items()
+        for master, fingerprints in row.get("denied", {}).items()
+    ]
     unknown = [f"! master {name}: {why}" for name, why in data.get("unknown", {}).items()]
-    return [*_table(rows), *unknown]
+    return [*_table(rows), *denied, *unknown]
 
 
 def _settled(data):
