@@ -73,10 +73,11 @@ def status(timeout=5, sample=None):
     rejected keys and of conflicts, what its engine has set aside and why, what is proposed of keys
     and where and when that was done, which keys it has otherwise than decided (``astray``), which
     are denied under whose id (``refused``), where it cannot write keys (``unwritable``), how many
-    minions are connected to it, the formula's version and the offset of its clock in seconds.  Per subject: each master's digest, and whether they
-    differ.  Per minion: whether it is connected to each master, which it is only after that master
-    has let it in, the master list it is configured with, the masters that are silent to it, and how
-    the last change of its configuration went.
+    minions are connected to it, the formula's version and the offset of its clock in seconds.
+    Per subject: each master's digest, and whether they differ.  Per minion: whether it is connected
+    to each master, which it is only after that master has let it in, the master list it is
+    configured with, the masters that are silent to it, those that have denied its key, and how the
+    last change of its configuration went.
     A master is reachable, or it is not, or (None) that is not known; a minion's ``connected`` is
     told likewise.  ``problems`` says in words what is wrong, and what to do; ``notes`` what is not
     wrong.  Exit status 0 only if no problem is there.
