@@ -723,6 +723,11 @@ def key_decide(verdict, minion_id, fingerprint, test=False):
             _clear_denied(opts, minion_id)
         return {"changed": True, "found": found, "was": DENIED}
     if verdict == "only":
+        others = [one for one in _denied(opts, minion_id) if not one.startswith(fingerprint)]
+        if expected and others:
+            if not test:
+                _clear_denied(opts, minion_id)
+            return {"changed": True, "found": found, "was": DENIED}
         if not found or expected:
             return {"changed": False, "found": found}
     elif not expected:

@@ -384,7 +384,8 @@ def roots_publish(force=False, test=False, timeout=10):
 
 def resolve(minion_id, fingerprint, test=False, timeout=10):
     """
-    End a conflict: one key of a minion stays what it is, all others are deleted on every master.
+    End a conflict: one key of a minion stays what it is, all others are deleted on every master,
+    denied ones too.
 
     fingerprint
         Of the key that stays, as ``multimaster.keys`` shows it; 16 digits or more.
@@ -395,14 +396,17 @@ def resolve(minion_id, fingerprint, test=False, timeout=10):
 
         salt-run multimaster.resolve web1 0123456789abcdef test=True
     """
-    states = _on_masters("multimaster.key_states", [minion_id], timeout)
+    states = _answers("multimaster.key_states", [minion_id], timeout)
     prints = {
         found[minion_id]["fingerprint"]
-        for found in states.values()
-        if isinstance(found, dict) and minion_id in found and found[minion_id]["state"] != "denied"
+        for found, _ in states.values()
+        if found and minion_id in found and found[minion_id]["state"] != "denied"
     }
     if sum(found.startswith(fingerprint) for found in prints if found) != 1:
         shown = ", ".join(sorted(filter(None, prints))) or "none"
+        for name, (found, why) in states.items():
+            if found is None:
+                shown += f"; not known of {name} ({why or 'does not answer'})"
         raise CommandExecutionError(
             f"fingerprint of {minion_id}: got {fingerprint!r}; supported: {shown}"
         )
@@ -653,7 +657,7 @@ def _status(timeout, sample, detail=False):
         return {**data, "sample": None, "troubled": 0, "problems": problems, "retcode": 1}
     look, problems = _heard(timeout, sample=sample, minions=True, detail=detail)
     found = _differences(look)
-    asked = not problems
+    asked, alone = not problems, []
     masters = {m["id"]: _master_row(m, look) for m in declared}
     rows = _minion_rows(declared, look, mode, asked)
     addresses = [master["address"] for master in declared]
@@ -674,7 +678,8 @@ def _status(timeout, sample, detail=False):
         "subjects": __utils__["multimaster_drift.table"](look.reports),
         "differences": [one.plain() for one in found],
         "sample": look.sample,
-        "troubled": len(troubled),
+        # Of minions that cannot be heard from here nothing is known.
+        "troubled": len(troubled) if asked and not alone else None,
         "seconds": round(time.monotonic() - started, 2),
         "problems": problems,
         "notes": _notes(look),

@@ -419,6 +419,10 @@ class TestKeyDecide:
             own = {"state": state, "fingerprint": fingerprint, "denied": denied}
             assert host.call("key_states")["web1"] == own
         # What `resolve` has every master do: the key that stays is not the intruder's.
+        for test in (True, False):
+            done = host.call("key_decide", "only", "web1", fingerprint, test=test)
+            assert (done["changed"], done["was"]) == (True, "minions_denied")
+            assert (host.pki / "minions_denied/web1").exists() is test
         assert host.call("key_decide", "only", "web1", fingerprint)["changed"] is False
         assert host.accepted() == {"web1"}
 

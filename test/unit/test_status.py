@@ -612,6 +612,8 @@ def test_a_master_that_takes_no_commands_is_told_in_a_line(bus, loaders, monkeyp
         assert data["minions"]["web1"]["connected"] == dict.fromkeys(IDS)
     if name == "metrics":
         assert "multimaster_check_complete 0" in data["metrics"]
+        # Nobody knows how many.
+        assert not re.search("^multimaster_minions_in_trouble ", data["metrics"], re.M)
     else:
         assert data["retcode"] == 1
 
@@ -1489,6 +1491,14 @@ def test_resolve_refuses_a_key_that_nobody_has(on_masters, fingerprint):
     answers = {"saltm1": states(web1=("accepted", "a")), "saltm2": states(web1=("accepted", "b"))}
     with pytest.raises(CommandExecutionError, match=r"supported: a{64}, b{64}"):
         on_masters("resolve", "web1", fingerprint, answers=answers)
+
+
+def test_resolve_says_of_which_masters_nothing_is_known(on_masters):
+    from salt.exceptions import CommandExecutionError
+
+    answers = {"saltm1": states(web1=("accepted", "a"))}
+    with pytest.raises(CommandExecutionError, match=r"a{64}; not known of saltm2 .does not answer"):
+        on_masters("resolve", "web1", "b" * 16, answers=answers)
 
 
 def of_keys(keys, digest="d", proposed=()):
