@@ -60,7 +60,11 @@ def _status(data):
     minions = [["MINION", *data["masters"]]]
     rows, rest = _picked(data["minions"])
     for name, row in rows.items():
-        minions.append([name, *(_mark(value) for value in row["connected"].values())])
+        denied = row.get("denied", {})
+        connected = row["connected"].items()
+        # Who is there all the same is not the one that was denied.
+        cells = ("DENIED" if not v and at in denied else _mark(v) for at, v in connected)
+        minions.append([name, *cells])
     subjects = _subjects(data) if data.get("subjects") else []
     problems = [f"! {problem}" for problem in data["problems"]]
     if not problems:

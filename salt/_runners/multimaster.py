@@ -1042,14 +1042,13 @@ def _stored(name, row):
             "salt-run multimaster.keys_repair"
         )
     if astray:
-        more = astray.pop("...", None)
+        more = astray.pop("...", "")
         whys = {one: f"; {why}" for one, why in aside.items() if one in astray}
         shown = [f"{one} ({how}{whys.get(one, '')})" for one, how in astray.items()]
-        left = len(shown) - ASTRAY_SHOWN
-        if more or left > 0:
-            # Of many only the first are told.
-            count = int(more.split()[0]) if more and more.split()[0].isdecimal() else 0
-            shown = [*shown[:ASTRAY_SHOWN], f"and {max(left, 0) + count} more"]
+        # Of many that master has told only the first, and how many more there are.
+        left = max(len(shown) - ASTRAY_SHOWN, 0)
+        left += next((int(word) for word in more.split() if word.isdecimal()), 0)
+        shown = [*shown[:ASTRAY_SHOWN], *([f"and {left} more"] if left else [])]
         problems.append(
             f"master {name} has keys otherwise than decided: {', '.join(shown)}; "
             "see salt-run multimaster.drift subject=keys, then: salt-run multimaster.keys_repair"

@@ -631,7 +631,7 @@ def test_who_is_silent_to_one_master_may_be_connected_to_another(status, loaders
     assert shown["minions"]["web1"]["connected"] == dict.fromkeys(IDS, False)
 
 
-def test_a_minion_is_denied_on_the_master_that_says_so(status):
+def test_a_minion_is_denied_on_the_master_that_says_so(status, loaders):
     refused = {"web1": DENIED, "web9": DENIED}
     told = {"saltm1": report(), "saltm2": report(denied=1, refused=refused)}
     lists = {"web1": {"configured": ADDRESSES, "connected": ADDRESSES[:1]}}
@@ -639,6 +639,8 @@ def test_a_minion_is_denied_on_the_master_that_says_so(status):
     assert data["minions"]["web1"]["denied"] == {"saltm2": "a" * 64}
     first, _ = data["problems"]
     assert first.startswith("minion web1 is denied on saltm2 with key aaaa")
+    lines = loaders.output["multimaster"](data).splitlines()
+    assert ["web1", "yes", "DENIED"] in [line.split() for line in lines]
 
 
 def test_what_a_key_store_has_otherwise_than_decided_is_no_agreement(status, loaders):
@@ -1721,6 +1723,12 @@ FULL = report() | {
     "minions": {"web1": LISTS},
     "unknown": {"web2": "an error"},
 }
+FULL["master"] |= {
+    "astray": {"web1": "missing, and decided: accepted", "...": "4 more"},
+    "refused": {"web1": DENIED},
+    "unwritable": "/pki: no space left",
+    "aside": {"web1": "no space"},
+}
 FULL["subjects"] = {**FULL["subjects"], "config": "0", "keys": "1"}
 PACKED = ("details", "minions", "unknown")
 unhurried = settings(
@@ -1749,6 +1757,7 @@ def printed(loaders, shown):
 @given(report_=spoilt(FULL), lists=spoilt(LISTS))
 @example(report_={}, lists={})
 @example(report_=FULL, lists=LISTS)
+@example(report_={**FULL, "master": {**FULL["master"], "astray": {"...": " "}}}, lists=LISTS)
 def test_whatever_one_says_the_others_are_shown(loaders, bus, report_, lists):
     answers = {("multimaster_drift.report", "saltm1"): report()}
     answers["multimaster_drift.report", "saltm2"] = packed(loaders, report_)
