@@ -10,6 +10,7 @@ CHECKOUT = Path(__file__).parents[2]
 SALT = CHECKOUT / "salt"
 # Under a comment that speaks of seconds, too: numbers of things, of bytes, or rates.
 OTHERS = {
+    "_engines/multimaster.py": {"AT_ONCE"},
     "_engines/multimaster_minion.py": {"AT_ONCE", "MOST"},
     "_engines/multimaster_roots.py": {"SHARE"},
     "_modules/multimaster_orch.py": {"MIB"},
