@@ -189,6 +189,8 @@ class _Engine:
         self.demand = os.path.join(self.directory, "look-again")
         # What is recorded and not yet applied, or not yet said to the peers.
         self.undone, self.unsaid = set(), False
+        # Those of them whose keys are to be again what they were here.
+        self.returning = set()
         self.say_due = 0.0
         self.courier = __utils__["multimaster_peers.courier"](__opts__, listen=False)
         # The job that wakes all peers, until it is given.
@@ -440,6 +442,7 @@ class _Engine:
                 # Nobody has deleted them.
                 lost = gone
                 log.error("%d of %d keys are gone, put back: %s", len(gone), len(seen), why)
+            self.returning |= old | lost
             self._compare_all((n, False) for n in sorted((changed | due | gone) - old - lost))
             changed |= gone
         todo = {*changed, *self.book.ids()} if first else changed | due
@@ -576,9 +579,8 @@ class _Engine:
         """Return what is remembered of an id's key; that it was removed here, if that is so."""
         seen = self.book.seen(minion_id)
         if seen is None and minion_id not in self.masters:
-            for one in self.book.of(minion_id).values():
-                if one.verdict in PROPOSED and one.origin == __opts__["id"]:
-                    return __utils__["multimaster_ledger.key"]("deleted", one.fingerprint)
+            known = self.book.of(minion_id)
+            return __utils__["multimaster_ledger.removed_by"](known, __opts__["id"])
         return seen
 
     def _compare_all(self, entries):
@@ -775,10 +777,14 @@ class _Engine:
                 continue
             with self._apart(minion_id):
                 key, _ = self.store.fetch(minion_id)
+                seen = self._seen(minion_id)
                 action = __utils__["multimaster_ledger.plan"](
-                    minion_id, self.book.of(minion_id), key, self._seen(minion_id)
+                    minion_id, self.book.of(minion_id), key, seen
                 )
-                if action.verb in todo:
+                if self._is_news(action, seen):
+                    # Somebody is at it; what it becomes is for the next look to record.
+                    done.add(minion_id)
+                elif action.verb in todo:
                     todo[action.verb].append((action, key))
                 else:
                     done.add(minion_id)
@@ -787,9 +793,21 @@ class _Engine:
             if actions:
                 done |= self._act(verb, actions)
         self.undone -= done
+        self.returning &= self.undone
         for minion_id in done & self.aside.keys():
             del self.aside[minion_id]
         self._tidy(done)
+
+    def _is_news(self, action, seen):
+        """
+        Tell whether all that an action would do is to undo what was done here since it was seen.
+
+        Salt deletes a key before it writes it in its new place.
+        """
+        makes = {"accept": "accepted", "reject": "rejected"}.get(action.verb)
+        if not (makes and seen) or action.id in self.masters or action.id in self.returning:
+            return False
+        return (seen.state, seen.fingerprint) == (makes, action.decision.fingerprint)
 
     def _act(self, verb, actions):
         """Do something with keys; return the ids for which it is done."""

@@ -136,7 +136,13 @@ STATES = {"minions": "accepted", "minions_pre": "pending", "minions_rejected": "
 # A second list beside them: what came under an id that has another key.
 DENIED = "minions_denied"
 # What can be decided on a key, and where it is then; nowhere when it is deleted.
-VERBS = {"accept": "minions", "reject": "minions_rejected", "delete": None, "only": None}
+VERBS = {
+    "accept": "minions",
+    "reject": "minions_rejected",
+    "delete": None,
+    "only": None,
+    "clear": None,
+}
 # What can be done about what is proposed.
 SETTLED = ("confirm", "take_back")
 LEAST_DIGITS = 16
@@ -341,6 +347,7 @@ def report(timeout=5, target=None):
                 timeout=timeout,
                 gather_job_timeout=timeout,
             )
+    unfinished = __utils__["multimaster_gather.unfinished"](opts, keys["minions"])
     pub = _read_pair(opts)[1]
     signing_pub = _read_key_file(opts, "master_sign.pub")
     digest, conflicts = None, []
@@ -356,7 +363,7 @@ def report(timeout=5, target=None):
         "signing_fingerprint": (
             __utils__["multimaster_keypair.fingerprint"](signing_pub) if signing_pub else None
         ),
-        "accepted": sorted(keys["minions"]),
+        "accepted": sorted(set(keys["minions"]) - unfinished),
         "pending": sorted(keys["minions_pre"]),
         "denied": sorted(keys["minions_denied"]),
         "rejected": sorted(keys["minions_rejected"]),
@@ -443,9 +450,18 @@ def signed(function, nonce, arguments=(), named=None):
         answer = {"told": __salt__[function](*arguments, **(named or {}))}
     except CommandExecutionError as err:
         answer = {"error": str(err)}
-    pem, _ = _read_pair(_effective("master", _config_dir()))
+    opts = _effective("master", _config_dir())
+    pem, pub = _read_pair(opts)
+    asked = (function, __opts__["id"], nonce)
+    prove = __utils__["multimaster_keypair.prove"]
     with _translated():
-        return __utils__["multimaster_keypair.prove"](answer, function, __opts__["id"], nonce, pem)
+        reply = prove(answer, *asked, pem)
+        if pem and pub and __utils__["multimaster_keypair.unproved"](reply, *asked, pub):
+            # Nobody believes it, and so it may as well say why.
+            path = next(path for path in _pair_paths(opts) if path.suffix == ".pem")
+            why = f"the private key {path} does not fit the public key beside it"
+            reply = prove({"error": why}, *asked, pem)
+    return reply
 
 
 def ledger_wake(origin, word=None):
@@ -484,8 +500,11 @@ def key_digest():
     Returns ``digest``, None while there is no ledger, ``conflicts``, the ids that have several
     keys, ``counts``, the number of keys in each state and of ids with denied ones, ``provisional``,
     the number of those that it was given before its first start and has not compared with the
-    giver's ledger yet, ``aside``, what its engine could not do so far (item -> reason), and
-    ``proposed``, what is proposed, by verdict and the master where it was done.
+    giver's ledger yet, ``aside``, what its engine could not do so far (item -> reason),
+    ``proposed``, what is proposed, by verdict and the master where it was done, ``astray``, the
+    keys that the key store has otherwise than the ledger says (id -> how), ``refused``, the ids of
+    which there are denied keys, with that (``denied``) and their own ``state`` and ``fingerprint``,
+    and ``unwritable``, where no key can be written and why, if that is so.
 
     CLI Example:
 
@@ -494,26 +513,99 @@ def key_digest():
         salt saltm1 multimaster.key_digest
     """
     opts = _effective("master", _config_dir())
-    digest, conflicts, aside, proposals = None, [], {}, []
+    digest, conflicts, aside, proposals, suspects = None, [], {}, [], []
+    states, seeds = _key_states(opts), _seeds(opts)
     with contextlib.suppress(CommandExecutionError), _ledger(opts) as book:
         digest, conflicts, aside = book.digest, book.conflicts(), book.aside()
         proposals = book.proposals()
+        # Before its first look at all of them the engine has not recorded them.
+        names = book.suspects({n: STATES[s] for n, s in states.items()}) if book.complete else ()
+        suspects = [(n, book.of(n), book.seen(n)) for n in names if n not in seeds]
     counts = dict.fromkeys(STATES.values(), 0)
-    for state in _key_states(opts).values():
+    for state in states.values():
         counts[STATES[state]] += 1
-    counts["denied"] = len(_denied_ids(opts))
-    provisional = len(_seeds(opts))
-    shown = dict(list(aside.items())[:SHOWN])
-    if len(aside) > SHOWN:
-        shown["..."] = f"{len(aside) - SHOWN} more"
-    return {
+    denied = _denied_ids(opts)
+    counts["denied"] = len(denied)
+    # Those that are somebody's own first: a minion is shut out, or somebody is in its name.
+    first = sorted(denied, key=lambda name: (name not in states, name))[:SHOWN]
+    told = {
         "digest": digest,
         "conflicts": conflicts,
         "counts": counts,
-        "provisional": provisional,
-        "aside": shown,
+        "provisional": len(seeds),
+        "aside": _some(aside),
         "proposed": __utils__["multimaster_ledger.summary"](proposals, SHOWN),
+        "astray": _some(_astray(opts, states, suspects)),
+        "refused": {name: _refused(opts, states, name) for name in first},
     }
+    if why := _unwritable(opts):
+        told["unwritable"] = why
+    return told
+
+
+def _some(items):
+    """Return the first of many items with their words, and how many more there are."""
+    shown = dict(list(items.items())[:SHOWN])
+    if len(items) > SHOWN:
+        shown["..."] = f"{len(items) - SHOWN} more"
+    return shown
+
+
+def _astray(opts, states, suspects):
+    """
+    Return id -> how its key is otherwise than decided.
+
+    suspects
+        Ids with their decisions, and what is remembered of their keys.
+    """
+    found, known = {}, __utils__["multimaster_ledger.key"]
+    masters = _declared_ids(opts)
+    for name, decisions, seen in suspects:
+        if seen is None and name not in masters:
+            # As the engine has it.
+            seen = __utils__["multimaster_ledger.removed_by"](decisions, __opts__["id"])
+        try:
+            directory = states.get(name)
+            key = _key(opts, directory, name) if directory else None
+            there = key and known(STATES[directory], key.fingerprint)
+            why = __utils__["multimaster_ledger.astray"](name, decisions, there, seen)
+        except OSError as err:
+            why = f"cannot be read: {err.strerror}"
+        if why:
+            found[name] = why
+    return found
+
+
+def _refused(opts, states, name):
+    """Return the denied key under an id, and its own."""
+    denied, own, state = None, None, states.get(name)
+    with contextlib.suppress(OSError, SaltException):
+        denied = next(iter(_denied(opts, name)), None)
+        own = _key(opts, state, name) if state else None
+    return {"denied": denied, "state": STATES.get(state), "fingerprint": own and own.fingerprint}
+
+
+def _unwritable(opts):
+    """Return where this host's master cannot write keys, and why, or None."""
+    if not _on_disk(opts):
+        return None
+    for state in STATES:
+        path = os.path.join(opts["pki_dir"], state)
+        try:
+            room = os.statvfs(path)
+        except OSError:
+            # Salt makes it when it needs it.
+            continue
+        if room.f_flag & os.ST_RDONLY:
+            return f"{path}: read-only file system"
+        with _as_user(pwd.getpwnam(opts["user"])):
+            if not os.access(path, os.W_OK | os.X_OK, effective_ids=True):
+                return f"{path}: not writable for {opts['user']}"
+            left = room.f_bavail if os.geteuid() else room.f_bfree
+        # Some file systems have no number of files.
+        if not left or (room.f_files and not room.f_favail):
+            return f"{path}: no space left"
+    return None
 
 
 def key_settle(verb, likes, test=False):
@@ -581,7 +673,8 @@ def key_states(like="*"):
         A glob that ids have to match.
 
     Returns id -> ``state`` (accepted, rejected or pending) and ``fingerprint``; denied, and that of
-    one of them, where there are denied keys only.
+    one of them, where there are denied keys only; and ``denied``, the fingerprints of those that
+    were denied under an id that has another key.
 
     CLI Example:
 
@@ -649,7 +742,8 @@ def key_decide(verdict, minion_id, fingerprint, test=False):
     Accept, reject or delete a key on this host's master, if it is the expected one.
 
     verdict
-        ``accept``, ``reject`` or ``delete``; or ``only``: delete it unless it is the expected one.
+        ``accept``, ``reject`` or ``delete``; ``only``: delete it unless it is the expected one;
+        ``clear``: delete the expected one if it is denied, and no other.
     fingerprint
         SHA-256 of the expected public key, in hexadecimal, as ``multimaster.keys`` shows it, or at
         least the first 16 digits.
@@ -678,7 +772,18 @@ def key_decide(verdict, minion_id, fingerprint, test=False):
     key = _key(opts, directory, minion_id) if directory else None
     found = key and key.fingerprint
     expected = bool(found and found.startswith(fingerprint))
+    if verdict == "clear":
+        if not any(one.startswith(fingerprint) for one in _denied(opts, minion_id)):
+            return {"changed": False, "found": found}
+        if not test:
+            _clear_denied(opts, minion_id)
+        return {"changed": True, "found": found, "was": DENIED}
     if verdict == "only":
+        others = [one for one in _denied(opts, minion_id) if not one.startswith(fingerprint)]
+        if expected and others:
+            if not test:
+                _clear_denied(opts, minion_id)
+            return {"changed": True, "found": found, "was": DENIED}
         if not found or expected:
             return {"changed": False, "found": found}
     elif not expected:
@@ -2624,7 +2729,10 @@ def _key_states(opts):
         listed = salt.key.get_key({**opts, "__role": "master"}).list_keys()
         return {n: state for state, names in listed.items() if state in STATES for n in names}
     # Salt's own listing takes seconds for ten thousand keys.
-    return {name: state for state in STATES for name in _names(opts, state)}
+    found = {name: state for state in STATES for name in _names(opts, state)}
+    for name in __utils__["multimaster_gather.unfinished"](opts, found):
+        del found[name]
+    return found
 
 
 def _names(opts, directory):
@@ -2689,9 +2797,9 @@ def _parsed_key(text):
 
 def _described(opts, states):
     """Return id -> state, in words, and fingerprint."""
-    found = {}
+    found, denied = {}, set(_denied_ids(opts))
     for name, state in states.items():
-        fingerprint = None
+        fingerprint, more = None, {}
         # One that cannot be read must not keep the others back.
         with contextlib.suppress(OSError, SaltException):
             if state == DENIED:
@@ -2699,7 +2807,9 @@ def _described(opts, states):
             else:
                 key = _key(opts, state, name)
                 fingerprint = key and key.fingerprint
-        found[name] = {"state": STATES.get(state, "denied"), "fingerprint": fingerprint}
+                if name in denied and (others := _denied(opts, name)):
+                    more = {"denied": others}
+        found[name] = {"state": STATES.get(state, "denied"), "fingerprint": fingerprint} | more
     return found
 
 

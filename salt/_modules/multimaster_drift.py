@@ -253,7 +253,9 @@ class _Look:
             if roots["role"]:
                 found["roots"] = {**roots["digests"], "problem": roots["problem"]}
         conflicts = {f"conflict:{name}": True for name in self.ledger["conflicts"]}
-        found["keys"] = {"ledger": self.ledger["digest"], **conflicts}
+        # What ledgers that are equal do not show.
+        stored = {f"stored:{name}": how for name, how in self.ledger["astray"].items()}
+        found["keys"] = {"ledger": self.ledger["digest"], **conflicts, **stored}
         found["modules"] = self.modules(hashes)
         places["extension_modules"] = self.opts["extension_modules"]
         found["formula"] = {"version": __utils__["multimaster_topology.version"]()}

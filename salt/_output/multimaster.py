@@ -60,7 +60,11 @@ def _status(data):
     minions = [["MINION", *data["masters"]]]
     rows, rest = _picked(data["minions"])
     for name, row in rows.items():
-        minions.append([name, *(_mark(value) for value in row["connected"].values())])
+        denied = row.get("denied", {})
+        connected = row["connected"].items()
+        # Who is there all the same is not the one that was denied.
+        cells = ("DENIED" if not v and at in denied else _mark(v) for at, v in connected)
+        minions.append([name, *cells])
     subjects = _subjects(data) if data.get("subjects") else []
     problems = [f"! {problem}" for problem in data["problems"]]
     if not problems:
@@ -155,8 +159,13 @@ def _matrix(data):
     for name, row in data["keys"].items():
         prints = " ".join(fingerprint[:16] for fingerprint in row["fingerprints"])
         rows.append(["! " * row["differs"] + name, *row["masters"].values(), prints])
+    denied = [
+        f"{name}: denied on {master} {' '.join(fingerprint[:16] for fingerprint in fingerprints)}"
+        for name, row in data["keys"].items()
+        for master, fingerprints in row.get("denied", {}).items()
+    ]
     unknown = [f"! master {name}: {why}" for name, why in data.get("unknown", {}).items()]
-    return [*_table(rows), *unknown]
+    return [*_table(rows), *denied, *unknown]
 
 
 def _settled(data):

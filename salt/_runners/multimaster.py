@@ -2,12 +2,15 @@
 Look at a multi-master topology as a whole, from any of its masters, and decide on minions' keys.
 """
 
+import collections
 import contextlib
 import os
 import re
+import shlex
 import stat
 import tempfile
 import time
+import types
 
 import salt.loader
 from salt.exceptions import CommandExecutionError, SaltException
@@ -20,12 +23,22 @@ PAGE = 8_000
 MOST_KEYS = 1_000_000
 # Characters of an error that are shown.
 SHOWN_TEXT = 200
+# What a key that was denied is said to be in.
+DENIED = "minions_denied"
 # Where metrics may be written, and how they begin.
 METRICS = re.compile(r"/(.*/)?[\w-][\w.-]*\.prom")
 HEADER = b"# HELP multimaster_"
-# Minions in trouble that are named, of many, and keys of which something is proposed.
+# Minions in trouble that are named, of many; keys of which something is proposed, or that are
+# otherwise than decided; and ids with denied keys.
 SHOWN = 20
-PROPOSED_SHOWN = 3
+PROPOSED_SHOWN = ASTRAY_SHOWN = 3
+REFUSED_SHOWN = 5
+# What a fingerprint is told by, at least; see key_decide in the execution module.
+LEAST_DIGITS = 16
+# What has a master take the shared key pair whatever it has, as in docs/recovery.md.
+REPLACING = """pillar='{"multimaster": {"replace_keypair": true}}'"""
+# What multimaster_keypair says of an answer that another private key has signed.
+FOREIGN = "the answer is not signed with the masters' key"
 # Seconds until the masters are asked again whether their ledgers are equal.
 REPAIR_PAUSE = 1
 # What a utility module cannot get from Salt's loader by itself.
@@ -58,13 +71,16 @@ def status(timeout=5, sample=None):
     fingerprint of its key, digest of its ledger, whether it is configured to sign its key and the
     fingerprint of the pair that it signs with, the numbers of accepted, pending, denied and
     rejected keys and of conflicts, what its engine has set aside and why, what is proposed of keys
-    and where and when that was done, how many minions are connected to it, the formula's version
-    and the offset of its clock in seconds.  Per subject: each master's digest, and whether they
-    differ.  Per minion: whether it is connected to each master, which it is only after that master
-    has let it in, the master list it is configured with, the masters that are silent to it, and how
-    the last change of its configuration went.
-    ``problems`` says in words what is wrong, ``notes`` what is not.  Exit status 0 only if no
-    problem is there.
+    and where and when that was done, which keys it has otherwise than decided (``astray``), which
+    are denied under whose id (``refused``), where it cannot write keys (``unwritable``), how many
+    minions are connected to it, the formula's version and the offset of its clock in seconds.
+    Per subject: each master's digest, and whether they differ.  Per minion: whether it is connected
+    to each master, which it is only after that master has let it in, the master list it is
+    configured with, the masters that are silent to it, those that have denied its key, and how the
+    last change of its configuration went.
+    A master is reachable, or it is not, or (None) that is not known; a minion's ``connected`` is
+    told likewise.  ``problems`` says in words what is wrong, and what to do; ``notes`` what is not
+    wrong.  Exit status 0 only if no problem is there.
 
     CLI Example:
 
@@ -102,7 +118,7 @@ def drift(subject=None, timeout=5, sample=None):
     if not _masters():
         raise CommandExecutionError("this master declares no topology; apply the formula first")
     _save_job("drift")
-    look = _look(timeout, sample=sample, detail=True)
+    look, deaf = _heard(timeout, sample=sample, detail=True)
     found = [one.plain() for one in _differences(look)]
     known = [*__utils__["multimaster_drift.table"](look.reports), "running", "clock"]
     if subject is not None:
@@ -112,8 +128,9 @@ def drift(subject=None, timeout=5, sample=None):
                 f"subject: got {subject!r}; supported: {', '.join(sorted({*known, *kinds}))}"
             )
         found = [one for one in found if subject in (one["subject"], _kind(one["subject"]))]
-    problems = [
-        f"the host of master {name} {_silence(look.unknown.get(name))}"
+    problems = deaf or [
+        f"the host of master {name} {_silence(look.unknown.get(name))}; "
+        "see salt-run multimaster.status"
         for name, report in look.reports.items()
         if report is None
     ]
@@ -185,7 +202,8 @@ def keys(like="*", timeout=10):
         A glob that ids have to match.
 
     A cell is accepted, rejected, pending, denied or missing; ``differs`` tells whether the masters
-    say different things, or have different keys under one id.  Exit status 0 only if none does.
+    say different things, or have different keys under one id; ``denied`` has what a master has
+    denied beside the key that is in use.  Exit status 0 only if none differs.
 
     CLI Example:
 
@@ -197,18 +215,21 @@ def keys(like="*", timeout=10):
     states, unknown = _key_states(like, timeout)
     rows = {}
     for minion_id in sorted({name for found in states.values() for name in found or {}}):
-        cells, prints = {}, set()
+        cells, prints, denied = {}, set(), {}
         for master, found in states.items():
             entry = (found or {}).get(minion_id)
             cells[master] = "unknown" if found is None else entry["state"] if entry else "missing"
             if entry and entry["fingerprint"] and entry["state"] != "denied":
                 prints.add(entry["fingerprint"])
+            if entry and entry.get("denied"):
+                denied[master] = entry["denied"]
         # What one of them has denied says nothing of the id.
         said = {"missing" if cell == "denied" else cell for cell in cells.values()}
         rows[minion_id] = {
             "masters": cells,
             "fingerprints": sorted(prints),
             "differs": len(prints) > 1 or len(said) > 1,
+            "denied": denied,
         }
     return {
         "outputter": "multimaster",
@@ -314,7 +335,7 @@ def down(timeout=5):
     """
     accepted, answering, unknown = set(), set(), {}
     # Each asks its minions first.
-    for name, (told, why) in _answers("multimaster.report", [timeout], 2 * timeout).items():
+    for name, (told, why) in _answers("multimaster.report", [timeout, "*"], 2 * timeout).items():
         if told is None:
             unknown[name] = why or "does not answer"
             continue
@@ -363,7 +384,8 @@ def roots_publish(force=False, test=False, timeout=10):
 
 def resolve(minion_id, fingerprint, test=False, timeout=10):
     """
-    End a conflict: one key of a minion stays what it is, all others are deleted on every master.
+    End a conflict: one key of a minion stays what it is, all others are deleted on every master,
+    denied ones too.
 
     fingerprint
         Of the key that stays, as ``multimaster.keys`` shows it; 16 digits or more.
@@ -374,14 +396,17 @@ def resolve(minion_id, fingerprint, test=False, timeout=10):
 
         salt-run multimaster.resolve web1 0123456789abcdef test=True
     """
-    states = _on_masters("multimaster.key_states", [minion_id], timeout)
+    states = _answers("multimaster.key_states", [minion_id], timeout)
     prints = {
         found[minion_id]["fingerprint"]
-        for found in states.values()
-        if isinstance(found, dict) and minion_id in found and found[minion_id]["state"] != "denied"
+        for found, _ in states.values()
+        if found and minion_id in found and found[minion_id]["state"] != "denied"
     }
     if sum(found.startswith(fingerprint) for found in prints if found) != 1:
         shown = ", ".join(sorted(filter(None, prints))) or "none"
+        for name, (found, why) in states.items():
+            if found is None:
+                shown += f"; not known of {name} ({why or 'does not answer'})"
         raise CommandExecutionError(
             f"fingerprint of {minion_id}: got {fingerprint!r}; supported: {shown}"
         )
@@ -417,9 +442,12 @@ def reject(minion_id, fingerprint, test=False):
     return _decide("reject", minion_id, fingerprint, test)
 
 
-def delete(minion_id, fingerprint, test=False):
+def delete(minion_id, fingerprint, test=False, timeout=10):
     """
     Delete a key, here and so on all masters, if it is the expected one.
+
+    A key that masters have denied under an id is deleted on all that have it (``cleared``), and no
+    other with it; a master that does not tell is ``unknown``.
 
     CLI Example:
 
@@ -427,7 +455,27 @@ def delete(minion_id, fingerprint, test=False):
 
         salt-run multimaster.delete web1 0123456789abcdef test=True
     """
-    return _decide("delete", minion_id, fingerprint, test)
+    why = None
+    try:
+        told = _decide("delete", minion_id, fingerprint, test, timeout)
+        if told.get("was") != DENIED:
+            return told
+    except CommandExecutionError as err:
+        why = err
+    cleared, unknown = [], {}
+    arguments = ["clear", minion_id, fingerprint, test]
+    for name, (told, silence) in _answers("multimaster.key_decide", arguments, timeout).items():
+        if told is None:
+            unknown[name] = silence or "does not answer"
+        elif told["changed"]:
+            cleared.append(name)
+    if why:
+        if not cleared:
+            raise why
+    elif __opts__["id"] not in cleared:
+        # By the first question.
+        cleared.insert(0, __opts__["id"])
+    return {"changed": True, "was": DENIED, "cleared": cleared, "unknown": unknown}
 
 
 def key_history(minion_id, timeout=10):
@@ -580,10 +628,13 @@ def _answers(function, arguments, timeout, ids=None):
     tools = {name: __utils__[name] for name in TOOLS}
     proves = __utils__["multimaster_gather.prover"](__opts__, tools)
     found = dict.fromkeys(ids, (None, None))
-    for answer in __utils__["multimaster_gather.gather"](
-        __opts__, [question], timeout, proves=proves
-    ):
-        found[answer.id] = proved(__opts__, tools, asked, answer.id, answer.value)
+    try:
+        for answer in __utils__["multimaster_gather.gather"](
+            __opts__, [question], timeout, proves=proves
+        ):
+            found[answer.id] = proved(__opts__, tools, asked, answer.id, answer.value)
+    except (SaltException, OSError) as err:
+        return dict.fromkeys(ids, (None, _deaf(err)))
     return found
 
 
@@ -599,17 +650,23 @@ def _status(timeout, sample, detail=False):
     mode = __opts__.get("multimaster", {}).get("mode", "hot")
     data = {"mode": mode, "masters": {}, "minions": {}, "subjects": {}, "differences": []}
     if not declared:
-        problems = ["this master declares no topology; apply the formula first"]
+        problems = [
+            "this master declares no topology; apply the formula first: "
+            "salt-call state.apply multimaster"
+        ]
         return {**data, "sample": None, "troubled": 0, "problems": problems, "retcode": 1}
-    look = _look(timeout, sample=sample, minions=True, detail=detail)
+    look, problems = _heard(timeout, sample=sample, minions=True, detail=detail)
     found = _differences(look)
-    masters = {m["id"]: _master_row(m, look.reports[m["id"]]) for m in declared}
-    rows = _minion_rows(declared, look)
+    asked, alone = not problems, []
+    masters = {m["id"]: _master_row(m, look) for m in declared}
+    rows = _minion_rows(declared, look, mode, asked)
     addresses = [master["address"] for master in declared]
-    for name, why in look.unknown.items():
-        if name in masters:
-            masters[name]["unknown"] = why
-    problems = _problems(masters, rows, addresses, mode)
+    if asked:
+        alone = _alone(look, rows)
+        # Of the others nothing is known, then.
+        told = [name for name in masters if not alone or masters[name]["reachable"] is not None]
+        about = {name: masters[name] for name in told}
+        problems = alone + _problems(about, {} if alone else rows, addresses, mode)
     # The ledgers have a line of their own.
     others = [one for one in found if one.subject != "keys"]
     problems += __utils__["multimaster_drift.problems"](others)
@@ -621,7 +678,8 @@ def _status(timeout, sample, detail=False):
         "subjects": __utils__["multimaster_drift.table"](look.reports),
         "differences": [one.plain() for one in found],
         "sample": look.sample,
-        "troubled": len(troubled),
+        # Of minions that cannot be heard from here nothing is known.
+        "troubled": len(troubled) if asked and not alone else None,
         "seconds": round(time.monotonic() - started, 2),
         "problems": problems,
         "notes": _notes(look),
@@ -670,6 +728,41 @@ def _look(timeout, sample=None, **flags):
     )
 
 
+def _heard(timeout, **flags):
+    """Return what was heard, and no problem; or nothing, and why this master cannot ask."""
+    try:
+        return _look(timeout, **flags), []
+    except CommandExecutionError:
+        raise
+    except (SaltException, OSError) as err:
+        nothing = {"told": {}, "heard": {}, "sample": None, "aside": {}, "unknown": {}}
+        nothing["grainless"] = {}
+        look = types.SimpleNamespace(reports=dict.fromkeys(_masters()), **nothing)
+        remedy = "on its host: salt-call --local service.restart salt-master"
+        return look, [f"{_deaf(err)}; {remedy}"]
+
+
+def _deaf(err):
+    """Say in words why this master cannot ask anybody; Salt's own are long."""
+    plain = __utils__["multimaster_said.plain"]
+    why = plain(str(err).partition(". ")[0][:SHOWN_TEXT])
+    return f"this master takes no commands: {why or type(err).__name__}"
+
+
+def _alone(look, minions):
+    """Say that nobody is heard here but this master's own host, if that is so."""
+    own = __opts__["id"]
+    there = {name for name, report in look.reports.items() if report}
+    there |= {*look.heard, *look.told, *look.unknown}
+    if there - {own} or not (set(minions) | set(look.reports)) - {own}:
+        return []
+    who = f"nobody but {own} answers" if own in there else "nobody answers"
+    return [
+        f"{who} to this master, and nothing is known of the others; on another master: "
+        "salt-run multimaster.status"
+    ]
+
+
 def _differences(look):
     settings = __opts__["multimaster"].get("drift") or {}
     arguments = [settings["clocks"]] if "clocks" in settings else []
@@ -680,12 +773,16 @@ def _unproved(look):
     """Say of which master it is not known what it would give the sample."""
     problems = [
         f"master {name} could not compile pillar and top file of {look.sample}: "
-        f"{report['proof']['problem']}"
+        f"{report['proof']['problem']}; when that is mended: "
+        f"salt-run multimaster.status sample={look.sample}"
         for name, report in look.reports.items()
         if report and "problem" in report["proof"]
     ]
     if look.aside and not look.sample and __opts__["multimaster"].get("mode", "hot") == "hot":
-        problems.append("no minion can be the sample: what masters would give it is not compared")
+        problems.append(
+            "no minion can be the sample: what masters would give it is not compared; with one "
+            "that can: salt-run multimaster.status sample=ID"
+        )
     return problems
 
 
@@ -723,7 +820,8 @@ def _remotes_down(look):
             found.setdefault(remote, {})[name] = why
     return [
         f"{', '.join(said)}: git remote {remote}: {next(iter(said.values()))}; "
-        "what was fetched last is served"
+        "what was fetched last is served; when it answers: salt-run fileserver.update, or: "
+        "salt-run git_pillar.update"
         for remote, said in found.items()
     ]
 
@@ -732,18 +830,21 @@ def _kind(subject):
     return subject.partition(":")[0]
 
 
-def _minion_rows(declared, look):
-    """Return what is known of every minion that this master has accepted."""
+def _minion_rows(declared, look, mode, asked):
+    """
+    Return what is known of every minion that this master has accepted.
+
+    asked
+        Whether anybody was asked.
+    """
     rows = {}
     nobody = {"configured": None, "connected": []}
+    hosts = {master["id"] for master in declared}
     for minion in sorted(__utils__["multimaster_gather.accepted"](__opts__)):
-        lists, heard = look.told.get(minion, nobody), look.heard.get(minion, ())
+        lists = look.told.get(minion, nobody)
         rows[minion] = {
             "connected": {
-                master["id"]: master["address"] in lists["connected"]
-                or master["id"] in heard
-                # It is there and does not say.
-                or (None if minion in look.unknown and minion not in look.told else False)
+                master["id"]: _connected(minion, master, look, hosts, mode, asked)
                 for master in declared
             },
             "configured": lists["configured"],
@@ -753,13 +854,41 @@ def _minion_rows(declared, look):
             "cutover": lists.get("cutover", {}),
             "restarts": lists.get("restarts", {}),
             "beacons": lists.get("beacons"),
+            "denied": {
+                name: report["master"]["refused"][minion]["denied"]
+                for name, report in look.reports.items()
+                if report and minion in report["master"].get("refused", {})
+            },
         }
     return rows
 
 
-def _master_row(master, report):
+def _connected(minion, master, look, hosts, mode, asked):
+    """Tell whether a minion is connected to a master; None if nobody has said so."""
+    name, lists = master["id"], look.told.get(minion)
+    if name in look.heard.get(minion, ()):
+        return True
+    if lists:
+        return master["address"] in lists["connected"]
+    report = look.reports[name]
+    if report and not report["master"]["running"]:
+        return False
+    if minion in look.unknown:
+        # It is there and does not say.
+        return None
+    # Who was asked through which master, and was silent.
+    if mode == "hot" or minion in hosts:
+        silent = asked and name == __opts__["id"]
+    else:
+        silent = report and report.get("minions") is not None
+    return False if silent else None
+
+
+def _master_row(master, look):
+    name, report = master["id"], look.reports[master["id"]]
     told = report and report["master"]
-    row = {"address": master["address"], "reachable": bool(told and told["answers"])}
+    row = {"address": master["address"], "reachable": _reachable(master, look)}
+    row["running"] = told["running"] if told else None
     for field in ("version", "fingerprint", "digest", "signs", "signing_fingerprint"):
         row[field] = told[field] if told else None
     for field in ("accepted", "pending", "denied", "rejected", "conflicts", "connections"):
@@ -767,43 +896,55 @@ def _master_row(master, report):
     # Not told by an older version of the master's module.
     row["aside"] = told.get("aside", {}) if told else {}
     row["proposed"] = told.get("proposed", []) if told else []
+    row["astray"] = told.get("astray", {}) if told else {}
+    row["refused"] = told.get("refused", {}) if told else {}
+    row["unwritable"] = told.get("unwritable") if told else None
     row["formula"] = told["formula"] if told else None
     row["offset"] = report["offset"] if report else None
     row["remotes_down"] = len(report.get("remotes", ())) if report else None
     row["reported"] = bool(report)
-    row["unknown"] = None
+    row["unknown"] = look.unknown.get(name)
     return row
 
 
+def _reachable(master, look):
+    """
+    Tell whether a master answers; None if nobody can tell.
+
+    Of one whose host does not report others know whether they are connected to it; a connection
+    may outlast its master, and so it is no proof that this is well.
+    """
+    name, address = master["id"], master["address"]
+    if report := look.reports[name]:
+        return report["master"]["answers"]
+    if name == __opts__["id"]:
+        # What was heard has come through it.
+        return True if look.heard or look.unknown or any(look.reports.values()) else None
+    if name in look.unknown:
+        return None
+    said = {
+        minion: address in lists["connected"] and address not in lists.get("silent", ())
+        for minion, lists in look.told.items()
+        if minion != name and address in lists["configured"]
+    }
+    # That this very host has no connection may be its own fault.
+    others = said.keys() - {__opts__["id"]}
+    return False if others and not any(said.values()) else None
+
+
 def _problems(masters, minions, addresses, mode):
-    problems = []
-    for name, row in masters.items():
-        if row.get("unknown"):
-            problems.append(f"master {name} ({row['address']}) {_silence(row['unknown'])}")
-        elif not row["reachable"]:
-            problems.append(f"master {name} ({row['address']}) does not answer")
-        elif row["pending"]:
-            problems.append(f"master {name} has {row['pending']} pending keys")
-    fingerprints = {row["fingerprint"] for row in masters.values() if row["reachable"]}
-    if len(fingerprints) > 1:
-        problems.append("the masters have different keys")
-    pairs = {row["signing_fingerprint"] for row in masters.values() if row["reachable"]} - {None}
-    if len(pairs) > 1:
-        problems.append("the masters have different signing pairs (master_sign.pem)")
-    plain = [name for name, row in masters.items() if row["reachable"] and not row["signs"]]
-    if plain and any(row["signs"] for row in masters.values()):
-        problems.append(f"{', '.join(plain)}: configured not to sign the masters' key, others are")
-    digests = {row["digest"] for row in masters.values() if row["reachable"]}
-    if len(digests) > 1:
-        problems.append("the masters' decisions on keys differ; see salt-run multimaster.keys")
+    problems = [
+        line for name, row in masters.items() if (line := _master_trouble(name, row, minions))
+    ]
+    problems += _different(masters)
     for name, row in masters.items():
         if row["conflicts"]:
-            problems.append(f"master {name} knows {row['conflicts']} ids with two keys")
-        problems += [
-            f"master {name} has set {item!r} aside: {reason}"
-            for item, reason in row.get("aside", {}).items()
-        ]
-    problems += _proposed(masters)
+            problems.append(
+                f"master {name} knows {row['conflicts']} ids with two keys; "
+                "see salt-run multimaster.keys, then: salt-run multimaster.resolve ID FINGERPRINT"
+            )
+        problems += _stored(name, row)
+    problems += _proposed(masters) + _refused(masters)
     lines = [
         (name, line)
         for name, row in minions.items()
@@ -812,8 +953,161 @@ def _problems(masters, minions, addresses, mode):
     # All of them are in the rows.
     problems += [line for _, line in lines[:SHOWN]]
     if more := {name for name, _ in lines[SHOWN:]} - {name for name, _ in lines[:SHOWN]}:
-        problems.append(f"{len(more)} more minions have such problems")
+        problems.append(
+            f"{len(more)} more minions have such problems; see salt-run multimaster.status "
+            "--out=json"
+        )
     return problems
+
+
+def _master_trouble(name, row, minions):
+    """Return in words what is wrong with a master, and what to do; None if nothing is."""
+    at = f"master {name} ({row['address']})"
+    if row.get("unknown"):
+        remedy = f"salt {name} state.apply multimaster"
+        when = "with an older version of the formula"
+        if row["unknown"].startswith(FOREIGN):
+            when, remedy = "on a master that is right", f"{remedy} {REPLACING}"
+        return f"{at} {_silence(row['unknown'])}; {when}: {remedy}"
+    if row["reachable"] and not row["reported"]:
+        return (
+            f"the host of master {name} does not report; there: "
+            "salt-call --local service.restart salt-minion"
+        )
+    if not row["reported"]:
+        there = [
+            who for who, each in minions.items() if each["connected"].get(name) and who != name
+        ]
+        if row["reachable"] is False:
+            return (
+                f"{at} does not answer: its host does not report, and nobody is connected to it; "
+                "there: salt-call --local service.restart salt-master"
+            )
+        if there:
+            shown = ", ".join(there[:ASTRAY_SHOWN])
+            more = len(there) - ASTRAY_SHOWN
+            who = f"{shown} and {more} more" if more > 0 else shown
+            said = f"{who} {'have' if len(there) > 1 else 'has'} a connection to it"
+        else:
+            said = "nobody says whether it is connected to it"
+        return (
+            f"{at} is unknown: its host does not report, and {said}; there: "
+            "salt-call --local service.status salt-master"
+        )
+    if not row["running"] and not row["reachable"]:
+        return f"{at} does not run; salt {name} service.start salt-master"
+    if not row["reachable"]:
+        return (
+            f"{at} does not answer the minion on its host; salt {name} service.restart salt-master"
+        )
+    if row["pending"]:
+        return (
+            f"master {name} has {row['pending']} pending keys; see salt-run multimaster.keys, "
+            "then: salt-run multimaster.accept ID FINGERPRINT, or: "
+            "salt-run multimaster.reject ID FINGERPRINT"
+        )
+    return None
+
+
+def _different(masters):
+    """Say in what the masters differ that have to be one."""
+    problems = []
+    up = {name: row for name, row in masters.items() if row["reachable"] and row["reported"]}
+    if odd := _odd(up, "fingerprint"):
+        problems.append(
+            "the masters have different keys; on a master that is right: "
+            f"salt {odd} state.apply multimaster {REPLACING}"
+        )
+    signing = {name: row for name, row in up.items() if row["signing_fingerprint"]}
+    if odd := _odd(signing, "signing_fingerprint"):
+        problems.append(
+            "the masters have different signing pairs (master_sign.pem); "
+            f"salt {odd} state.apply multimaster"
+        )
+    plain = [name for name, row in up.items() if not row["signs"]]
+    if plain and any(row["signs"] for row in masters.values()):
+        problems.append(
+            f"{', '.join(plain)}: configured not to sign the masters' key, others are; "
+            f"salt {plain[0]} state.apply multimaster"
+        )
+    if len({row["digest"] for row in up.values()}) > 1:
+        problems.append("the masters' decisions on keys differ; see salt-run multimaster.keys")
+    return problems
+
+
+def _odd(masters, field):
+    """Return a master that has something else than most, or than the first; None if none has."""
+    values = [row[field] for row in masters.values()]
+    most = collections.Counter(values).most_common(1)[0][0] if values else None
+    return next((name for name, row in masters.items() if row[field] != most), None)
+
+
+def _stored(name, row):
+    """Say what a master could not do with keys, and has otherwise than decided."""
+    problems = []
+    aside, astray = dict(row.get("aside", {})), dict(row.get("astray", {}))
+    if row.get("unwritable"):
+        problems.append(
+            f"master {name} cannot write keys, {row['unwritable']}; when it can: "
+            "salt-run multimaster.keys_repair"
+        )
+    if astray:
+        more = astray.pop("...", "")
+        whys = {one: f"; {why}" for one, why in aside.items() if one in astray}
+        shown = [f"{one} ({how}{whys.get(one, '')})" for one, how in astray.items()]
+        # Of many that master has told only the first, and how many more there are.
+        left = max(len(shown) - ASTRAY_SHOWN, 0)
+        left += next((int(word) for word in more.split() if word.isdecimal()), 0)
+        shown = [*shown[:ASTRAY_SHOWN], *([f"and {left} more"] if left else [])]
+        problems.append(
+            f"master {name} has keys otherwise than decided: {', '.join(shown)}; "
+            "see salt-run multimaster.drift subject=keys, then: salt-run multimaster.keys_repair"
+        )
+    problems += [
+        f"master {name} has set {item!r} aside: {reason}; it tries again by itself, or now: "
+        "salt-run multimaster.keys_repair"
+        for item, reason in aside.items()
+        if item not in astray
+    ]
+    return problems
+
+
+def _refused(masters):
+    """Say which keys are denied under whose ids, and where."""
+    found = {}
+    for name, row in masters.items():
+        for minion, key in row.get("refused", {}).items():
+            # One that is in use now is about to be cleared.
+            if key["denied"] and key["denied"] != key["fingerprint"]:
+                about = (minion, key["denied"], key["state"], key["fingerprint"])
+                found.setdefault(about, []).append(name)
+    lines = []
+    for (minion, denied, state, own), there in list(found.items())[:REFUSED_SHOWN]:
+        who, denied = shlex.quote(minion), _digits(denied)
+        delete = f"salt-run multimaster.delete {who} {denied}"
+        line = f"minion {minion} is denied on {', '.join(there)} with key {denied}"
+        if own:
+            own = _digits(own)
+            lines.append(
+                f"{line}, and its key {own} is {state}; if it was installed anew: "
+                f"salt-run multimaster.delete {who} {own}, and when it waits: "
+                f"salt-run multimaster.accept {who} {denied}; if it is somebody else: {delete}"
+            )
+        else:
+            lines.append(f"{line}, and has no other; to clear it: {delete}")
+    if len(found) > REFUSED_SHOWN:
+        lines.append(
+            f"{len(found) - REFUSED_SHOWN} more ids have denied keys; see salt-run multimaster.keys"
+        )
+    return lines
+
+
+def _digits(fingerprint):
+    """Return the beginning of a fingerprint by which a command knows it: a text, no number."""
+    end = LEAST_DIGITS
+    while fingerprint[:end].isdecimal() and end < len(fingerprint):
+        end += 1
+    return fingerprint[:end]
 
 
 def _proposed(masters):
@@ -826,45 +1120,71 @@ def _proposed(masters):
                 found[about] = group
     lines = []
     for (verdict, origin), group in found.items():
-        ids = ", ".join(group["ids"][:PROPOSED_SHOWN])
-        more = group["count"] - len(group["ids"][:PROPOSED_SHOWN])
-        what = f"{ids} and {more} more" if more else ids
+        named = group["ids"][:PROPOSED_SHOWN]
+        more = group["count"] - len(named)
+        what = f"{', '.join(named)} and {more} more" if more else ", ".join(named)
+        which = "'GLOB'" if more else " ".join(map(shlex.quote, named))
         lines.append(
             f"{verdict}, by what was done on {origin} at {_moment(group['since'])}: {what}; "
-            "salt-run multimaster.confirm or multimaster.take_back"
+            f"salt-run multimaster.confirm {which}, or: salt-run multimaster.take_back {which}"
         )
     return lines
 
 
 def _trouble(name, row, masters, addresses, mode):
-    """Return in words what is wrong with a minion."""
-    found = []
+    """Return in words what is wrong with a minion, and what to do."""
+    found, who = [], shlex.quote(name)
+    apply = f"salt {who} state.apply multimaster"
+    connected = row["connected"]
+    denied = row.get("denied", {})
+    missing = [master for master, is_so in connected.items() if is_so is False]
+    missing = [master for master in missing if master not in denied]
     # Where None is, nobody knows.
-    missing = [master for master, connected in row["connected"].items() if connected is False]
-    if mode == "failover" and name not in masters:
+    unsure = [master for master, is_so in connected.items() if is_so is None]
+    if mode == "failover" and name not in masters and any(connected.values()):
         # Connected to one master at a time, whichever that is.
-        missing = missing if len(missing) == len(row["connected"]) else []
+        missing = []
     if row.get("unknown") and name not in masters:
-        found.append(f"minion {name} {_silence(row['unknown'])}")
-    if missing:
-        found.append(f"minion {name} is not connected to {', '.join(missing)}")
+        found.append(f"minion {name} {_silence(row['unknown'])}; without the formula: {apply}")
+    if missing and name in masters and not masters[name].get("reported", True):
+        # That its host does not report is told already.
+        missing = []
+    if missing and row["configured"] is None:
+        line = f"minion {name} does not answer to {', '.join(missing)}"
+        if unsure:
+            line += f", and whether it is connected to {', '.join(unsure)} is not known"
+        found.append(f"{line}; all masters ask theirs: salt-run multimaster.down")
+    elif missing:
+        found.append(
+            f"minion {name} is not connected to {', '.join(missing)}; whether it may: "
+            f"salt-run multimaster.keys {who}"
+        )
     if row["silent"]:
-        found.append(f"minion {name} gets no answer from {', '.join(row['silent'])}")
+        names = {each["address"]: master for master, each in masters.items()}
+        silent = names.get(row["silent"][0], "MASTER")
+        found.append(
+            f"minion {name} gets no answer from {', '.join(row['silent'])}; "
+            f"salt {silent} service.restart salt-master"
+        )
     if row.get("beacons"):
         found.append(
             f"minion {name} runs no beacons until it has been with {row['beacons']}, the first of "
-            "its masters"
+            f"its masters; until that is back: see docs/limits.md"
         )
     if row["cutover"].get("step", "kept") != "kept":
-        found.append(f"minion {name} {_under_way(row['cutover'])}")
+        remedy = f"how far it is: salt {who} multimaster.masters"
+        if row["cutover"].get("back"):
+            remedy = f"when list and network are right: {apply}"
+        found.append(f"minion {name} {_under_way(row['cutover'])}; {remedy}")
     for service, restart in row.get("restarts", {}).items():
         if (age := time.time() - restart["since"]) > restart["timeout"]:
             found.append(
                 f"{service} on {name} is to be restarted for {age:.0f} s; waiting for "
-                f"{restart['waiting']}"
+                f"{restart['waiting']}; at once: "
+                f"salt {who} service.restart {shlex.quote(service)}"
             )
     if row["configured"] is not None and row["configured"] != addresses:
-        found.append(f"minion {name} is configured for {', '.join(row['configured'])}")
+        found.append(f"minion {name} is configured for {', '.join(row['configured'])}; {apply}")
     return found
 
 

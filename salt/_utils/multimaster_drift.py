@@ -66,6 +66,8 @@ ACCESS = (
 ACCESS_FILES = ("autoreject_file", "autosign_file")
 ACCESS_DIRECTORIES = ("autosign_grains_dir",)
 CONTENT = "content"
+# A leaf of the keys: one that a master has otherwise than its ledger says; and what others have.
+STORED, AS_DECIDED = "stored:", "as decided"
 
 # Seconds between two checks, and seconds that clocks may differ, unless the declaration says more.
 INTERVAL = 60
@@ -433,7 +435,9 @@ def _compare(
 ) -> list[Difference]:
     found = []
     for path in sorted({path for leaves in details.values() for path in leaves}):
-        values = {master: leaves.get(path) for master, leaves in details.items()}
+        stored = subject == "keys" and path.startswith(STORED)
+        absent = AS_DECIDED if stored else None
+        values = {master: leaves.get(path, absent) for master, leaves in details.items()}
         expected, side = _expected(subject, path, values, reports)
         wrong = [master for master, value in values.items() if not _same(value, expected)]
         if not wrong:
@@ -466,6 +470,8 @@ def _expected(
     ]
     if declared:
         return _most(declared)[0], "the declaration"
+    if subject == "keys" and path.startswith(STORED):
+        return AS_DECIDED, "the masters' decisions"
     value, sure = _most(list(values.values()))
     if sure:
         return value, "most masters"

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ SHORT = ["config", "access"]
 NAMED = 1000
 # Seconds between two looks at who is connected.
 GLANCE = 0.2
+# What Salt 3008 calls a key file until it is complete; after a crash for good.
+TEMPORARY = re.compile(r"tmp[a-z0-9_]{8}")
 # Times its patience that a question waits for those who say that they are at work on it.
 ENOUGH = 12
 
@@ -216,11 +219,22 @@ def accepted(opts: Mapping[str, Any]) -> set[str]:
         # Salt's own listing takes most of a second for ten thousand keys.
         with contextlib.suppress(FileNotFoundError):
             names = os.listdir(os.path.join(opts["pki_dir"], "minions"))
-            return {name for name in names if "\\" not in name and not name.startswith(".")}
+            ids = {name for name in names if "\\" not in name and not name.startswith(".")}
+            return ids - unfinished(opts, ids)
         return set()
     import salt.key
 
     return set(salt.key.get_key({**opts, "__role": "master"}).list_keys()["minions"])
+
+
+def unfinished(opts: Mapping[str, Any], names: Iterable[str]) -> set[str]:
+    """
+    Return the names of files among the keys that Salt has not finished, and that are no minions'.
+
+    A minion may be called so; it has been here then.
+    """
+    odd = {name for name in names if TEMPORARY.fullmatch(name)}
+    return {name for name in odd if not grains(opts, name)}
 
 
 def met(opts: Mapping[str, Any]) -> set[str] | None:

@@ -433,7 +433,9 @@ def unproved(reply: Any, function: str, host: str, nonce: str, pub: str | None) 
     try:
         verify_answer(answer, nonce, signature, pub or "")
     except KeypairError as err:
-        return str(err)
+        # Worth nothing as a proof, and perhaps the reason.
+        why = answer.get("error") if isinstance(answer, Mapping) else None
+        return f"{err}: {_cut(why)}" if isinstance(why, str) and why else str(err)
     if (answer.get("function"), answer.get("id")) != (function, host):
         return "the answer is one to another question, or of another host"
     return None

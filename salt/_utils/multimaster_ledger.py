@@ -200,6 +200,14 @@ def removed(seen: Key | None, decisions: Mapping[str, Decision]) -> str | None:
     return said.fingerprint if said and said.verdict in PROPOSED else None
 
 
+def removed_by(decisions: Mapping[str, Decision], origin: str) -> Key | None:
+    """Return what a master would remember that has removed a key, as is proposed, if it has."""
+    for one in decisions.values():
+        if one.verdict in PROPOSED and one.origin == origin:
+            return Key("deleted", one.fingerprint)
+    return None
+
+
 def remembered(
     seen: Key | None, found: Key | None, decisions: Mapping[str, Decision]
 ) -> Key | None:
@@ -266,6 +274,28 @@ def plan(
     if standing:
         return Action("delete", minion_id, decisions[standing.fingerprint])
     return Action("none", minion_id)
+
+
+def astray(
+    minion_id: str,
+    decisions: Mapping[str, Decision],
+    found: Key | None,
+    seen: Key | None = None,
+) -> str | None:
+    """
+    Return in words what a master's key store has otherwise than its ledger says, or None.
+
+    The arguments are those of :func:`plan`.  A conflict is for an operator, and not meant here.
+    """
+    action = plan(minion_id, decisions, found, seen)
+    live = found is not None and found.state in LIVE
+    if action.verb == "none" and found and live and found.fingerprint not in decisions:
+        return f"{found.state}, and not decided on"
+    if action.verb not in ("accept", "reject", "delete") or not action.decision:
+        return None
+    another = found is not None and found.fingerprint != action.decision.fingerprint
+    now = f"{found.state}{' with another key' * another}" if found else "missing"
+    return f"{now}, and decided: {action.decision.verdict}"
 
 
 def seeding(found: Key | None, offered: Key) -> str | None:
@@ -598,6 +628,34 @@ class Ledger:
         """Return the ids of which a key was accepted once, or never, and is not any more."""
         rows = self._db.execute("SELECT DISTINCT id FROM decision WHERE verdict != 'accepted'")
         return {minion_id for (minion_id,) in rows}
+
+    def suspects(self, states: Mapping[str, str]) -> list[str]:
+        """
+        Return the ids whose keys may be otherwise than decided, for :func:`astray` to tell.
+
+        states
+            Id -> state of its key, as the key store lists it.
+
+        Whose state is as decided, and whose key was so when it was last looked at, is none of them:
+        to read all keys takes longer than all the rest of a look at a master.
+        """
+        wanted: dict[str, list[tuple[str, str]]] = {}
+        rows = self._db.execute("SELECT id, fingerprint, verdict FROM decision")
+        for minion_id, fingerprint, verdict in rows:
+            standing = wanted.setdefault(minion_id, [])
+            if verdict not in GONE:
+                standing.append((verdict, fingerprint))
+        rows = self._db.execute("SELECT id, state, fingerprint FROM seen")
+        seen = {minion_id: (state, fingerprint) for minion_id, state, fingerprint in rows}
+        found = []
+        for minion_id in sorted({*wanted, *states}):
+            state = states.get(minion_id)
+            standing = wanted.get(minion_id, [])
+            if not standing and state not in LIVE:
+                continue
+            if standing != [(state, seen.get(minion_id, ("", ""))[1])]:
+                found.append(minion_id)
+        return found
 
     def proposals(self) -> list[tuple[Decision, int]]:
         """Return what is proposed and not settled, by id, and when it was recorded here (ms)."""

@@ -70,7 +70,7 @@ _MASTERS = {
 }
 _STALE = _or(None, _list("path"), _map("path", ("row", "leaf", "leaf")))
 _LEAVES = _map("path", "leaf", ALL)
-_KEYS = _map("path", {"state": "word", "fingerprint": _NAME}, ALL)
+_KEYS = _map("path", {"state": "word", "fingerprint": _NAME, "denied?": _WORDS}, ALL)
 _PROPOSED = _list(
     {
         "verdict": "word",
@@ -81,6 +81,13 @@ _PROPOSED = _list(
         "ids": _list("path"),
     }
 )
+# Of keys: what is otherwise than decided, what was denied under whose id, and where none can be
+# written.
+_STORE = {
+    "astray?": _map("path", "text"),
+    "refused?": _map("path", {"denied": _NAME, "state": _NAME, "fingerprint": _NAME}),
+    "unwritable?": "text",
+}
 _DAEMON = _or(None, ("row", "count", "number"))
 _STATE = {"__id__?": "text", "result?": _or(None, "flag"), "comment?": "lines", "changes?": "any"}
 
@@ -96,6 +103,7 @@ ANSWERS: Mapping[str, Any] = {
         "provisional?": "count",
         "aside?": _map("path", "text"),
         "proposed?": _PROPOSED,
+        **_STORE,
     },
     "multimaster.key_history": _list(
         {
@@ -143,6 +151,7 @@ ANSWERS: Mapping[str, Any] = {
             "provisional?": "count",
             "aside?": _map("path", "text"),
             "proposed?": _PROPOSED,
+            **_STORE,
             "answers": "flag",
         },
         "host": _MASTERS,

@@ -125,6 +125,22 @@ def test_a_master_without_a_report_differs_from_nobody():
     assert drift.table(reports)["config"]["differs"] is False
 
 
+def test_a_key_store_is_measured_by_the_decisions_and_not_by_most_masters():
+    """All ledgers were equal, and so the masters were said to agree."""
+    path, how = "stored:web1", "missing, and decided: accepted"
+    astray = report(keys={"ledger": "4" * 64, path: how})
+    for reports in (
+        {"saltm1": astray, "saltm2": report()},
+        {"saltm1": astray, "saltm2": astray, "saltm3": report()},
+    ):
+        (one,) = drift.differences(reports)
+        assert (one.subject, one.path, one.side) == ("keys", path, "the masters' decisions")
+        assert one.values["saltm1"] == how
+        assert list(reports)[-1] not in one.remedies
+        assert one.values[list(reports)[-1]] == one.expected == "as decided"
+        assert one.remedies["saltm1"].command == "salt-run multimaster.keys_repair"
+
+
 def test_of_two_masters_the_first_is_right_unless_something_is_declared():
     two = {"saltm1": report(), "saltm2": report(config={"worker_threads": 9})}
     (one,) = drift.differences(two)

@@ -1210,6 +1210,28 @@ def test_a_key_store_whose_directory_is_older_than_it_was_has_lost_what_is_gone(
     assert (master.has("web2"), master.verdicts("web2")) == ("accepted", ["accepted"])
 
 
+@pytest.mark.parametrize("after", [None, "rejected"], ids=["deleted", "rejected"])
+def test_what_happens_to_a_key_while_the_engine_looks_is_not_undone(
+    master, minion_keys, decide, monkeypatch, after
+):
+    """Salt deletes a key before it writes it in its new place: for a moment there is none."""
+    decide(master, "saltm1", "accepted")
+    master.pull("saltm1")
+    compare = master.engine._compare_all
+
+    def compare_and_remove(entries):
+        compare(entries)
+        monkeypatch.undo()
+        master.put("web1", None, "")
+
+    monkeypatch.setattr(master.engine, "_compare_all", compare_and_remove)
+    look(master)
+    assert master.has("web1") is None
+    master.put("web1", after, minion_keys["web1"].pub)
+    look(master)
+    assert (master.has("web1"), master.verdicts("web1")) == (after, [after or "deleted"])
+
+
 def test_who_accepts_a_deleted_key_on_a_stopped_master_decides(master, minion_keys, decide):
     master.put("web1", "accepted", minion_keys["web1"].pub)
     master.turn()

@@ -217,6 +217,124 @@ class TestLedger:
         refused(host, "ids: got 'web1'", "key_settle", "confirm", "web1")
         refused(host, r"ids: got \[\]", "key_settle", "confirm", [])
 
+    @pytest.fixture
+    def decided(self, host, book, minion_keys):
+        """Have a key accepted by decision and there; return its fingerprint."""
+        import multimaster_keypair
+        import multimaster_ledger
+
+        pub = minion_keys["web1"].pub
+        host.accept({"web1": pub})
+        fingerprint = multimaster_keypair.fingerprint(pub)
+        book.decide("web1", fingerprint, "accepted", ID, pub, "here")
+        book.note({"web1": multimaster_ledger.key("accepted", fingerprint)})
+        book.completed()
+        return fingerprint
+
+    def test_is_compared_with_what_is_in_the_key_store(self, host, book, decided, other):
+        import multimaster_keypair
+
+        def astray():
+            return host.call("key_digest")["astray"]
+
+        assert astray() == {}
+        # An engine that cannot write has noted nothing else than what is there.
+        second = multimaster_keypair.fingerprint(other.pub)
+        book.decide("web2", second, "accepted", "saltm1", other.pub, "saltm1")
+        assert astray() == {"web2": "missing, and decided: accepted"}
+        book.decide("web1", decided, "deleted", "saltm1", "", "saltm1")
+        assert astray()["web1"] == "accepted, and decided: deleted"
+        book.decide("web1", second, "accepted", "saltm1", other.pub, "saltm1")
+        assert astray()["web1"] == "accepted with another key, and decided: accepted"
+        book.decide("web1", second, "rejected", "saltm1", other.pub, "saltm1")
+        host.accept({"web1": other.pub})
+        assert astray()["web1"] == "accepted, and decided: rejected"
+        # What no engine has recorded.
+        host.accept({"web3": other.pub})
+        assert astray()["web3"] == "accepted, and not decided on"
+
+    @pytest.mark.parametrize("why", ["early", "seeds", "proposed here", "conflict", "pending"])
+    def test_that_is_not_all_of_it_is_compared_with_nothing(
+        self, host, book, decided, other, minion_keys, why
+    ):
+        import multimaster_keypair
+        import multimaster_ledger
+
+        found = multimaster_keypair.fingerprint(other.pub)
+        if why == "early":
+            book._set("complete", False)
+            host.accept({"web2": other.pub})
+        elif why == "seeds":
+            host.accept({"web2": other.pub})
+            seeds = json.dumps({"source": "saltm1", "keys": {"web2": found}})
+            host.write("var/cache/salt/master/multimaster/seeds.json", seeds)
+        elif why == "proposed here":
+            # With what an engine remembers of it, and one that was stopped before it could.
+            pub = minion_keys["web1"].pub
+            for name in ("web1", "web2"):
+                book.decide(name, decided, "deletion proposed", ID, pub, "here")
+            book.note({"web1": multimaster_ledger.key("deleted", decided)})
+            (host.pki / "minions/web1").unlink()
+        elif why == "conflict":
+            book.decide("web1", found, "accepted", "saltm1", other.pub, "saltm1")
+        else:
+            host.accept({"web2": other.pub}, "minions_pre")
+        assert host.call("key_digest")["astray"] == {}
+
+    def test_of_many_keys_that_are_otherwise_than_decided_some_are_named(self, host, book, decided):
+        for number in range(30):
+            book.decide(f"web{number + 10}", "f" * 64, "accepted", "saltm1", "PEM", "saltm1")
+        astray = host.call("key_digest")["astray"]
+        assert (len(astray), astray["..."]) == (21, "10 more")
+
+    @pytest.mark.parametrize("fault", ["read-only", "another user's", "full"])
+    def test_whether_keys_can_be_written_is_told(self, host, decided, monkeypatch, fault):
+        assert "unwritable" not in host.call("key_digest")
+        path = f"{host.pki}/minions"
+        real = os.statvfs(path)
+
+        def statvfs(path):
+            changed = {"f_flag": real.f_flag | os.ST_RDONLY} if fault == "read-only" else {}
+            changed |= {"f_bavail": 0, "f_bfree": 0} if fault == "full" else {}
+            names = ("f_flag", "f_bavail", "f_bfree", "f_files", "f_favail", "f_ffree")
+            return SimpleNamespace(**{n: changed.get(n, getattr(real, n)) for n in names})
+
+        monkeypatch.setattr(os, "statvfs", statvfs)
+        access = os.access
+        monkeypatch.setattr(
+            os, "access", lambda *args, **flags: fault == "full" if flags else access(*args)
+        )
+        why = {
+            "read-only": "read-only file system",
+            "full": "no space left",
+            "another user's": f"not writable for {getpass.getuser()}",
+        }[fault]
+        assert host.call("key_digest")["unwritable"] == f"{path}: {why}"
+
+    def test_a_file_that_salt_has_not_finished_is_no_minions_key(self, host, book, decided, other):
+        import salt.cache
+        import salt.config
+
+        import multimaster_gather
+
+        host.accept({"tmpab_123cd": "", "tmpab_123ce": other.pub})
+        opts = salt.config.master_config(str(host.config_dir / "master"))
+
+        def counted():
+            return (
+                host.call("key_digest")["counts"]["accepted"],
+                set(host.call("key_states")),
+                set(host.call("report")["accepted"]),
+                multimaster_gather.accepted(opts),
+            )
+
+        assert host.call("key_digest")["astray"] == {}
+        assert counted() == (1, {"web1"}, {"web1"}, {"web1"})
+        # A minion may be called so, and has been here then.
+        salt.cache.factory(opts).store("grains", "tmpab_123ce", {"os": "Debian"})
+        both = {"web1", "tmpab_123ce"}
+        assert counted() == (2, both, both, both)
+
     def test_is_in_the_report(self, host, book):
         self.decide(book, "web1")
         book.decide("web1", "0" * 64, "rejected", ID, "PEM", "here")
@@ -274,13 +392,16 @@ class TestKeyDecide:
     def test_a_denied_key_under_an_id_changes_nothing_of_its_own(
         self, host, fingerprint, other, minion_keys, state
     ):
+        import multimaster_keypair
+
         (host.pki / "minions_pre/web1").unlink()
         host.accept({"web1": minion_keys["web1"].pub}, state)
         before = host.call("key_states")
         assert before["web1"]["fingerprint"] == fingerprint
         counts = host.call("key_digest")["counts"]
         host.accept({"web1": other.pub}, "minions_denied")
-        assert host.call("key_states") == before
+        denied = [multimaster_keypair.fingerprint(other.pub)]
+        assert host.call("key_states") == {"web1": {**before["web1"], "denied": denied}}
         assert host.call("key_digest")["counts"] == {**counts, "denied": 1}
         verdict = "accept" if state == "minions_rejected" else "reject"
         assert host.call("key_decide", verdict, "web1", fingerprint, test=True)["changed"] is True
@@ -289,11 +410,19 @@ class TestKeyDecide:
     def test_a_decision_by_the_real_fingerprint_holds_though_there_is_a_denied_key(
         self, host, fingerprint, other
     ):
+        import multimaster_keypair
+
+        denied = [multimaster_keypair.fingerprint(other.pub)]
         host.accept({"web1": other.pub}, "minions_denied")
         for verb, state in (("accept", "accepted"), ("reject", "rejected"), ("accept", "accepted")):
             assert host.call("key_decide", verb, "web1", fingerprint)["changed"] is True
-            assert host.call("key_states")["web1"] == {"state": state, "fingerprint": fingerprint}
+            own = {"state": state, "fingerprint": fingerprint, "denied": denied}
+            assert host.call("key_states")["web1"] == own
         # What `resolve` has every master do: the key that stays is not the intruder's.
+        for test in (True, False):
+            done = host.call("key_decide", "only", "web1", fingerprint, test=test)
+            assert (done["changed"], done["was"]) == (True, "minions_denied")
+            assert (host.pki / "minions_denied/web1").exists() is test
         assert host.call("key_decide", "only", "web1", fingerprint)["changed"] is False
         assert host.accepted() == {"web1"}
 
@@ -318,6 +447,39 @@ class TestKeyDecide:
             assert (done["changed"], done["was"]) == (True, "minions_denied")
         assert host.call("key_states") == {"web1": {"state": "pending", "fingerprint": fingerprint}}
         assert not list((host.pki / "minions_denied").iterdir())
+
+    def test_which_key_is_denied_under_whose_id_is_told(self, host, fingerprint, other):
+        import multimaster_keypair
+        import multimaster_ledger
+
+        wrong = multimaster_keypair.fingerprint(other.pub)
+        assert host.call("key_digest")["refused"] == {}
+        host.accept({"web1": other.pub, "web2": other.pub}, "minions_denied")
+        assert host.call("key_digest")["refused"] == {
+            "web1": {"denied": wrong, "state": "pending", "fingerprint": fingerprint},
+            "web2": {"denied": wrong, "state": None, "fingerprint": None},
+        }
+        assert host.call("key_states", "web1") == {
+            "web1": {"state": "pending", "fingerprint": fingerprint, "denied": [wrong]}
+        }
+        page = multimaster_ledger.unsqueeze(host.call("key_page", "*", "", 9))
+        assert page == host.call("key_states")
+
+    def test_a_denied_key_is_cleared_and_no_other_one(self, host, fingerprint, other):
+        import multimaster_keypair
+
+        wrong = multimaster_keypair.fingerprint(other.pub)
+        nothing = {"changed": False, "found": fingerprint}
+        # Not the key that is in use, nor what is not there.
+        assert host.call("key_decide", "clear", "web1", fingerprint) == nothing
+        assert host.call("key_decide", "clear", "web1", wrong) == nothing
+        host.accept({"web1": other.pub}, "minions_denied")
+        done = host.call("key_decide", "clear", "web1", wrong[:16], test=True)
+        assert (done["changed"], done["was"]) == (True, "minions_denied")
+        assert (host.pki / "minions_denied/web1").exists()
+        assert host.call("key_decide", "clear", "web1", wrong[:16]) == done
+        assert not (host.pki / "minions_denied/web1").exists()
+        assert host.call("key_states")["web1"]["fingerprint"] == fingerprint
 
     @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
     @pytest.mark.parametrize("name", NAMES)
@@ -974,6 +1136,24 @@ def test_what_masters_ask_is_answered_signed_with_the_shared_key(host, shared):
     assert (list(found), why) == (["web1"], None)
     named = host.call("signed", "multimaster.key_states", "nonce", named={"like": "db*"})
     assert keypair.proved(named, *question, shared.pub) == ({}, None)
+
+
+@pytest.mark.usefixtures("offer")
+def test_a_host_whose_private_key_does_not_fit_its_public_key_says_so(host, shared, other):
+    """All that was heard of it was that its answer is not signed with the masters' key."""
+    import multimaster_keypair as keypair
+
+    host.call("install_keypair")
+    (host.pki / "saltm2.pem").unlink()
+    (host.pki / "saltm2.pem").write_text(other.pem)
+    reply = host.call("signed", "multimaster.key_states", "nonce")
+    _, why = keypair.proved(reply, "multimaster.key_states", ID, "nonce", shared.pub)
+    path = f"{host.pki}/saltm2.pem"
+    assert why == (
+        "the answer is not signed with the masters' key: "
+        f"the private key {path} does not fit the public key beside it"
+    )
+    assert not other.shows_in(repr(reply))
 
 
 @pytest.mark.usefixtures("offer")

@@ -112,6 +112,23 @@ def test_a_key_decision_changes_nothing_that_was_compiled(report, host):
     assert second["proof"]["at"] == first["proof"]["at"]
 
 
+def test_a_key_that_is_otherwise_than_decided_is_a_leaf_of_the_keys(report, host):
+    import multimaster_ledger
+
+    path = host.root / "var/cache/salt/master/multimaster/ledger.db"
+    path.parent.mkdir(parents=True)
+    for name in ("web1", "saltm2"):
+        (host.pki / "minions" / name).unlink()
+    with multimaster_ledger.open_ledger(str(path)) as book:
+        book.completed()
+        assert set(report(detail=ALL)["details"]["keys"]) == {"ledger"}
+        book.decide("web2", "f" * 64, "accepted", "saltm1", "a key", "saltm1")
+    told = report(detail=ALL)
+    how = "missing, and decided: accepted"
+    assert told["details"]["keys"]["stored:web2"] == how
+    assert told["master"]["astray"] == {"web2": how}
+
+
 def test_a_second_report_is_the_same(report):
     assert report()["subjects"] == report()["subjects"]
 

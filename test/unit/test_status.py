@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shlex
 import shutil
 import time
 from collections import Counter, deque
@@ -19,7 +21,7 @@ import multimaster_keypair
 import multimaster_ledger
 
 IDS = ("saltm1", "saltm2")
-UNEQUAL = "the masters' decisions on keys differ; see salt-run multimaster.keys"
+UNEQUAL = "the masters' decisions on keys differ"
 ADDRESSES = ["192.0.2.1", "192.0.2.2"]
 PROPOSED = {
     "verdict": "deletion proposed",
@@ -53,6 +55,10 @@ def master(address, **changed):
         "aside": {},
         "proposed": [],
         "unknown": None,
+        "running": True,
+        "astray": {},
+        "refused": {},
+        "unwritable": None,
     }
     return row | changed
 
@@ -70,6 +76,7 @@ def healthy():
                 "cutover": {},
                 "restarts": {},
                 "beacons": None,
+                "denied": {},
             }
             for name in ("saltm1", "web1")
         },
@@ -103,11 +110,31 @@ def loaders(loaded_host):
 
 
 @pytest.fixture
-def problems(loaders):
+def full_problems(loaders):
+    """What a topology is told to have, with what to do about it."""
     function = loaders.runner["multimaster.status"].func.__globals__["_problems"]
     return lambda topology, mode="hot": function(
         topology.masters, topology.minions, ADDRESSES, mode
     )
+
+
+@pytest.fixture
+def problems(full_problems):
+    """The same without what to do about it, of which there is a test below."""
+    return lambda *args: [what(line) for line in full_problems(*args)]
+
+
+def what(problem):
+    """Return what is wrong, without the remedy."""
+    found, _, remedy = problem.rpartition("; ")
+    while "salt" in (more := found.rpartition("; ")[2]) and REMEDY.search(f"; {more}"):
+        found = found.rpartition("; ")[0]
+    assert remedy, problem
+    return found
+
+
+# A command in a remedy: it ends the sentence, or a part of it.
+REMEDY = re.compile(r"(?:: |; |see )(salt(?:-run|-call)? [^,;]+)(?=[,;]|$)")
 
 
 # Problems
@@ -142,22 +169,36 @@ def test_a_healthy_topology_has_no_problem(problems, mode):
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ({"reachable": False}, "master saltm2 (192.0.2.2) does not answer"),
-        ({"reachable": False, "pending": None}, "master saltm2 (192.0.2.2) does not answer"),
+        (
+            {"reachable": False},
+            "master saltm2 (192.0.2.2) does not answer the minion on its host",
+        ),
+        ({"reachable": False, "running": False}, "master saltm2 (192.0.2.2) does not run"),
+        (
+            {"astray": {"web1": "missing, and decided: accepted", "...": "4 more"}},
+            "master saltm2 has keys otherwise than decided: web1 (missing, and decided: accepted), "
+            "and 4 more",
+        ),
+        (
+            {"astray": {"web1": "missing, and decided: accepted"}, "aside": {"web1": "no space"}},
+            "master saltm2 has keys otherwise than decided: web1 (missing, and decided: accepted; "
+            "no space)",
+        ),
+        (
+            {"unwritable": "/pki/minions: read-only file system"},
+            "master saltm2 cannot write keys, /pki/minions: read-only file system",
+        ),
         ({"pending": 2}, "master saltm2 has 2 pending keys"),
         ({"fingerprint": "0" * 64}, "the masters have different keys"),
         ({"fingerprint": None}, "the masters have different keys"),
-        (
-            {"digest": "0" * 64},
-            "the masters' decisions on keys differ; see salt-run multimaster.keys",
-        ),
-        ({"digest": None}, "the masters' decisions on keys differ; see salt-run multimaster.keys"),
+        ({"digest": "0" * 64}, UNEQUAL),
+        ({"digest": None}, UNEQUAL),
         ({"aside": {"web1": "no space"}}, "master saltm2 has set 'web1' aside: no space"),
         ({"conflicts": 2}, "master saltm2 knows 2 ids with two keys"),
         (
             {"proposed": [PROPOSED]},
             "deletion proposed, by what was done on saltm1 at 2023-11-14T22:13:20Z: web1, web2, "
-            "web3 and 2 more; salt-run multimaster.confirm or multimaster.take_back",
+            "web3 and 2 more",
         ),
     ],
     ids=repr,
@@ -168,6 +209,46 @@ def test_a_master_is_a_problem_with(problems, row, problem):
     assert problems(topology) == [problem]
 
 
+DENIED = {"denied": "a" * 64, "state": "accepted", "fingerprint": "1" * 20 + "b" * 44}
+
+
+def test_a_minion_that_was_installed_anew_is_named_with_both_of_its_keys(full_problems):
+    """It was said to be not connected, and one of the numbers was a 1."""
+    topology = healthy()
+    for name in IDS:
+        topology.masters[name]["refused"] = {"web1": DENIED}
+        topology.minions["web1"]["denied"][name] = "a" * 64
+        topology.minions["web1"]["connected"][name] = False
+    # A fingerprint of decimal digits only would be a number on a command line.
+    own = "1" * 20 + "b"
+    assert full_problems(topology) == [
+        f"minion web1 is denied on saltm1, saltm2 with key {'a' * 16}, and its key {own} is "
+        f"accepted; if it was installed anew: salt-run multimaster.delete web1 {own}, and when it "
+        f"waits: salt-run multimaster.accept web1 {'a' * 16}; if it is somebody else: "
+        f"salt-run multimaster.delete web1 {'a' * 16}"
+    ]
+
+
+def test_a_denied_key_that_was_left_behind_is_named_and_one_that_is_about_to_go_is_not(
+    full_problems,
+):
+    topology = healthy()
+    left = {"denied": "a" * 64, "state": None, "fingerprint": None}
+    topology.masters["saltm2"]["refused"] = {"web9": left}
+    topology.masters["saltm1"]["refused"] = {"web1": DENIED | {"fingerprint": "a" * 64}}
+    assert full_problems(topology) == [
+        f"minion web9 is denied on saltm2 with key {'a' * 16}, and has no other; to clear it: "
+        f"salt-run multimaster.delete web9 {'a' * 16}"
+    ]
+
+
+def test_of_many_ids_with_denied_keys_some_are_named(problems):
+    topology = healthy()
+    topology.masters["saltm2"]["refused"] = {f"web{number}": DENIED for number in range(30)}
+    found = problems(topology)
+    assert (len(found), found[-1]) == (6, "25 more ids have denied keys")
+
+
 def test_what_is_proposed_is_named_once_though_all_masters_know_it(problems):
     topology = healthy()
     fewer = PROPOSED | {"count": 2, "ids": ["web1", "web2"]}
@@ -175,7 +256,7 @@ def test_what_is_proposed_is_named_once_though_all_masters_know_it(problems):
         row["proposed"] = [group, group | {"origin": "saltm3", "count": 1, "ids": ["db1"]}]
     first, second = problems(topology)
     assert "web3 and 2 more" in first
-    assert "on saltm3 at 2023-11-14T22:13:20Z: db1;" in second
+    assert "on saltm3 at 2023-11-14T22:13:20Z: db1" in second
 
 
 @pytest.mark.parametrize("row", [{"denied": 1}, {"rejected": 1}], ids=repr)
@@ -417,6 +498,7 @@ def test_all_is_well_with_exit_status_0(status):
         "cutover": {},
         "restarts": {},
         "beacons": None,
+        "denied": {},
     }
     assert (data["problems"], data["retcode"]) == ([], 0)
 
@@ -426,28 +508,159 @@ def test_a_git_remote_that_is_down_is_named_once_with_the_masters_that_say_so(st
     down = {name: {url: f"Connection refused after {ms} ms"} for ms, name in enumerate(IDS)}
     told = {name: report() | {"remotes": down[name]} for name in IDS}
     both = status(told, CONFIGURED)["data"]
-    assert both["problems"] == [
+    assert [what(line) for line in both["problems"]] == [
         f"saltm1, saltm2: git remote {url}: Connection refused after 0 ms; "
         "what was fetched last is served"
     ]
     assert both["masters"]["saltm2"]["remotes_down"] == both["retcode"] == 1
 
 
+ALONE = {"configured": ADDRESSES, "connected": ADDRESSES[:1]}
+
+
 @pytest.mark.parametrize(
-    "reports",
+    ("reports", "lists", "up", "words"),
     [
-        {},
-        {"saltm1": report()},
-        {"saltm1": report(), "saltm2": report(running=False, answers=False)},
-        {"saltm1": report(), "saltm2": report(answers=False)},
+        # Somebody who is there says that it is not connected to it: known.
+        (
+            {"saltm1": report() | {"host": ALONE}},
+            ALONE,
+            False,
+            "does not answer: its host does not report, and nobody is connected to it",
+        ),
+        # Or is, and nobody can tell from here.
+        (
+            {"saltm1": report()},
+            CONFIGURED["web1"],
+            None,
+            "is unknown: its host does not report, and saltm1, web1 have a connection to it",
+        ),
+        # A connection of somebody who gets no answer through it is none.
+        (
+            {"saltm1": report() | {"host": CONFIGURED["web1"] | {"silent": ADDRESSES[1:]}}},
+            CONFIGURED["web1"] | {"silent": ADDRESSES[1:]},
+            False,
+            "does not answer: its host does not report, and nobody is connected to it",
+        ),
+        (
+            {},
+            {"configured": ADDRESSES[:1], "connected": ADDRESSES[:1]},
+            None,
+            "is unknown: its host does not report, and nobody says whether it is connected to it",
+        ),
+        (
+            {"saltm1": report(), "saltm2": report(running=False, answers=False)},
+            CONFIGURED["web1"],
+            False,
+            "does not run",
+        ),
+        (
+            {"saltm1": report(), "saltm2": report(answers=False)},
+            CONFIGURED["web1"],
+            False,
+            "does not answer the minion on its host",
+        ),
     ],
-    ids=["nobody", "absent", "stopped", "frozen"],
+    ids=["absent", "connected", "silent", "nobody", "stopped", "frozen"],
 )
-def test_a_master_without_a_report_is_exit_status_1(status, reports):
-    data = status(reports, CONFIGURED)["data"]
-    assert data["retcode"] == 1
-    assert "master saltm2 (192.0.2.2) does not answer" in data["problems"]
-    assert data["masters"]["saltm2"]["reachable"] is False
+def test_a_master_is_up_down_or_unknown_by_what_was_heard(
+    status, loaders, reports, lists, up, words
+):
+    shown = status(reports, {"web1": lists})["data"]
+    assert shown["retcode"] == 1
+    assert f"master saltm2 (192.0.2.2) {words}" in [what(line) for line in shown["problems"]]
+    assert shown["masters"]["saltm2"]["reachable"] is up
+    (line,) = [
+        line
+        for line in loaders.output["multimaster"](shown).splitlines()
+        if line.startswith("saltm2  192")
+    ]
+    assert line.split()[2] == {False: "NO", None: "?"}[up]
+    metrics = loaders.utils["multimaster_drift.metrics"](shown | {"troubled": 0}, 0)
+    assert ('multimaster_up{master="saltm2"}' in metrics) == (up is False)
+
+
+def test_a_master_that_nobody_answers_to_says_so_and_nothing_of_the_others(status):
+    """All the others were said to be down."""
+    data = status({"saltm1": report() | {"host": ALONE}}, {})["data"]
+    assert data["problems"] == [
+        "nobody but saltm1 answers to this master, and nothing is known of the others; on another "
+        "master: salt-run multimaster.status"
+    ]
+    assert data["masters"]["saltm2"]["reachable"] is None
+    assert data["minions"]["web1"]["connected"] == {"saltm1": False, "saltm2": None}
+    data = status({}, {})["data"]
+    assert data["problems"][0].startswith("nobody answers to this master, and nothing is known")
+
+
+@pytest.mark.parametrize("error", ["closed", "gone"])
+@pytest.mark.parametrize("name", ["status", "drift", "keys", "down", "metrics"])
+def test_a_master_that_takes_no_commands_is_told_in_a_line(bus, loaders, monkeypatch, name, error):
+    """It was a traceback of 60 lines."""
+    import salt.exceptions
+
+    made = bus({})
+
+    def refuse(*_, **__):
+        if error == "closed":
+            raise salt.exceptions.SaltClientError("Salt request timed out. The master is not ...")
+        raise salt.exceptions.SaltReqTimeoutError("no\x1b[2J")
+
+    monkeypatch.setattr(made, "run_job", refuse)
+    data = loaders.runner[f"multimaster.{name}"](timeout=0)["data"]
+    why = {"closed": "Salt request timed out", "gone": r"no\x1b[2J"}[error]
+    line = f"this master takes no commands: {why}"
+    if name in ("status", "drift"):
+        remedy = "on its host: salt-call --local service.restart salt-master"
+        assert data["problems"] == [f"{line}; {remedy}"]
+    elif name != "metrics":
+        assert data["unknown"] == dict.fromkeys(IDS, line)
+    if name == "status":
+        assert [row["reachable"] for row in data["masters"].values()] == [None, None]
+        assert data["minions"]["web1"]["connected"] == dict.fromkeys(IDS)
+    if name == "metrics":
+        assert "multimaster_check_complete 0" in data["metrics"]
+        # Nobody knows how many.
+        assert not re.search("^multimaster_minions_in_trouble ", data["metrics"], re.M)
+    else:
+        assert data["retcode"] == 1
+
+
+def test_who_is_silent_to_one_master_may_be_connected_to_another(status, loaders):
+    """In hot mode only the master that is asked asks."""
+    reports = {name: report() for name in IDS}
+    shown = status(reports, {})["data"]
+    assert shown["minions"]["web1"]["connected"] == {"saltm1": False, "saltm2": None}
+    assert [what(line) for line in shown["problems"]] == [
+        "minion web1 does not answer to saltm1, and whether it is connected to saltm2 is not known"
+    ]
+    reports["saltm2"] = report(running=False, answers=False)
+    shown = status(reports, {})["data"]
+    assert shown["minions"]["web1"]["connected"] == dict.fromkeys(IDS, False)
+
+
+def test_a_minion_is_denied_on_the_master_that_says_so(status, loaders):
+    refused = {"web1": DENIED, "web9": DENIED}
+    told = {"saltm1": report(), "saltm2": report(denied=1, refused=refused)}
+    lists = {"web1": {"configured": ADDRESSES, "connected": ADDRESSES[:1]}}
+    data = status(told, lists)["data"]
+    assert data["minions"]["web1"]["denied"] == {"saltm2": "a" * 64}
+    first, _ = data["problems"]
+    assert first.startswith("minion web1 is denied on saltm2 with key aaaa")
+    lines = loaders.output["multimaster"](data).splitlines()
+    assert ["web1", "yes", "DENIED"] in [line.split() for line in lines]
+
+
+def test_what_a_key_store_has_otherwise_than_decided_is_no_agreement(status, loaders):
+    """The ledgers were equal, and so everything was said to be well."""
+    how = {"web1": "missing, and decided: accepted"}
+    subjects = {"keys": {"ledger": "d", "stored:web1": how["web1"]}}
+    told = {"saltm1": report(), "saltm2": report(subjects=subjects, astray=how)}
+    shown = status(told, CONFIGURED)["data"]
+    assert [what(line) for line in shown["problems"]] == [
+        "master saltm2 has keys otherwise than decided: web1 (missing, and decided: accepted)"
+    ]
+    assert shown["subjects"]["keys"]["differs"] is True
 
 
 @pytest.mark.parametrize(
@@ -470,10 +683,11 @@ def test_a_master_without_a_report_is_exit_status_1(status, reports):
 def test_a_master_whose_answer_is_none_is_unknown_with_the_reason(status, loaders, said, why):
     shown = status({"saltm1": report(), "saltm2": said}, CONFIGURED)["data"]
     problem = f"master saltm2 (192.0.2.2) is unknown: its answer is none: {why}"
-    assert shown["problems"] == [problem]
+    assert [what(line) for line in shown["problems"]] == [problem]
+    assert shown["masters"]["saltm2"]["reachable"] is None
     assert shown["masters"]["saltm2"]["unknown"] == why
     assert shown["masters"]["saltm1"] == master(ADDRESSES[0])
-    assert f"! {problem}" in loaders.output["multimaster"](shown).splitlines()
+    assert f"! {problem}; " in loaders.output["multimaster"](shown)
 
 
 NOT_SIGNED = "the answer is not signed"
@@ -513,9 +727,31 @@ def test_what_a_master_does_not_prove_is_neither_good_nor_bad(
     forged = {"saltm2": lambda reply: forge(reply, sign)}
     told = {"saltm1": report(), "saltm2": report(pending=9)}
     shown = status(told, CONFIGURED, forged=forged)["data"]
-    assert shown["problems"] == [f"master saltm2 (192.0.2.2) is unknown: its answer is none: {why}"]
+    problem = f"master saltm2 (192.0.2.2) is unknown: its answer is none: {why}"
+    assert [what(line) for line in shown["problems"]] == [problem]
+    # Another key pair is mended on a master that is right; anything else by the formula.
+    remedy = "salt saltm2 state.apply multimaster"
+    if why == NOT_WITH_KEY:
+        remedy += """ pillar='{"multimaster": {"replace_keypair": true}}'"""
+    assert shown["problems"][0].endswith(f": {remedy}")
     assert shown["masters"]["saltm2"]["pending"] is None
     assert shown["masters"]["saltm1"] == master(ADDRESSES[0])
+
+
+def test_a_private_key_that_does_not_fit_the_public_one_is_named(status, other):
+    """It was said that this master does not answer, and has another configuration."""
+    why = "the private key /etc/salt/pki/master/saltm2.pem does not fit the public key beside it"
+
+    def forge(reply):
+        asked = (reply["answer"]["function"], "saltm2")
+        return multimaster_keypair.prove({"error": why}, *asked, "nonce", other.pem)
+
+    told = {"saltm1": report(), "saltm2": report(subjects={"config": {"worker_threads": 9}})}
+    shown = status(told, CONFIGURED, forged={"saltm2": forge})["data"]
+    (problem,) = shown["problems"]
+    assert what(problem).endswith(f"none: {NOT_WITH_KEY}: {why}")
+    assert "replace_keypair" in problem
+    assert not shown["subjects"]["config"]["differs"]
 
 
 def test_a_master_is_heard_though_somebody_was_quicker_in_its_name(bus, loaders):
@@ -539,7 +775,7 @@ def test_what_another_master_is_told_in_the_name_of_a_masters_host_is_not_heard(
     for parts in ({"minions": pack({"saltm2": lists})}, {"unknown": pack({"saltm2": "an error"})}):
         data = status({"saltm1": report() | parts}, CONFIGURED)["data"]
         assert data["minions"]["saltm2"]["configured"] is None
-        assert data["minions"]["saltm2"]["connected"] == dict.fromkeys(IDS, False)
+        assert data["minions"]["saltm2"]["connected"] == {"saltm1": False, "saltm2": None}
         assert data["masters"]["saltm2"]["unknown"] is None
 
 
@@ -550,7 +786,11 @@ def test_a_minion_that_answers_and_has_no_such_module_is_unknown_and_not_away(st
     # It has answered the one that asks.
     assert row["connected"] == {"saltm1": True, "saltm2": None}
     assert row["unknown"] == error
-    assert shown["problems"] == [f"minion web1 is unknown: its answer is none: {error}"]
+    (problem,) = shown["problems"]
+    assert problem == (
+        f"minion web1 is unknown: its answer is none: {error}; without the formula: "
+        "salt web1 state.apply multimaster"
+    )
     lines = loaders.output["multimaster"](shown).splitlines()
     assert ["web1", "yes", "?"] in [line.split() for line in lines]
 
@@ -584,7 +824,7 @@ def test_a_minion_whose_list_is_unknown_is_shown_all_the_same(status):
     data = status({name: report() for name in IDS}, {})["data"]
     assert data["minions"]["web1"]["configured"] is None
     # Nobody has heard of it.
-    assert data["problems"] == ["minion web1 is not connected to saltm1, saltm2"]
+    assert len(data["problems"]) == 1
 
 
 def test_without_a_topology_the_exit_status_is_1(status, loaders, monkeypatch):
@@ -592,7 +832,10 @@ def test_without_a_topology_the_exit_status_is_1(status, loaders, monkeypatch):
     opts = {name: value for name, value in loaders.opts.items() if name != "multimaster"}
     monkeypatch.setitem(status_globals, "__opts__", opts)
     data = status({}, {})["data"]
-    assert data["problems"] == ["this master declares no topology; apply the formula first"]
+    assert data["problems"] == [
+        "this master declares no topology; apply the formula first: "
+        "salt-call state.apply multimaster"
+    ]
     assert data["retcode"] == 1
 
 
@@ -603,7 +846,7 @@ def test_who_is_not_there_is_not_waited_for(status, bus, loaders, monkeypatch):
     monkeypatch.setitem(look, "tables", lambda: {"tcp": TABLE})
     data = status({name: report() for name in IDS}, {})["data"]
     assert bus.last.now < 600
-    assert data["problems"] == ["minion web1 is not connected to saltm1, saltm2"]
+    assert "minion web1 does not answer to saltm1, " in data["problems"][0]
 
 
 def test_who_is_at_work_on_an_answer_is_waited_for(status, bus):
@@ -635,7 +878,7 @@ def test_who_was_never_seen_is_asked_though_a_masters_host_is_dead(status, loade
     monkeypatch.setitem(look, "tables", lambda: {"tcp": TABLE})
     data = status({"saltm1": report()}, CONFIGURED)["data"]
     assert data["minions"]["web1"]["connected"] == dict.fromkeys(IDS, True)
-    assert not [problem for problem in data["problems"] if "web1" in problem]
+    assert not [problem for problem in data["problems"] if problem.startswith("minion web1")]
 
 
 def test_who_was_asked_late_may_be_at_work_on_it(status, bus, loaders, monkeypatch):
@@ -709,6 +952,91 @@ def test_the_job_cache_is_told_whom_the_run_is_about(status, loaders, monkeypatc
     # Salt looks for it, and else through all keys.
     load = salt.loader.returners(loaders.opts, {})["local_cache.get_load"](jid)
     assert (load["fun"], load["Minions"]) == ("runner.multimaster.status", ["saltm1"])
+
+
+# Remedies
+
+TROUBLE = {
+    "unknown": {"unknown": "an error"},
+    "unsigned": {"unknown": NOT_SIGNED},
+    "another key": {"unknown": NOT_WITH_KEY},
+    "silent host, up": {"reported": False},
+    "silent host, unknown": {"reported": False, "reachable": None},
+    "silent host, down": {"reported": False, "reachable": False},
+    "down": {"reachable": False, "running": False},
+    "frozen": {"reachable": False},
+    "pending": {"pending": 2},
+    "keys": {"fingerprint": "0" * 64},
+    "signing": {"signs": True, "signing_fingerprint": "0" * 64},
+    "ledger": {"digest": "0" * 64},
+    "conflicts": {"conflicts": 1},
+    "aside": {"aside": {"web1": "no space"}},
+    "astray": {"astray": {"web1": "missing"}},
+    "unwritable": {"unwritable": "/x: no space left"},
+    "refused": {"refused": {"web1": DENIED, "web 2": DENIED | {"fingerprint": None}}},
+    "proposed": {"proposed": [PROPOSED, PROPOSED | {"origin": "x", "count": 1, "ids": ["a b"]}]},
+}
+MINIONS = {
+    "away": {"configured": None, "connected": {"saltm1": False, "saltm2": None}},
+    "apart": {"connected": {"saltm1": True, "saltm2": False}},
+    "odd": {"configured": None, "unknown": "x", "connected": {"saltm1": True, "saltm2": None}},
+    "no answer": {"silent": ADDRESSES[1:]},
+    "back": {"cutover": {"step": "proving", "back": True, "why": "x", "wanted": ["192.0.2.8"]}},
+    "on its way": {"cutover": {"step": "proving"}},
+    "waiting": {"restarts": {"salt-master": {"since": 1.0, "timeout": 1, "waiting": "x"}}},
+    "elsewhere": {"configured": ["192.0.2.9"]},
+}
+
+
+def assert_can_be_done(line, loaders, host):
+    """Have the commands in a problem parsed as Salt does it; the functions take what they get."""
+    import inspect
+
+    import salt.utils.args
+
+    commands = REMEDY.findall(line)
+    assert commands, line
+    for command in commands:
+        name, *argv = [one for one in shlex.split(command) if one != "--local"]
+        argv = argv[1:] if name == "salt" else argv
+        function, *arguments = [one for one in argv if not one.startswith("--")]
+        found = loaders.runner if name == "salt-run" else host.modules
+        if function.startswith("service."):
+            # Which one it is depends on the platform.
+            assert function.partition(".")[2] in ("start", "restart", "status")
+            continue
+        assert function in found, command
+        args, kwargs = salt.utils.args.parse_input(arguments, condition=False)
+        inspect.signature(found[function].func).bind(*args, **kwargs)
+        # A fingerprint that is a number is none.
+        assert all(isinstance(one, str) for one in args), command
+
+
+@pytest.mark.parametrize("mode", ["hot", "failover"])
+@pytest.mark.parametrize("trouble", [*TROUBLE, *MINIONS])
+def test_each_problem_has_a_remedy_that_can_be_carried_out(
+    full_problems, loaders, loaded_host, trouble, mode
+):
+    topology = healthy()
+    topology.masters["saltm2"] |= TROUBLE.get(trouble, {})
+    topology.minions |= {f"web{n}": topology.minions["web1"] for n in range(30)}
+    for name in topology.minions if trouble in MINIONS else ():
+        topology.minions[name] = topology.minions[name] | MINIONS[trouble]
+    found = full_problems(topology, mode)
+    assert found or (mode, trouble) == ("failover", "apart")
+    for line in found:
+        assert_can_be_done(line, loaders, loaded_host)
+
+
+def test_each_problem_of_a_status_has_one(status, loaders, loaded_host):
+    problem = {"sample": "web1", "problem": "x"}
+    odd = report(stale=["x"], subjects={"config": {"worker_threads": 9}}, offset=99)
+    odd |= {"remotes": {"https://git.example.com": "down"}, "proof": problem}
+    for reports, lists in (({"saltm1": odd, "saltm2": report()}, CONFIGURED), ({}, {})):
+        data = status(reports, lists)["data"]
+        assert data["problems"]
+        for line in data["problems"]:
+            assert_can_be_done(line, loaders, loaded_host)
 
 
 # Drift
@@ -810,7 +1138,9 @@ def test_an_unknown_subject_is_refused(drift):
 def test_a_master_that_does_not_tell_is_no_agreement(drift):
     data, _ = drift({"saltm1": {}})
     assert data["retcode"] == 1
-    assert data["problems"] == ["the host of master saltm2 does not report"]
+    assert data["problems"] == [
+        "the host of master saltm2 does not report; see salt-run multimaster.status"
+    ]
 
 
 # The sample
@@ -931,7 +1261,7 @@ def test_only_a_declared_sample_is_one(sampled, mode):
     assert data["notes"] == ["minion 0 is no sample: there are no grains of it"]
     # In failover mode another master may have them.
     expected = ["no minion can be the sample: what masters would give it is not compared"]
-    assert data["problems"] == expected * (mode == "hot")
+    assert [what(line) for line in data["problems"]] == expected * (mode == "hot")
 
 
 # Metrics
@@ -1120,6 +1450,46 @@ def test_keys_shows_where_masters_differ(on_masters, loaders, here, there, diffe
     assert line.startswith("! web1") == differs
 
 
+def test_keys_shows_what_was_denied_beside_the_key_that_is_in_use(on_masters, loaders):
+    good = states(web1=("accepted", "a"))
+    there = {"web1": good["web1"] | {"denied": ["b" * 64]}}
+    data = on_masters("keys", answers={"saltm1": good, "saltm2": there})[0]["data"]
+    assert data["keys"]["web1"]["denied"] == {"saltm2": ["b" * 64]}
+    assert (data["keys"]["web1"]["differs"], data["retcode"]) == (False, 0)
+    lines = loaders.output["multimaster"](data).splitlines()
+    assert lines[2] == f"web1: denied on saltm2 {'b' * 16}"
+
+
+def test_a_denied_key_is_deleted_on_all_masters_that_have_it_and_no_other_is(on_masters):
+    """It was refused on a master that does not have it, and what is deleted with it was good."""
+    cleared = {"changed": True, "found": "a" * 64, "was": "minions_denied"}
+    answers = {"saltm1": "fingerprint of web1: got 'bb'; this master has aa", "saltm2": cleared}
+    done, asked = on_masters("delete", "web1", "b" * 16, answers=answers)
+    unknown = {"saltm1": answers["saltm1"]}
+    found = {"changed": True, "was": "minions_denied"}
+    assert done == found | {"cleared": ["saltm2"], "unknown": unknown}
+    assert [(hosts, args[0]) for hosts, _, args in asked] == [
+        (["saltm1"], "delete"),
+        (list(IDS), "clear"),
+    ]
+
+
+def test_what_no_master_has_denied_is_refused_with_what_this_one_has(on_masters):
+    from salt.exceptions import CommandExecutionError
+
+    nothing = {"changed": False, "found": "a" * 64}
+    answers = {"saltm1": "fingerprint of web1: got 'bb'; this master has aa", "saltm2": nothing}
+    with pytest.raises(CommandExecutionError, match="this master has aa"):
+        on_masters("delete", "web1", "b" * 16, answers=answers)
+
+
+def test_a_key_in_use_is_deleted_by_one_decision(on_masters):
+    gone = {"changed": True, "found": "a" * 64, "was": "minions"}
+    done, asked = on_masters("delete", "web1", "a" * 16, answers={"saltm1": gone}, test=True)
+    assert done == gone
+    assert asked == [(["saltm1"], "key_decide", ["delete", "web1", "a" * 16, True])]
+
+
 def test_keys_of_a_master_that_does_not_answer_are_unknown(on_masters, loaders):
     shown, _ = on_masters("keys", answers={"saltm1": states(web1=("accepted", "a"))})
     assert shown["data"]["keys"]["web1"]["masters"] == {"saltm1": "accepted", "saltm2": "unknown"}
@@ -1170,6 +1540,14 @@ def test_resolve_refuses_a_key_that_nobody_has(on_masters, fingerprint):
     answers = {"saltm1": states(web1=("accepted", "a")), "saltm2": states(web1=("accepted", "b"))}
     with pytest.raises(CommandExecutionError, match=r"supported: a{64}, b{64}"):
         on_masters("resolve", "web1", fingerprint, answers=answers)
+
+
+def test_resolve_says_of_which_masters_nothing_is_known(on_masters):
+    from salt.exceptions import CommandExecutionError
+
+    answers = {"saltm1": states(web1=("accepted", "a"))}
+    with pytest.raises(CommandExecutionError, match=r"a{64}; not known of saltm2 .does not answer"):
+        on_masters("resolve", "web1", "b" * 16, answers=answers)
 
 
 def of_keys(keys, digest="d", proposed=()):
@@ -1275,7 +1653,8 @@ def told_of(*answering):
 def test_who_answers_to_no_master_at_all_is_down(on_masters, loaders):
     answers = {"saltm1": told_of("saltm1"), "saltm2": told_of("web1")}
     shown, asked = on_masters("down", answers=answers)
-    assert [(name, args) for _, name, args in asked] == [("report", [5])]
+    # All of its minions, and not only the one on its host.
+    assert [(name, args) for _, name, args in asked] == [("report", [5, "*"])]
     assert shown["data"] == {"down": ["web2"], "not_known": [], "unknown": {}, "retcode": 1}
     assert loaders.output["multimaster"](shown["data"]) == "web2"
     answers["saltm1"]["answering"].append("web2")
@@ -1391,6 +1770,12 @@ FULL = report() | {
     "minions": {"web1": LISTS},
     "unknown": {"web2": "an error"},
 }
+FULL["master"] |= {
+    "astray": {"web1": "missing, and decided: accepted", "...": "4 more"},
+    "refused": {"web1": DENIED},
+    "unwritable": "/pki: no space left",
+    "aside": {"web1": "no space"},
+}
 FULL["subjects"] = {**FULL["subjects"], "config": "0", "keys": "1"}
 PACKED = ("details", "minions", "unknown")
 unhurried = settings(
@@ -1419,6 +1804,7 @@ def printed(loaders, shown):
 @given(report_=spoilt(FULL), lists=spoilt(LISTS))
 @example(report_={}, lists={})
 @example(report_=FULL, lists=LISTS)
+@example(report_={**FULL, "master": {**FULL["master"], "astray": {"...": " "}}}, lists=LISTS)
 def test_whatever_one_says_the_others_are_shown(loaders, bus, report_, lists):
     answers = {("multimaster_drift.report", "saltm1"): report()}
     answers["multimaster_drift.report", "saltm2"] = packed(loaders, report_)
