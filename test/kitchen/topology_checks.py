@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import subprocess
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,16 @@ class Topology:
     def ids(self) -> set[str]:
         """Every minion id: masters are minions too."""
         return {*self.masters, *self.minions}
+
+
+def not_running(containers: Iterable[str]) -> list[str]:
+    """Return those of some containers that do not run, or are not there at all.
+
+    To ask one that is not there, testinfra would try the commands of one system after the other.
+    """
+    argv = ["docker", "ps", "--format", "{{.Names}}"]
+    running = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
+    return [container for container in containers if container not in running]
 
 
 def check_unit(host: Host, unit: str) -> None:
