@@ -1,4 +1,4 @@
-"""What Test Kitchen is run with: the scripts around it, over a made-up Docker and a made-up Kitchen.
+"""The scripts that Test Kitchen is run with, over a made-up Docker and a made-up Kitchen.
 
 Each is a program that writes down its arguments; what it says and how it ends is up to the test.
 """
@@ -65,8 +65,7 @@ class TestRun:
         def run(fails="nothing", **environment):
             kitchen = program(
                 "kitchen",
-                'case "$*" in "list --bare") printf "one\\ntwo\\n";; '
-                f'"{fails}") exit 20;; esac',
+                f'case "$*" in "list --bare") printf "one\\ntwo\\n";; "{fails}") exit 20;; esac',
             )
             return call(checkout, "run", KITCHEN=str(kitchen), KITCHEN_IMAGE="x", **environment)
 
