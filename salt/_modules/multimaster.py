@@ -1194,6 +1194,8 @@ def make_minion_keypair(service="salt-minion", config_dir=None, test=False):
         # Salt does not let init wait for the end of this service.
         daemon.wait()
         _make_minion_keypair(opts)
+        # It starts with the masters that are declared, and was with none that it could go back to.
+        __utils__["multimaster_cutover.forget"](_journal(opts))
     finally:
         __salt__["service.start"](service)
     return True

@@ -536,6 +536,16 @@ class TestMinionKeypair:
         assert minion_daemon == [("stop", "salt-minion", False), ("start", "salt-minion", True)]
 
     @pytest.mark.usefixtures("minion_daemon")
+    def test_with_it_a_minion_starts_at_its_new_masters_and_nothing_is_left_to_prove(
+        self, host, state
+    ):
+        state("minion_config")
+        journal = host.root / "var/cache/salt/minion/multimaster/cutover.json"
+        assert journal.exists()
+        state("minion_keypair")
+        assert not journal.exists()
+
+    @pytest.mark.usefixtures("minion_daemon")
     def test_is_not_made_beside_a_daemon_that_init_does_not_stop(self, host, state, monkeypatch):
         monkeypatch.setitem(host.modules._dict, "service.stop", lambda service: False)
         before = host.files()
