@@ -49,6 +49,25 @@ def not_running(containers: Iterable[str]) -> list[str]:
     return [container for container in containers if container not in running]
 
 
+def check_everything(hosts: Mapping[str, Host], topology: Topology) -> None:
+    """Every check below, on every host that it is for."""
+    masters = {name: hosts[name] for name in topology.masters}
+    check_same_key(masters)
+    for name, master in masters.items():
+        check_unit(master, "salt-master")
+        check_listening(master, topology.masters[name])
+        check_key_files(master, name)
+        check_everyone_answers(master, topology)
+        check_no_key_waits(master, topology)
+    for host in hosts.values():
+        check_unit(host, "salt-minion")
+        check_masters_of_minion(host, topology)
+        check_minion_trusts(host, masters)
+        check_private_keys_only_in_pki(host)
+    for name in topology.minions:
+        check_holds_no_master_key(hosts[name])
+
+
 def check_unit(host: Host, unit: str) -> None:
     """The unit runs and starts with the system."""
     service = host.service(unit)
