@@ -220,7 +220,7 @@ def _json(host: Host, command: str) -> dict[str, Any]:
 
 
 def _eventually(observe: Callable[[], Any], expected: Any, what: str) -> None:
-    """Wait until ``observe`` returns what is expected; fail with what it returned last."""
+    """Wait until ``observe`` returns what is expected, for as long as that changes."""
     seen: list[Any] = []
 
     def met() -> bool:
@@ -228,6 +228,6 @@ def _eventually(observe: Callable[[], Any], expected: Any, what: str) -> None:
         return bool(seen[0] == expected)
 
     try:
-        until(met, PATIENCE, what, interval=1)
+        until(met, PATIENCE, what, interval=1, seen=lambda: seen[0])
     except LabError as err:
-        raise AssertionError(f"{err}\nexpected: {expected}\nlast seen: {seen[0]}") from None
+        raise AssertionError(f"{err}\nexpected: {expected}") from None
