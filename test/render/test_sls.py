@@ -104,7 +104,8 @@ class TestRoles:
         states = compiled(topology, family, node)
         # The program that asks them is started by this state.
         assert "multimaster-minion-keypair" in states.required("multimaster-minion-restart")
-        assert states.get("multimaster-minion-keypair")["name"] == "salt-minion"
+        service = states.get("multimaster-minion-service")["name"]
+        assert states.get("multimaster-minion-keypair")["name"] == service
 
     @every_role
     def test_nothing_that_may_be_refused_leaves_a_minion_stopped(
