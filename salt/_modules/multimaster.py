@@ -1383,6 +1383,69 @@ def prepare_cut_over(drop_in, options, masters, timeout, config_dir=None):
     return True
 
 
+def make_minion_keypair(service="salt-minion", config_dir=None, test=False):
+    """
+    Make this minion's key pair if it has none, as its daemon does before it meets a master.
+
+    service
+        The minion's.  Its daemon would make another pair at the same time: it is stopped meanwhile.
+    test
+        Only tell.
+
+    Returns whether there was none.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local multimaster.make_minion_keypair test=True
+    """
+    opts = _effective("minion", config_dir or _config_dir())
+    pki = pathlib.Path(opts["pki_dir"])
+    there = [name for name in ("minion.pem", "minion.pub") if os.path.lexists(pki / name)]
+    if len(there) == 2:
+        return False
+    if there:
+        raise CommandExecutionError(
+            f"{pki} has {there[0]} without its other half: put that back, or remove this one, too"
+        )
+    daemon = _daemon(opts["pidfile"])
+    if daemon in [psutil.Process(), *psutil.Process().parents()]:
+        raise CommandExecutionError(f"the minion that runs this has lost its key pair in {pki}")
+    if test:
+        return True
+    if daemon is None:
+        _make_minion_keypair(opts)
+        return True
+    if not __salt__["service.stop"](service):
+        raise CommandExecutionError(f"cannot stop {service}, which may be making a key pair")
+    try:
+        # Salt does not let init wait for the end of this service.
+        daemon.wait()
+        _make_minion_keypair(opts)
+        # It starts with the masters that are declared, and was with none that it could go back to.
+        __utils__["multimaster_cutover.forget"](_journal(opts))
+    finally:
+        __salt__["service.start"](service)
+    return True
+
+
+def _make_minion_keypair(opts):
+    try:
+        salt.utils.verify.verify_env(
+            [opts["pki_dir"]],
+            opts["user"],
+            permissive=opts["permissive_pki_access"],
+            root_dir=opts["root_dir"],
+            pki_dir=opts["pki_dir"],
+        )
+        # Salt tells minions apart by their masters, too; there is none yet.
+        salt.crypt.SAuth({**opts, "master_uri": ""}).get_keys()
+    # As Salt ends a program whose directory cannot be made.
+    except (OSError, SaltException, SystemExit) as err:
+        raise CommandExecutionError(f"no key pair in {opts['pki_dir']}: {err}") from err
+
+
 def _engine_option(options, name):
     """Return what a minion's drop-in gives the formula's engine."""
     for one in options.get("engines", ()):

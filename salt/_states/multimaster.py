@@ -103,6 +103,29 @@ def minion_config(name, declaration, config_dir):
     return ret
 
 
+def minion_keypair(name, config_dir):
+    """
+    Make this minion's key pair if it has none: masters are about to be asked in its name.
+
+    name
+        The minion's service, which is stopped meanwhile.
+    config_dir
+        Directory of the minion's configuration.
+    """
+    ret = _ret(name)
+    try:
+        if not __salt__["multimaster.make_minion_keypair"](name, config_dir, test=__opts__["test"]):
+            ret["comment"] = "The minion has its key pair"
+            return ret
+    except (CommandExecutionError, OSError) as err:
+        return _failed(ret, str(err))
+    ret["changes"] = {"minion's key pair": "made"}
+    ret["comment"] = "The minion's key pair was made"
+    if __opts__["test"]:
+        ret.update(result=None, comment="The minion's key pair would be made")
+    return ret
+
+
 def master_config(name, declaration, config_dir, extension_dir):
     """
     Write the master's drop-in: what is equal on all masters, and this master's id.

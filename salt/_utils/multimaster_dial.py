@@ -97,7 +97,7 @@ def _sign_in(opts: Mapping[str, Any], address: str, timeout: float) -> str:
     except (OSError, SaltClientError):
         # Nobody listens, there is no way, or no such name.
         return cutover.REFUSED
-    if not all(os.path.isfile(f"{mine['pki_dir']}/minion.{suffix}") for suffix in ("pem", "pub")):
+    if not _has_pair(mine):
         return cutover.SILENT
     request = salt.crypt.SAuth(mine).minion_sign_in_payload()
     channel = salt.channel.client.ReqChannel.factory(mine, crypt="clear")
@@ -177,7 +177,14 @@ def forget(kept: list[Any]) -> None:
 def _channel(opts: Mapping[str, Any], address: str, timeout: float, **kwargs: Any) -> Any:
     import salt.channel.client
 
+    if kwargs.get("crypt") != "clear" and not _has_pair(opts):
+        raise FileNotFoundError("the minion has no key pair")
     return salt.channel.client.ReqChannel.factory(_mine(opts, address, timeout), **kwargs)
+
+
+def _has_pair(opts: Mapping[str, Any]) -> bool:
+    """Tell whether the minion has a key pair: without one Salt would make it, as the daemon may."""
+    return all(os.path.isfile(f"{opts['pki_dir']}/minion.{suffix}") for suffix in ("pem", "pub"))
 
 
 def _mine(opts: Mapping[str, Any], address: str, timeout: float) -> dict[str, Any]:

@@ -21,12 +21,20 @@ multimaster-minion-config:
       - multimaster: multimaster-declaration
       - multimaster: multimaster-minion-signing
 
+# A fresh one has none until it meets a master; its new masters are asked before that.
+multimaster-minion-keypair:
+  multimaster.minion_keypair:
+    - name: {{ minion.service | json }}
+    - config_dir: {{ config_dir | json }}
+    - require:
+      - multimaster: multimaster-minion-config
+
 multimaster-minion-service:
   service.running:
     - name: {{ minion.service | json }}
     - enable: true
     - require:
-      - multimaster: multimaster-minion-config
+      - multimaster: multimaster-minion-keypair
 
 # Last, since it ends this minion's process; detached, so that the job's return is sent first.
 multimaster-minion-restart:

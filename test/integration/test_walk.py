@@ -63,21 +63,7 @@ def test_the_topology_is_right_from_outside(lab: Laboratory) -> None:
     }
     declared = {master["id"]: master["address"] for master in lab.masters(3)}
     topology = checks.Topology(declared, tuple(sorted(lab.ids - set(declared))))
-    masters = {name: hosts[name] for name in declared}
-    checks.check_same_key(masters)
-    for name, master in masters.items():
-        checks.check_unit(master, "salt-master")
-        checks.check_listening(master, declared[name])
-        checks.check_key_files(master, name)
-        checks.check_everyone_answers(master, topology)
-        checks.check_no_key_waits(master, topology)
-    for host in hosts.values():
-        checks.check_unit(host, "salt-minion")
-        checks.check_masters_of_minion(host, topology)
-        checks.check_minion_trusts(host, masters)
-        checks.check_private_keys_only_in_pki(host)
-    for name in topology.minions:
-        checks.check_holds_no_master_key(hosts[name])
+    checks.check_everything(hosts, topology)
 
 
 def test_a_second_apply_changes_nothing_on_any_node(lab: Laboratory) -> None:

@@ -31,8 +31,16 @@ def topology(declared: dict) -> Topology:
 
 @pytest.fixture(scope="session")
 def masters(declared: dict) -> dict[str, Host]:
-    """All masters, by id, whichever instance is being verified."""
+    """All masters, by id, whichever instance is being verified; every host has to be there."""
     containers = declared["containers"]
+    hosts = [*declared["masters"], *declared["minions"]]
+    if missing := checks.not_running(f"{containers}-{host}" for host in hosts):
+        pytest.exit(
+            f"not running: {', '.join(missing)}. The checks need all hosts at once, which"
+            " `kitchen test` never has: run `make kitchen`, or `kitchen create`,"
+            " `kitchen converge` and `kitchen verify`, each for all instances",
+            returncode=1,
+        )
     return {
         master: testinfra.get_host(f"docker://{containers}-{master}")
         for master in declared["masters"]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import subprocess
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,35 @@ class Topology:
     def ids(self) -> set[str]:
         """Every minion id: masters are minions too."""
         return {*self.masters, *self.minions}
+
+
+def not_running(containers: Iterable[str]) -> list[str]:
+    """Return those of some containers that do not run, or are not there at all.
+
+    To ask one that is not there, testinfra would try the commands of one system after the other.
+    """
+    argv = ["docker", "ps", "--format", "{{.Names}}"]
+    running = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
+    return [container for container in containers if container not in running]
+
+
+def check_everything(hosts: Mapping[str, Host], topology: Topology) -> None:
+    """Every check below, on every host that it is for."""
+    masters = {name: hosts[name] for name in topology.masters}
+    check_same_key(masters)
+    for name, master in masters.items():
+        check_unit(master, "salt-master")
+        check_listening(master, topology.masters[name])
+        check_key_files(master, name)
+        check_everyone_answers(master, topology)
+        check_no_key_waits(master, topology)
+    for host in hosts.values():
+        check_unit(host, "salt-minion")
+        check_masters_of_minion(host, topology)
+        check_minion_trusts(host, masters)
+        check_private_keys_only_in_pki(host)
+    for name in topology.minions:
+        check_holds_no_master_key(hosts[name])
 
 
 def check_unit(host: Host, unit: str) -> None:
@@ -190,7 +220,7 @@ def _json(host: Host, command: str) -> dict[str, Any]:
 
 
 def _eventually(observe: Callable[[], Any], expected: Any, what: str) -> None:
-    """Wait until ``observe`` returns what is expected; fail with what it returned last."""
+    """Wait until ``observe`` returns what is expected, for as long as that changes."""
     seen: list[Any] = []
 
     def met() -> bool:
@@ -198,6 +228,6 @@ def _eventually(observe: Callable[[], Any], expected: Any, what: str) -> None:
         return bool(seen[0] == expected)
 
     try:
-        until(met, PATIENCE, what, interval=1)
+        until(met, PATIENCE, what, interval=1, seen=lambda: seen[0])
     except LabError as err:
-        raise AssertionError(f"{err}\nexpected: {expected}\nlast seen: {seen[0]}") from None
+        raise AssertionError(f"{err}\nexpected: {expected}") from None

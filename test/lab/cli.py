@@ -43,6 +43,7 @@ def up(
     say: Any = print,
     initial_master: Mapping[str, Any] | None = None,
     slow: Fraction | None = None,
+    fresh: bool = False,
 ) -> Lab:
     """
     Make a laboratory: one running master, everything else its minions, our trees served.
@@ -57,6 +58,8 @@ def up(
         Options of the one master that there is before the formula.
     slow
         The share of the full speed that every host has from its start; by default ``LAB_SLOW``.
+    fresh
+        Only the hosts, with nothing of Salt running; of docker hosts.
 
     Raises :class:`LabError`; what was started by then is removed by ``lab down``.
     """
@@ -78,7 +81,7 @@ def up(
     trees = trees_of(directory, initial_master or {})
     declare(lab, trees, pillar or {})
     started = time.monotonic()
-    for line in engine.up(lab, trees):
+    for line in engine.boot(lab, trees) if fresh else engine.up(lab, trees):
         say(f"[{time.monotonic() - started:5.1f} s] {line}")
     return lab
 

@@ -110,6 +110,20 @@ class DockerDriver:
 
     def up(self, lab: Lab, trees: Trees) -> Iterator[str]:
         """Build the image where needed, then create, start and join every host."""
+        yield from self.boot(lab, trees)
+        first = lab.masters[0]
+        yield f"installing salt-master on {first.id}"
+        self._install_master(lab, first)
+        yield "starting the minions"
+        argv = ["systemctl", "enable", "--now", "--no-block", "salt-minion.service"]
+        _each(lambda host: self._must(lab, host, argv), lab.hosts)
+        yield "accepting the minions' keys"
+        self._accept(lab, first)
+        yield "waiting for every minion's answer"
+        self._wait_for_answers(lab, first, int(trees.initial_master.get("publish_port", 4505)))
+
+    def boot(self, lab: Lab, trees: Trees) -> Iterator[str]:
+        """Create and start every host; nothing of Salt runs, and no minion has a key pair."""
         _require_engine()
         if _containers(lab):
             raise LabError(f"the laboratory in {lab.directory} is up already; see: lab down")
@@ -123,17 +137,6 @@ class DockerDriver:
         cgroup = _docker("info", "--format", "{{.CgroupVersion}}").stdout.strip()
         _each(lambda host: self._start(lab, host, trees, cgroup), lab.hosts)
         _each(lambda host: self._wait_for_boot(lab, host), lab.hosts)
-
-        first = lab.masters[0]
-        yield f"installing salt-master on {first.id}"
-        self._install_master(lab, first)
-        yield "starting the minions"
-        argv = ["systemctl", "enable", "--now", "--no-block", "salt-minion.service"]
-        _each(lambda host: self._must(lab, host, argv), lab.hosts)
-        yield "accepting the minions' keys"
-        self._accept(lab, first)
-        yield "waiting for every minion's answer"
-        self._wait_for_answers(lab, first, int(trees.initial_master.get("publish_port", 4505)))
 
     def exec(
         self, lab: Lab, host: Host, argv: Sequence[str], **kwargs: Any

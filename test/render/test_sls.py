@@ -75,6 +75,7 @@ class TestRoles:
             "multimaster-declaration",
             "multimaster-minion-signing",
             "multimaster-minion-config",
+            "multimaster-minion-keypair",
             "multimaster-minion-service",
             "multimaster-minion-restart",
         ]
@@ -95,6 +96,24 @@ class TestRoles:
         states = compiled(topology, family, node)
         assert "multimaster-minion-config" in states.required("multimaster-minion-service")
         assert "multimaster-minion-config" in states.required("multimaster-minion-restart")
+
+    @every_role
+    def test_masters_are_asked_for_a_minion_only_once_it_has_its_key_pair(
+        self, compiled, topology, family, node
+    ):
+        states = compiled(topology, family, node)
+        # The program that asks them is started by this state.
+        assert "multimaster-minion-keypair" in states.required("multimaster-minion-restart")
+        service = states.get("multimaster-minion-service")["name"]
+        assert states.get("multimaster-minion-keypair")["name"] == service
+
+    @every_role
+    def test_nothing_that_may_be_refused_leaves_a_minion_stopped(
+        self, compiled, topology, family, node
+    ):
+        # The key pair is made while the daemon is stopped.
+        states = compiled(topology, family, node)
+        assert "multimaster-minion-config" in states.required("multimaster-minion-keypair")
 
     @every_role
     def test_states_get_the_whole_declaration(self, compiled, topology, family, node):

@@ -205,3 +205,24 @@ def test_an_event_goes_to_each_master_once_and_to_all_at_the_same_time(monkeypat
 def test_the_masters_that_answer_are_told_in_the_order_given(monkeypatch, late):
     Masters(monkeypatch, m3=["base"], m1=late, m2=["base"])
     assert dial.answering({}, ["m3", "m1", "m2"], 5) == ["m3", "m2"]
+
+
+@pytest.mark.parametrize("there", [[], ["minion.pem"], ["minion.pub"]], ids=["none", "pem", "pub"])
+@pytest.mark.parametrize("way", ["ask", "ask_afresh", "tell", "classify", "lets_in"])
+def test_nobody_is_asked_for_a_minion_without_a_key_pair_and_none_is_made(
+    tmp_path, monkeypatch, minion_keys, way, there
+):
+    import salt.channel.client
+    import salt.config
+
+    for name in there:
+        (tmp_path / name).write_text(getattr(minion_keys["web1"], name.removeprefix("minion.")))
+    opts = dict(salt.config.DEFAULT_MINION_OPTS)
+    opts |= {"id": "web1", "pki_dir": str(tmp_path), "grains": {}, "__role": "minion"}
+    opts |= {"keys.cache_driver": "localfs_key", "cachedir": str(tmp_path / "cache")}
+    monkeypatch.setattr(dial.socket, "create_connection", lambda *_: Mock())
+    # Salt's channel makes a pair before it sends anything.
+    monkeypatch.setattr(salt.channel.client.AsyncReqChannel, "send", Mock(side_effect=OSError))
+    more = ("tag", {}) if way == "tell" else ()
+    assert getattr(dial, way)(opts, "127.0.0.1", 0.1, *more) in (False, "silent")
+    assert sorted(path.name for path in tmp_path.iterdir()) == there

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
 from typing import Any
 
 import pytest
@@ -86,6 +87,7 @@ def state(host, request):
             "signing": {"name": "multimaster", **derived, "declaration": SIGNING},
             "signing_pub": {"name": "multimaster", "config_dir": config_dir},
             "keys_seeded": {"name": "multimaster", **derived},
+            "minion_keypair": {"name": "salt-minion", "config_dir": config_dir},
             "current": {"name": "salt-minion", "files": [minion], "config_dir": config_dir},
             "restarted": {"name": "salt-minion", "config_dir": config_dir},
             "withdrawn": {"name": "salt-minion", "config_dir": config_dir},
@@ -471,3 +473,108 @@ def test_whether_a_minion_verifies_is_not_changed_by_an_apply(host, state, decla
     assert state("minion_config", declaration=declaration).result is True
     opts = salt.config.minion_config(str(host.config_dir / "minion"), cache_minion_id=False)
     assert opts["verify_master_pubkey_sign"] is before
+
+
+# A minion's own key pair
+
+
+@pytest.fixture
+def minion_daemon(host, monkeypatch):
+    """A process that seems to be the minion's daemon, and what init is told of it."""
+    process = subprocess.Popen(["sleep", "infinity"])
+    host.write("var/run/salt-minion.pid", str(process.pid))
+    pem = host.root / "etc/salt/pki/minion/minion.pem"
+    told = []
+
+    def stop(service):
+        told.append(("stop", service, pem.exists()))
+        process.terminate()
+        process.wait()
+        return True
+
+    def start(service):
+        told.append(("start", service, pem.exists()))
+        return True
+
+    # Has the loader look for them, so that it does not replace ours.
+    host.modules.get("service.status")
+    monkeypatch.setitem(host.modules._dict, "service.stop", stop)
+    monkeypatch.setitem(host.modules._dict, "service.start", start)
+    yield told
+    process.kill()
+    process.wait()
+
+
+class TestMinionKeypair:
+    @pytest.fixture(autouse=True)
+    def pki(self, host):
+        self.pki = host.root / "etc/salt/pki/minion"
+
+    def test_is_made_once_and_in_salts_way(self, host, state):
+        import salt.crypt
+
+        before = host.files()
+        would = state("minion_keypair", test=True)
+        assert (would.result, host.files()) == (None, before)
+        did = state("minion_keypair")
+        assert (did.result, did.changes) == (True, would.changes)
+        opts = {**host.modules.pack["__opts__"], "master_uri": ""}
+        made = {path.name: path.read_bytes() for path in self.pki.iterdir()}
+        assert set(made) == {"minion.pem", "minion.pub"}
+        assert salt.crypt.SAuth(opts).get_keys()
+        assert stat.S_IMODE((self.pki / "minion.pem").stat().st_mode) == 0o400
+        assert stat.S_IMODE(self.pki.stat().st_mode) == 0o700
+        for test in (True, False):
+            again = state("minion_keypair", test=test)
+            assert (again.result, again.changes) == (True, {})
+        assert {path.name: path.read_bytes() for path in self.pki.iterdir()} == made
+
+    def test_is_made_while_nobody_else_may(self, state, minion_daemon):
+        assert state("minion_keypair", test=True).result is None
+        assert minion_daemon == []
+        assert state("minion_keypair").result is True
+        assert minion_daemon == [("stop", "salt-minion", False), ("start", "salt-minion", True)]
+
+    @pytest.mark.usefixtures("minion_daemon")
+    def test_with_it_a_minion_starts_at_its_new_masters_and_nothing_is_left_to_prove(
+        self, host, state
+    ):
+        state("minion_config")
+        journal = host.root / "var/cache/salt/minion/multimaster/cutover.json"
+        assert journal.exists()
+        state("minion_keypair")
+        assert not journal.exists()
+
+    @pytest.mark.usefixtures("minion_daemon")
+    def test_is_not_made_beside_a_daemon_that_init_does_not_stop(self, host, state, monkeypatch):
+        monkeypatch.setitem(host.modules._dict, "service.stop", lambda service: False)
+        before = host.files()
+        failed = state("minion_keypair")
+        assert (failed.result, failed.changes) == (False, {})
+        assert "cannot stop salt-minion" in failed.comment
+        assert host.files() == before
+
+    def test_that_cannot_be_made_leaves_no_daemon_stopped(self, host, state, minion_daemon):
+        host.write("etc/salt/pki", "a file")
+        failed = state("minion_keypair")
+        assert (failed.result, failed.changes) == (False, {})
+        assert [what for what, *_ in minion_daemon] == ["stop", "start"]
+
+    @pytest.mark.parametrize("test", [False, True], ids=["", "test"])
+    @pytest.mark.parametrize("name", ["minion.pem", "minion.pub"])
+    def test_of_which_a_half_is_lost_is_nobodys_to_guess(self, host, state, name, test):
+        host.write(f"etc/salt/pki/minion/{name}", "its other half")
+        before = host.files()
+        failed = state("minion_keypair", test=test)
+        assert (failed.result, failed.changes) == (False, {})
+        assert f"has {name} without its other half" in failed.comment
+        assert host.files() == before
+
+    @pytest.mark.parametrize("test", [False, True], ids=["", "test"])
+    def test_is_not_made_anew_by_a_job_of_the_minion_itself(self, host, state, test):
+        # Whoever gave it the job knows it by a key.
+        host.write("var/run/salt-minion.pid", str(os.getpid()))
+        failed = state("minion_keypair", test=test)
+        assert (failed.result, failed.changes) == (False, {})
+        assert "has lost its key pair" in failed.comment
+        assert not self.pki.exists()
