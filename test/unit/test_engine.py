@@ -1414,7 +1414,7 @@ def test_somebody_may_ask_to_look_at_everything_again(master, minion_keys):
     assert not os.path.exists(master.engine.demand)
 
 
-def test_a_tag_that_is_no_text_costs_nobody_a_turn(master, monkeypatch):
+def test_a_tag_that_is_no_text_costs_nobody_a_turn(master, monkeypatch, clock):
     def odd(wait, full):
         if odd.left:
             odd.left -= 1
