@@ -20,6 +20,8 @@ import yaml
 from lab.decisions import MASTERS, decide, state, until_all_say
 from lab.laboratory import Laboratory, applied
 
+pytestmark = pytest.mark.long
+
 NET = "127.0.99"
 WEBS = ("web1", "web2", "web3")
 FAILOVER = {"mode": "failover", "failover": {"master_alive_interval": 1}}

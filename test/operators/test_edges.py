@@ -45,7 +45,12 @@ def preflight(lab: Laboratory) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("role", "config"), [("master", PORTS), ("minion", DIALLED), ("master", {"transport": "tcp"})]
+    ("role", "config"),
+    [
+        ("master", PORTS),
+        pytest.param("minion", DIALLED, marks=pytest.mark.long),
+        pytest.param("master", {"transport": "tcp"}, marks=pytest.mark.long),
+    ],
 )
 def test_what_is_declared_for_one_role_changes_nothing(
     lab: Laboratory, role: str, config: dict[str, Any]
@@ -79,6 +84,7 @@ def test_a_port_in_a_main_file_is_refused_and_named(
     lab.until_connected()
 
 
+@pytest.mark.long
 def test_what_a_main_file_turns_on_is_off_in_hot_mode_and_named(lab: Laboratory) -> None:
     there = {"master_alive_interval": 5, "return_retry_tries": 9, "rejected_retry": False}
     before = amend(lab, "web1", "minion", **there)
@@ -139,6 +145,7 @@ def test_ports_change_in_the_documented_order(tmp_path: Path) -> None:
         lab.until_connected()
 
 
+@pytest.mark.long
 def test_an_ipv6_master_beside_ipv4_ones(tmp_path: Path) -> None:
     """The loopback interface has one IPv6 address, so that one master of three has it."""
     with laboratory(tmp_path / "lab", "process", masters=3, minions=1, net="127.0.119") as lab:
@@ -155,6 +162,7 @@ def test_an_ipv6_master_beside_ipv4_ones(tmp_path: Path) -> None:
         lab.until_connected()
 
 
+@pytest.mark.long
 def test_a_fourth_master_is_deployed_though_pillars_are_cached(tmp_path: Path) -> None:
     """It was said to be in place already: the declaration came out of the cache."""
     cached = {"pillar_cache": True}

@@ -131,7 +131,7 @@ def test_a_minion_that_is_gone_is_cleaned_up_everywhere_at_once(lab: Laboratory)
 
 @pytest.mark.parametrize(
     "count",
-    [1, 10, 500, pytest.param(20_000, marks=pytest.mark.long)],
+    [10, *(pytest.param(many, marks=pytest.mark.long) for many in (1, 500, 20_000))],
 )
 def test_what_is_deleted_in_bulk_stays_deleted_and_goes_elsewhere_when_confirmed(
     lab: Laboratory, count: int
@@ -157,6 +157,7 @@ def test_what_is_deleted_in_bulk_stays_deleted_and_goes_elsewhere_when_confirmed
     until_proposed(lab, "*", 0)
 
 
+@pytest.mark.long
 def test_what_is_deleted_and_accepted_again_stays_accepted(lab: Laboratory) -> None:
     """Of 500 deleted and accepted again, 40 were not accepted two minutes later."""
     bulk(lab, "again-", 500)
@@ -170,6 +171,7 @@ def test_what_is_deleted_and_accepted_again_stays_accepted(lab: Laboratory) -> N
     clear(lab, "again-", 500)
 
 
+@pytest.mark.long
 def test_an_engine_that_is_killed_amid_a_bulk_deletion_undoes_nothing(lab: Laboratory) -> None:
     bulk(lab, "killed-", 500)
     engine(lab, "saltm2").kill()
@@ -180,6 +182,7 @@ def test_an_engine_that_is_killed_amid_a_bulk_deletion_undoes_nothing(lab: Labor
     until_accepted(lab, "killed-", dict.fromkeys(MASTERS, 0))
 
 
+@pytest.mark.long
 def test_a_bulk_rejection_is_taken_back_everywhere(lab: Laboratory) -> None:
     bulk(lab, "refused-", 20)
     lab.run("saltm2", "salt-key", "--yes", "--include-accepted", "--reject=refused-*")
@@ -237,6 +240,7 @@ def test_the_masters_hosts_come_back_when_somebody_deletes_them(lab: Laboratory)
     until_proposed(lab, "*", 0)
 
 
+@pytest.mark.long
 def test_a_master_that_lost_ledger_and_keys_finds_the_others_again(lab: Laboratory) -> None:
     host = lab.host("saltm2")
     with lab.stopped("saltm2", "salt-master"):
@@ -249,6 +253,7 @@ def test_a_master_that_lost_ledger_and_keys_finds_the_others_again(lab: Laborato
     lab.until_connected("saltm2")
 
 
+@pytest.mark.long
 def test_nothing_is_repaired_while_masters_differ(lab: Laboratory) -> None:
     done = lab.json("saltm1", "salt-run", "multimaster.keys_repair")
     assert (done["repaired"], done["left"]) == (True, [])
@@ -304,6 +309,7 @@ def test_what_a_lost_mount_took_comes_back(lab: Laboratory) -> None:
     assert proposals(lab) == []
 
 
+@pytest.mark.long
 def test_who_answers_to_no_master_is_listed(lab: Laboratory) -> None:
     with lab.stopped("web2", "salt-minion"):
         done = lab.run("saltm3", "salt-run", "multimaster.down", "--out=json")

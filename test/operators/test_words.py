@@ -19,6 +19,8 @@ from lab.decisions import MASTERS, decide, until_all_say, wait_for_key
 from lab.keys import make_pair
 from lab.laboratory import Laboratory, applied
 
+pytestmark = pytest.mark.long
+
 NET = "127.0.100"
 
 
