@@ -234,10 +234,10 @@ def test_the_masters_hosts_come_back_when_somebody_deletes_them(lab: Laboratory)
     assert done.returncode == 0, done.stderr
     for name in MASTERS:
         until_all_say(lab, name, "accepted")
-    lab.until_connected("saltm2")
     until_proposed(lab, "salt*", 3)
     settle(lab, "take_back", "salt*")
     until_proposed(lab, "*", 0)
+    lab.until_connected("saltm2")
 
 
 @pytest.mark.long
