@@ -298,6 +298,9 @@ def test_an_old_copy_of_a_key_store_is_brought_up_to_the_ledger(lab: Laboratory)
             interval=1,
         )
     assert proposals(lab) == []
+    for name in ("copied-renewed", "copied-later"):
+        decide(lab, "saltm3", "delete", name)
+        until_all_say(lab, name, None)
 
 
 def test_what_a_lost_mount_took_comes_back(lab: Laboratory) -> None:
