@@ -276,9 +276,9 @@ def test_an_old_copy_of_a_key_store_is_brought_up_to_the_ledger(lab: Laboratory)
         decide(lab, "saltm1", "accept", name)
         until_all_say(lab, name, "accepted")
     # The store has to be older than what is decided then, by more than a file's time is coarse.
-    assert lab.run("saltm2", "cp", "-a", pki, f"{pki}.copy").returncode == 0
+    assert lab.run("saltm2", "cp", "-a", f"{pki}/minions", f"{pki}.copy").returncode == 0
     for path in ("copied-deleted", "copied-renewed"):
-        lab.run("saltm2", "touch", "-d", "1 hour ago", f"{pki}.copy/minions/{path}")
+        lab.run("saltm2", "touch", "-d", "1 hour ago", f"{pki}.copy/{path}")
         decide(lab, "saltm1", "delete", path)
         until_all_say(lab, path, None)
     for name, pub in (("copied-renewed", new), ("copied-later", old)):
@@ -286,7 +286,7 @@ def test_an_old_copy_of_a_key_store_is_brought_up_to_the_ledger(lab: Laboratory)
         decide(lab, "saltm1", "accept", name)
         until_all_say(lab, name, "accepted")
     with lab.stopped("saltm2", "salt-master"):
-        script = f"rm -r {pki}/minions && cp -a {pki}.copy/minions {pki}/minions"
+        script = f"rm -r {pki}/minions && mv {pki}.copy {pki}/minions"
         assert lab.run("saltm2", "sh", "-c", script).returncode == 0
     until_all_say(lab, "copied-deleted", None)
     until_all_say(lab, "copied-later", "accepted")
