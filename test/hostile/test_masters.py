@@ -41,7 +41,9 @@ RATE, SECONDS = 1000, 60
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
     """Three masters, and three minions whose administrators are not to be trusted."""
     directory = tmp_path_factory.mktemp("lab") / "lab"
-    pillar = {"multimaster": {"master": {"config": {"autosign_file": "/etc/salt/autosign.conf"}}}}
+    config = {"autosign_file": "/etc/salt/autosign.conf"}
+    # What the tests here delete one after the other is not meant as much at once.
+    pillar = {"multimaster": {"master": {"config": config}, "keys": {"at_once": 100}}}
     with applied(directory, "process", masters=3, minions=3, net=NET, pillar=pillar) as made:
         yield made
 
@@ -232,7 +234,7 @@ def test_what_is_said_in_the_name_of_a_masters_host_is_not_believed(
             problems = json.loads(done.stdout).get("problems", [])
             # What other tests of this file left pending is true.
             said = [p for p in problems if p.startswith(("master ", "the host of master "))]
-            assert [problem for problem in said if not problem.endswith(" pending keys")] == []
+            assert [problem for problem in said if " pending keys" not in problem] == []
         with lab.stopped("saltm3", "salt-minion"):
             code, data = lab.status("saltm2")
             assert code == 1
