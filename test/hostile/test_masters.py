@@ -261,6 +261,7 @@ def test_a_flood_of_messages_holds_nobody_up(lab: Laboratory) -> None:
 
     engines = engine_processes(lab)
     before = {process: process.memory_info().rss for process in engines}
+    spent = {process: processor(process) for process in engines}
     took = []
     with ThreadPoolExecutor(len(addresses)) as pool:
         sent = [
@@ -280,16 +281,31 @@ def test_a_flood_of_messages_holds_nobody_up(lab: Laboratory) -> None:
             took.append(time.monotonic() - began)
         total = sum(one.result() for one in sent)
     grown = {process.pid: process.memory_info().rss / before[process] for process in engines}
+    shares = {}
+    for process, (engine, master) in spent.items():
+        ours, its = processor(process)
+        shares[process.pid] = (ours - engine) / (its - master)
     middle = statistics.median(took)
-    print(f"{total} messages in {SECONDS} s; {len(took)} decisions, {middle:.2f} s; {grown}")
+    print(f"{total} messages in {SECONDS} s; {len(took)} decisions, {middle:.2f} s")
+    print(f"memory grown to {grown}; processor, of what their masters take: {shares}")
     assert len(took) > 3, took
     assert all(growth < 1.5 for growth in grown.values()), grown
+    # Together less than twice what the master takes by itself.
+    assert all(share < 1 for share in shares.values()), shares
     lab.until_connected("saltm2")
 
 
 def there(lab: Laboratory, master: str, name: str) -> bool:
     """Tell whether a key is accepted on a master, at no cost."""
     return Path(lab.host(master).master_pki_dir, "minions", name).exists()
+
+
+def processor(engine: psutil.Process) -> tuple[float, float]:
+    """Return the seconds of processor that an engine has taken, and the rest of its master."""
+    main = engine.parent()
+    whole = [main, *main.children(recursive=True)]
+    taken = {process: sum(process.cpu_times()[:2]) for process in whole}
+    return taken.pop(engine), sum(taken.values())
 
 
 def engine_processes(lab: Laboratory) -> list[psutil.Process]:
