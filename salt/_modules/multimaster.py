@@ -130,6 +130,8 @@ SIGNING_FILES = ("master_sign.pem", "master_sign.pub", "master_pubkey_signature"
 REMOTE_WITHIN = 120
 # Seconds that a master has for its answer to a minion that looks whether it signs.
 SEEN_WITHIN = 5
+# Seconds for which a stopped minion's process may go on; systemd ends it after 90 by itself.
+STOPPED_WITHIN = 300
 # The directories of Salt's keys, and what a key in each is; of several files for one id the last
 # one counts, as it does for Salt.
 STATES = {"minions": "accepted", "minions_pre": "pending", "minions_rejected": "rejected"}
@@ -1421,10 +1423,12 @@ def make_minion_keypair(service="salt-minion", config_dir=None, test=False):
         raise CommandExecutionError(f"cannot stop {service}, which may be making a key pair")
     try:
         # Salt does not let init wait for the end of this service.
-        daemon.wait()
+        daemon.wait(STOPPED_WITHIN)
         _make_minion_keypair(opts)
         # It starts with the masters that are declared, and was with none that it could go back to.
         __utils__["multimaster_cutover.forget"](_journal(opts))
+    except psutil.TimeoutExpired:
+        raise CommandExecutionError(f"{service} is stopped, and its process goes on") from None
     finally:
         __salt__["service.start"](service)
     return True

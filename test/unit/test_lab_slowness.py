@@ -110,13 +110,16 @@ def test_a_process_gets_its_share_of_the_time_at_most(site: Site, share: str) ->
 
 
 def test_children_and_what_has_left_its_parent_are_slowed_too(site: Site) -> None:
-    script = "setsid --fork sleep 61; sleep 62"
+    # Programs that wait for ever, each of which no other test has.
+    path = site.directory / "nothing"
+    path.touch()
+    script = f"setsid --fork tail -f {path}; tail --follow {path}"
     shell = site.spawn("one", "sh", "-c", script)
     until(lambda: shell.children(), PATIENCE, "a child")
 
     def orphan() -> psutil.Process | None:
         for process in psutil.process_iter(["cmdline"]):
-            if process.info["cmdline"] == ["sleep", "61"]:
+            if process.info["cmdline"] == ["tail", "-f", str(path)]:
                 return process
         return None
 

@@ -750,36 +750,30 @@ def test_a_minion_on_its_way_gives_its_grains_where_it_arrives(world):
     assert refreshed(found) == [{}]
 
 
-def test_minions_do_not_have_their_pillars_compiled_all_at_the_same_time(world):
-    found = world()
-    moments = set()
+def moments(found, present, is_done):
+    """Return when each of many minions has done something, once its master is another one."""
+    told = set()
     for _ in range(30):
         cut = found.module._Cut(found.watch.minion)
         found.present, found.fired = MASTERS[0], []
         cut.look(0)
-        found.present, now = MASTERS[1], 1.0
-        while not refreshed(found) and now < 10:
-            cut.look(now)
+        found.present, now = present, 0.0
+        while not is_done() and now < 10:
             now += 0.1
-        moments.add(round(now, 1))
-    assert len(moments) > 3
-    assert max(moments) < 7.5
+            cut.look(now)
+        told.add(round(now, 1))
+    assert len(told) > 3
+    return told
+
+
+def test_minions_do_not_have_their_pillars_compiled_all_at_the_same_time(world):
+    found = world()
+    assert max(moments(found, MASTERS[1], lambda: refreshed(found))) < 7.5
 
 
 def test_minions_do_not_leave_a_master_all_at_the_same_time(world):
     found = world()
-    moments = set()
-    for _ in range(30):
-        cut = found.module._Cut(found.watch.minion)
-        found.present, found.fired = MASTERS[0], []
-        cut.look(0)
-        found.present, now = None, 0.0
-        while not found.fired:
-            now += 0.1
-            cut.look(now)
-        moments.add(round(now, 1))
-    assert len(moments) > 3
-    assert max(moments) < 1.3
+    assert max(moments(found, None, lambda: found.fired)) < 1.3
 
 
 def test_a_lost_master_is_asked_through_the_minions_own_channel_until_it_is_back(world):

@@ -554,6 +554,17 @@ class TestMinionKeypair:
         assert "cannot stop salt-minion" in failed.comment
         assert host.files() == before
 
+    @pytest.mark.usefixtures("minion_daemon")
+    def test_is_not_made_beside_a_daemon_that_does_not_end(self, host, state, monkeypatch):
+        monkeypatch.setitem(host.modules._dict, "service.stop", lambda service: True)
+        module = host.modules["multimaster.make_minion_keypair"].func.__globals__
+        monkeypatch.setitem(module, "STOPPED_WITHIN", 0.1)
+        before = host.files()
+        failed = state("minion_keypair")
+        assert (failed.result, failed.changes) == (False, {})
+        assert "its process goes on" in failed.comment
+        assert host.files() == before
+
     def test_that_cannot_be_made_leaves_no_daemon_stopped(self, host, state, minion_daemon):
         host.write("etc/salt/pki", "a file")
         failed = state("minion_keypair")
