@@ -71,6 +71,8 @@ def gather(
     """
     import salt.client
 
+    daemon = functools.partial(_daemon, opts)
+    asked = daemon()
     client = hardened(salt.client.get_local_client(mopts=dict(opts)))
     try:
         # Or answers could come before anybody listens.
@@ -79,7 +81,14 @@ def gather(
     except BaseException:
         client.destroy()
         raise
-    return _listen(client, jobs, timeout, connections, more, proves)
+    return _listen(client, jobs, timeout, connections, more, proves, daemon, asked)
+
+
+def _daemon(opts: Mapping[str, Any]) -> list[Any] | None:
+    """Return what tells this master's daemon from the one before it; None while it is down."""
+    with contextlib.suppress(KeyError, OSError, ValueError), open(opts["pidfile"]) as handle:
+        return process(int(handle.read()))
+    return None
 
 
 def next_event(bus: Any, wait: float) -> dict[str, Any] | None:
@@ -121,6 +130,8 @@ def _listen(
     connections: Callable[[], int] | None,
     more: Callable[[set[str]], Question | None],
     proves: Callable[[Answer], bool],
+    daemon: Callable[[], list[Any] | None],
+    running: list[Any] | None,
 ) -> Iterator[Answer]:
     with contextlib.closing(_Client(client)):
         questions = [each for each, _ in jobs.values()]
@@ -133,6 +144,12 @@ def _listen(
         # Who was asked for and says that it is at work; None before anybody was asked.
         at_work: set[tuple[str, str]] | None = None
         while (now := time.monotonic()) < began + ENOUGH * timeout:
+            if left and (fresh := daemon()) not in (running, None):
+                # A daemon that was started since knows of no question.
+                with contextlib.suppress(Exception):
+                    left = _anew(client, jobs, left, timeout)
+                    running, deadline, at_work = fresh, time.monotonic() + timeout, None
+                    continue
             there = connections() if connections else None
             if there and len(heard) >= there:
                 break
@@ -170,6 +187,19 @@ def _listen(
                 yield answer
                 if not left:
                     break
+
+
+def _anew(
+    client: Any, jobs: Jobs, left: set[tuple[str, str]], timeout: float
+) -> set[tuple[str, str]]:
+    """Ask those who have not answered once more; return them with their new jobs."""
+    fresh = set()
+    for wanted in {jid for jid, _ in left}:
+        ids = sorted(name for jid, name in left if jid == wanted)
+        jid, job = _give(client, jobs[wanted][0]._replace(ids=ids), timeout)
+        jobs[jid] = job
+        fresh |= {(jid, name) for name in ids}
+    return fresh
 
 
 def _look_for(client: Any, left: set[tuple[str, str]], timeout: float) -> dict[str, str]:
