@@ -8,8 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import multimaster_gather as gather
 import pytest
+
+import multimaster_gather as gather
 
 
 class Master:
