@@ -135,26 +135,37 @@ def _listen(
 ) -> Iterator[Answer]:
     with contextlib.closing(_Client(client)):
         questions = [each for each, _ in jobs.values()]
-        # Who was asked and has not answered.  Anybody may put an answer on the bus, in any name.
-        left = {(jid, name) for jid, (each, _) in jobs.items() for name in each.ids}
+        # A question keeps the name of its first job, by whatever job it is asked once more.
+        first = {jid: jid for jid in jobs}
+        # Who was asked what and has not answered -> the last job of that question.  Anybody may
+        # put an answer on the bus, in any name.
+        left = {(jid, name): jid for jid, (each, _) in jobs.items() for name in each.ids}
         heard: set[str] = set()
         looks: dict[str, str] = {}
         began = answered = time.monotonic()
         deadline, once = began + timeout, True
         # Who was asked for and says that it is at work; None before anybody was asked.
         at_work: set[tuple[str, str]] | None = None
+        # Who is there and knows of no job: lost it, as one that was just starting.
+        lost: set[tuple[str, str]] = set()
+        anew: set[tuple[str, str]] = set()
         while (now := time.monotonic()) < began + ENOUGH * timeout:
             if left and (fresh := daemon()) not in (running, None):
                 # A daemon that was started since knows of no question.
                 with contextlib.suppress(Exception):
-                    left = _anew(client, jobs, left, timeout)
+                    _ask_anew(client, jobs, first, left, left, timeout)
                     running, deadline, at_work = fresh, time.monotonic() + timeout, None
                     continue
             there = connections() if connections else None
             if there and len(heard) >= there:
                 break
-            if now >= deadline:
-                if at_work is not None and not at_work & left:
+            if lost := lost & set(left) - anew:
+                # Once: who loses it again is not going to answer.
+                _ask_anew(client, jobs, first, left, lost, timeout)
+                anew |= lost
+                deadline, at_work = time.monotonic() + timeout, None
+            elif now >= deadline:
+                if at_work is not None and not at_work & set(left):
                     break
                 looks, at_work = _look_for(client, left, timeout), set()
                 # As long as the slowest took whose answer is there; it was more to do than this.
@@ -164,8 +175,8 @@ def _listen(
                 once = False
                 if last := more({n for each in questions for n in each.ids}):
                     jid, job = _give(client, last, timeout)
-                    jobs[jid] = job
-                    left |= {(jid, name) for name in last.ids}
+                    jobs[jid], first[jid] = job, jid
+                    left |= {(jid, name): jid for name in last.ids}
                     deadline, at_work = now + timeout, None
             if not left:
                 break
@@ -173,15 +184,19 @@ def _listen(
             while (wait := glance - time.monotonic()) > 0:
                 event = client.event.get_event(wait=wait, tag="salt/job/", full=True)
                 jid, name, value = _answer(event)
-                if jid in looks and at_work is not None and isinstance(value, dict) and value:
-                    at_work.add((looks[jid], name))
-                    deadline = max(deadline, time.monotonic() + timeout)
-                if (jid, name) not in left:
+                if jid in looks and at_work is not None and isinstance(value, dict):
+                    at = (first[looks[jid]], name)
+                    if value:
+                        at_work.add(at)
+                        deadline = max(deadline, time.monotonic() + timeout)
+                    elif left.get(at) == looks[jid]:
+                        lost.add(at)
+                if (first.get(jid), name) not in left:
                     continue
                 each, asked = jobs[jid]
                 answer = Answer(each, name, value, asked, time.time())
                 if proves(answer):
-                    left.discard((jid, name))
+                    del left[first[jid], name]
                     heard.add(name)
                     answered = time.monotonic()
                 yield answer
@@ -189,24 +204,31 @@ def _listen(
                     break
 
 
-def _anew(
-    client: Any, jobs: Jobs, left: set[tuple[str, str]], timeout: float
-) -> set[tuple[str, str]]:
-    """Ask those who have not answered once more; return them with their new jobs."""
-    fresh = set()
-    for wanted in {jid for jid, _ in left}:
-        ids = sorted(name for jid, name in left if jid == wanted)
-        jid, job = _give(client, jobs[wanted][0]._replace(ids=ids), timeout)
-        jobs[jid] = job
-        fresh |= {(jid, name) for name in ids}
-    return fresh
+Left = dict[tuple[str, str], str]
 
 
-def _look_for(client: Any, left: set[tuple[str, str]], timeout: float) -> dict[str, str]:
+def _ask_anew(
+    client: Any,
+    jobs: Jobs,
+    first: dict[str, str],
+    left: Left,
+    whom: Iterable[tuple[str, str]],
+    timeout: float,
+) -> None:
+    """Ask some of those who have not answered once more; an answer to the job before counts."""
+    whom = set(whom)
+    for asked in {one for one, _ in whom}:
+        ids = sorted(name for one, name in whom if one == asked)
+        jid, job = _give(client, jobs[asked][0]._replace(ids=ids), timeout)
+        jobs[jid], first[jid] = job, asked
+        left |= {(asked, name): jid for name in ids}
+
+
+def _look_for(client: Any, left: Left, timeout: float) -> dict[str, str]:
     """Ask who is at work on which job; return the job of that question -> the job it is about."""
     looks = {}
-    for wanted in {jid for jid, _ in left}:
-        ids = sorted(name for jid, name in left if jid == wanted)
+    for wanted in set(left.values()):
+        ids = sorted(name for (_, name), jid in left.items() if jid == wanted)
         looks[_give(client, Question(ids, "saltutil.find_job", [wanted]), timeout)[0]] = wanted
     return looks
 

@@ -96,7 +96,10 @@ def clear(lab: Laboratory, prefix: str, count: int) -> None:
 
 def manage_down(lab: Laboratory) -> list[str]:
     """Do what Salt documents for minions that are down; return them."""
-    done = lab.run("saltm2", "salt-run", "manage.down", "removekeys=True", "--out=json")
+    # Or a minion that is slow to answer is down, too.
+    patience = [f"{name}={lab.lab.slowed(15):.0f}" for name in ("timeout", "gather_job_timeout")]
+    command = ("salt-run", "manage.down", "removekeys=True", *patience, "--out=json")
+    done = lab.run("saltm2", *command)
     # What its wheel functions return is printed before.
     return list(json.loads(done.stdout[done.stdout.index("[") :]))
 
