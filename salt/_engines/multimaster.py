@@ -40,8 +40,13 @@ INTERVAL = 60.0
 LOOK = 5.0
 # Seconds until something that failed is tried again, and, about, until the first questions.
 PAUSE = 5.0
-# Seconds for which a minion's answer is waited for that it is there; it counts later, too.
-PATIENCE = 5.0
+# Seconds for which the answer of a minion is waited for that may be away, no less than Salt's
+# manage.down waits.
+PATIENCE = 15.0
+# So many others are asked with it, and it may take so many times as long as the slowest of them.
+COMPARED, SLOWER = 5, 5
+# Times that they are asked until somebody answers at all.
+TRIES = 3
 # Seconds until a peer is asked again that has no ledger yet: its master is about to restart.
 UNREADY = 2.0
 # Seconds for which more key events are collected once there is one.
@@ -139,6 +144,19 @@ class _Aside(NamedTuple):
     due: float
 
 
+class _Doubt(NamedTuple):
+    """A minion that may be away, and is asked before its key is deleted here."""
+
+    # The decision that counted before.
+    before: tuple
+    job: str
+    asked: float
+    tries: int
+    # When nothing is waited for any more; and whether anybody who was asked with it has answered.
+    due: float
+    compared: bool
+
+
 class _Removal(NamedTuple):
     """An accepted key that somebody has deleted or rejected on this master."""
 
@@ -172,8 +190,8 @@ class _Engine:
         # Those that have signed in, and whose grains may be missing -> how often they were asked
         # for them, and when they are next.
         self.came = {}
-        # Those that were asked whether they are there, as (job, id) -> their decision before; who
-        # has answered; and until when nothing is done about which ids.
+        # Those that were asked whether they are there, as (job, id) -> their decision before; whose
+        # deletion is only to be proposed, and why; and those that are waited for, by id.
         self.doubts, self.vouched, self.parked = {}, [], {}
         self.peers = {
             name: __utils__["multimaster_peers.peer"](name, now + random.uniform(0.5, 1.5) * PAUSE)
@@ -212,7 +230,8 @@ class _Engine:
                 self._seek_grains()
         self._sent()
         self._release()
-        due = min([self.look_due, *self.parked.values(), *(p.next() for p in self._in_turn())])
+        waits = (one.due for one in self.parked.values())
+        due = min([self.look_due, *waits, *(p.next() for p in self._in_turn())])
         if self.unsaid:
             due = min(due, self.say_due)
         self._gather(max(0.001, due - time.monotonic()))
@@ -333,7 +352,9 @@ class _Engine:
             self.heard.add(name)
             self.silent.discard(name)
         if (before := self.doubts.pop((jid, name), None)) is not None:
-            self.vouched.append(before)
+            self.vouched.append((before, "it answers"))
+        elif kind == "ret":
+            self._compare_with(jid)
 
     def _asked(self, tag):
         """Return who may have answered which question with an event, or None twice."""
@@ -678,36 +699,63 @@ class _Engine:
             for one in before
             if one.id in changed and one.id in self.heard and one.id not in self.masters
         ]
-        if not names:
-            return
-        jid = self.courier.give(names, "test.ping", [])
-        self.doubts |= {(jid, one.id): one for one in before if one.id in names}
+        if names:
+            self._ask_whether_there([one for one in before if one.id in names])
+
+    def _ask_whether_there(self, doubted, tries=1):
+        """
+        Ask minions whether they are there; and some that are, to tell by how long that takes here.
+        """
+        names = {one.id for one in doubted}
+        others = (self.heard - self.silent - names) or (self.heard - names)
+        with_them = random.sample(sorted(others), min(COMPARED, len(others)))
+        jid = self.courier.give(sorted({*names, *with_them}), "test.ping", [])
+        self.doubts |= {(jid, one.id): one for one in doubted}
         for old in list(self.doubts)[:-ASKED]:
             del self.doubts[old]
-        self.parked |= dict.fromkeys(names, time.monotonic() + PATIENCE)
+        now = time.monotonic()
+        due = now + PATIENCE * 2 ** (tries - 1)
+        self.parked |= {one.id: _Doubt(one, jid, now, tries, due, False) for one in doubted}
+
+    def _compare_with(self, jid):
+        """Wait for those who were asked as long as follows from how long somebody else took."""
+        now = time.monotonic()
+        for name, one in self.parked.items():
+            if one.job == jid:
+                due = max(one.due, one.asked + SLOWER * (now - one.asked))
+                self.parked[name] = one._replace(due=due, compared=True)
 
     def _release(self):
         """Go on with those that have not answered so far."""
-        now = time.monotonic()
-        ready = [name for name, until in self.parked.items() if until <= now]
-        for name in ready:
-            del self.parked[name]
+        now, ready, again = time.monotonic(), [], {}
+        for name, one in list(self.parked.items()):
+            if one.due > now:
+                continue
+            if one.compared:
+                del self.parked[name]
+                ready.append(name)
+            elif one.tries < TRIES:
+                again.setdefault(one.tries + 1, []).append(one.before)
+            else:
+                self.vouched.append((one.before, "nobody answers here"))
+        for tries, doubted in again.items():
+            self._ask_whether_there(doubted, tries)
         if ready:
             self._apply(ready)
 
     def _hold(self):
-        """Propose what was decided on minions that are there, and were not where it was decided."""
+        """Propose what was decided on minions that are there, or of which nothing is known."""
         names, self.vouched = self.vouched, []
-        for before in names:
+        for before, why in names:
             self.parked.pop(before.id, None)
             with self._apart(before.id):
                 said = self.book.of(before.id).get(before.fingerprint)
                 if said and said.verdict == IF_AWAY:
                     arguments = [before.fingerprint, PROPOSAL["deleted"], said.origin, before.pub]
-                    self.book.decide(before.id, *arguments, "it answers")
+                    self.book.decide(before.id, *arguments, why)
                     self.unsaid = True
         if names:
-            self._apply(before.id for before in names)
+            self._apply(before.id for before, _ in names)
 
     def _obey(self):
         """Confirm what is proposed, or take it back, as root says on this host."""

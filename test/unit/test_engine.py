@@ -1275,18 +1275,37 @@ def test_who_deletes_a_minion_that_does_not_answer_deletes_it_if_it_is_away(
 @pytest.fixture
 def away(master, minion_keys, decide):
     """A minion that this master has heard of is deleted on another one, where it did not answer."""
-    master.put("web1", "accepted", minion_keys["web1"].pub)
+    for name in ("web1", "saltm2"):
+        master.put(name, "accepted", minion_keys[name].pub)
     master.turn()
-    job(master, "ret")
+    for name in ("web1", "saltm2"):
+        job(master, "ret", name)
     decide(master, "saltm1", IF_AWAY)
     return master
 
 
+def doubted(master):
+    """The job by which web1 was asked whether it is there."""
+    return master.engine.parked["web1"].job
+
+
+def pinged(master):
+    """Whom the engine has asked whether they are there."""
+    return [list(names) for names, function, *_ in master.asked if function == "ping"]
+
+
+def later(master):
+    """Let all the time pass for which minions are waited for."""
+    parked = master.engine.parked
+    parked |= {name: one._replace(due=0.0) for name, one in parked.items()}
+    master.turn()
+
+
 def test_a_minion_that_answers_here_is_not_deleted_but_that_is_proposed(away):
     away.pull("saltm1")
-    assert away.asked[-1][:2] == (["web1"], "ping")
+    assert pinged(away) == [["saltm2", "web1"]]
     assert away.has("web1") == "accepted"
-    job(away, "ret", jid=f"jid{len(away.asked)}")
+    job(away, "ret", jid=doubted(away))
     look(away)
     assert (away.has("web1"), away.verdicts("web1")) == ("accepted", [HELD])
     ((held, _),) = away.book.proposals()
@@ -1296,21 +1315,40 @@ def test_a_minion_that_answers_here_is_not_deleted_but_that_is_proposed(away):
 
 def test_a_minion_that_does_not_answer_here_is_deleted_and_back_when_it_does(away):
     away.pull("saltm1")
-    jid = f"jid{len(away.asked)}"
-    away.engine.parked = dict.fromkeys(away.engine.parked, 0.0)
-    away.turn()
+    jid = doubted(away)
+    job(away, "ret", "saltm2", jid)
+    later(away)
     assert away.has("web1") is None
     job(away, "ret", jid=jid)
     assert (away.has("web1"), away.verdicts("web1")) == ("accepted", [HELD])
 
 
+@pytest.mark.parametrize("took", [0.0, 100.0])
+def test_it_is_waited_for_as_long_as_follows_from_how_long_the_others_take(away, took):
+    away.pull("saltm1")
+    asked = away.engine.parked["web1"].asked - took
+    away.engine.parked["web1"] = away.engine.parked["web1"]._replace(asked=asked)
+    job(away, "ret", "saltm2", doubted(away))
+    left = away.engine.parked["web1"].due - time.monotonic()
+    assert left == pytest.approx(4 * took or away.settings["PATIENCE"], abs=5)
+    assert away.has("web1") == "accepted"
+
+
+def test_where_nobody_answers_it_is_asked_again_and_the_deletion_then_only_proposed(away):
+    away.pull("saltm1")
+    for _ in range(2):
+        later(away)
+        assert (away.has("web1"), away.verdicts("web1")) == ("accepted", [IF_AWAY])
+    assert pinged(away) == [["saltm2", "web1"]] * 3
+    later(away)
+    assert (away.has("web1"), away.verdicts("web1")) == ("accepted", [HELD])
+
+
 def test_somebody_elses_answer_and_that_to_another_question_say_nothing(away):
     away.pull("saltm1")
-    jid = f"jid{len(away.asked)}"
-    job(away, "ret", "web2", jid)
+    job(away, "ret", "saltm2", doubted(away))
     job(away, "ret", "web1", "another")
-    away.engine.parked = dict.fromkeys(away.engine.parked, 0.0)
-    away.turn()
+    later(away)
     assert (away.has("web1"), away.verdicts("web1")) == (None, [IF_AWAY])
 
 
@@ -1324,7 +1362,7 @@ def test_whom_this_master_has_never_heard_of_is_deleted_at_once(master, minion_k
 
 def test_what_is_confirmed_is_not_asked_about_again(away, decide):
     away.pull("saltm1")
-    job(away, "ret", jid=f"jid{len(away.asked)}")
+    job(away, "ret", jid=doubted(away))
     settle(away, "confirm", "web1")
     assert (away.has("web1"), away.verdicts("web1")) == (None, ["deleted"])
 
