@@ -738,7 +738,11 @@ def _heard(timeout, **flags):
         nothing = {"told": {}, "heard": {}, "sample": None, "aside": {}, "unknown": {}}
         nothing["grainless"] = {}
         look = types.SimpleNamespace(reports=dict.fromkeys(_masters()), **nothing)
-        remedy = "on its host: salt-call --local service.restart salt-master"
+        remedy = (
+            "it may be slow or starting: salt-run multimaster.status "
+            f"timeout={2 * timeout or 30:g}; if that says the same, on its host: "
+            "salt-call --local service.restart salt-master"
+        )
         return look, [f"{_deaf(err)}; {remedy}"]
 
 

@@ -611,8 +611,11 @@ def test_a_master_that_takes_no_commands_is_told_in_a_line(bus, loaders, monkeyp
     why = {"closed": "Salt request timed out", "gone": r"no\x1b[2J"}[error]
     line = f"this master takes no commands: {why}"
     if name in ("status", "drift"):
-        remedy = "on its host: salt-call --local service.restart salt-master"
-        assert data["problems"] == [f"{line}; {remedy}"]
+        (said,) = data["problems"]
+        assert said.startswith(f"{line}; it may be slow or starting: ")
+        assert (
+            "salt-run multimaster.status timeout=30; if that says the same, on its host: " in said
+        )
     elif name != "metrics":
         assert data["unknown"] == dict.fromkeys(IDS, line)
     if name == "status":
