@@ -63,7 +63,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.getoption("--long") and any(i.get_closest_marker("long") for i in items):
         leave_out("long", "that take long; to run them: make test-long")
     if os.geteuid() != 0 and any(i.get_closest_marker("root") for i in items):
-        leave_out("root", "that give files away; to run them: the same again as root")
+        leave_out("root", "that need root; to run them: the same again as root")
     if any(i.get_closest_marker("promtool") for i in items) and not shutil.which("promtool"):
         leave_out(
             "promtool", "that need promtool; install Debian's prometheus, then the same again"
