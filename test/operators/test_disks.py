@@ -66,13 +66,19 @@ def test_what_a_master_could_not_write_is_named_and_comes_when_it_can(
     host = lab.host("saltm2")
     directory = {"keys": host.master_pki_dir, "ledger": f"{host.master_cache_dir}/multimaster"}
     name = f"{store}-{how}"
-    wait_for_key(lab, name, make_pair()[1], MASTERS)
     with disk(lab, "saltm2", str(directory[store])) as breaks:
+        wait_for_key(lab, name, make_pair()[1], MASTERS)
         breaks(how)
         decide(lab, "saltm1", "accept", name)
         until_all_say(lab, name, "accepted", *OTHERS)
-        line, _ = lab.until_said("saltm2")
-        print(line)
+        named: list[str] = []
+
+        def said() -> list[str]:
+            named[:] = [line for line in lab.status()[1]["problems"] if "saltm2" in line]
+            return [line for line in named if "pending keys" not in line]
+
+        lab.until(said, "the status to name saltm2 for it", lambda: named)
+        print(said())
     until_all_say(lab, name, "accepted")
     decide(lab, "saltm3", "delete", name)
     until_all_say(lab, name, None)
