@@ -72,6 +72,9 @@ SAME = 30
 # connection to it at all, after which the minion is restarted; and between two such restarts.
 STUCK = 45
 CALM_DOWN = 3600
+# Seconds that it is instead where tries go on ending without an answer: that channel does not hang,
+# and its master may be slow.
+SLOW = 600
 # Events on the minion's bus, each with the id of a request: for the master at the end of the tag;
 # its answer.
 PAYLOAD = "__master_req_channel_payload/"
@@ -603,6 +606,8 @@ class _Returns:
         # Since when the minion has been connected to each master, without a gap; and when each has
         # answered to a return last.
         self.since, self.answered = {}, {}
+        # When a try to reach each has ended last, without an answer in its time.
+        self.ended = {}
         # Whether the minion moves from one master to the next.
         self.act = act
         # Not while Salt tries by itself.
@@ -634,16 +639,8 @@ class _Returns:
         if tag.startswith(PAYLOAD) and data.get("cmd") == "_return":
             number, _, master = tag[len(PAYLOAD) :].partition("/")
             self.waiting.setdefault(number, _Return(data, now)).tried(master, now)
-        elif tag.startswith(TAKEN) and not data.get("error"):
-            number = tag[len(TAKEN) :]
-            one = self.waiting.get(number)
-            if one:
-                self.answered[one.master] = now
-                # Else something failed within that master, as when its event bus is gone.
-                if data.get("ret") is None:
-                    del self.waiting[number]
-            if self.flight.pop(number, None):
-                self.window = min(self.window + 1, AT_ONCE)
+        elif tag.startswith(TAKEN):
+            self._take(tag[len(TAKEN) :], data, now)
         if not self.waiting or now < self.due:
             return
         # Most are taken before that.
@@ -675,6 +672,21 @@ class _Returns:
                     one.data = {"tgt": [__opts__["id"]], "tgt_type": "list", **one.data}
                 _fire(one.data, f"{PAYLOAD}{number}/{master}")
 
+    def _take(self, number, data, now):
+        """Note how a try to send a return has ended."""
+        one = self.waiting.get(number)
+        if data.get("error"):
+            if one:
+                self.ended[one.master] = now
+            return
+        if one:
+            self.answered[one.master] = now
+            # Else something failed within that master, as when its event bus is gone.
+            if data.get("ret") is None:
+                del self.waiting[number]
+        if self.flight.pop(number, None):
+            self.window = min(self.window + 1, AT_ONCE)
+
     def stuck(self):
         """Return the masters that have been there and answered, and that take nothing."""
         now = time.monotonic()
@@ -682,8 +694,10 @@ class _Returns:
         for one in list(self.waiting.values()):
             since = max(one.since, self.since.get(one.master, now))
             answers = now - self.heard.get(one.master, 0) < 3 * self.interval
+            ends = now - self.ended.get(one.master, -STUCK) < STUCK
+            wait = SLOW if ends else STUCK
             # Others may have got through since this one.
-            if answers and now - since > STUCK and self.answered.get(one.master, 0) < one.since:
+            if answers and now - since > wait and self.answered.get(one.master, 0) < one.since:
                 found.add(one.master)
         return sorted(found)
 
