@@ -34,7 +34,8 @@ PING = """
 import json, sys, salt.client
 client = salt.client.LocalClient(sys.argv[1])
 timeout, gather = map(float, sys.argv[3:])
-print(json.dumps(client.cmd(sys.argv[2], "test.ping", timeout=timeout, gather_job_timeout=gather)))
+given = {"tgt_type": "compound", "timeout": timeout, "gather_job_timeout": gather}
+print(json.dumps(client.cmd(sys.argv[2], "test.ping", **given)))
 """
 # Seconds of `salt`, at full speed, without a sign of a minion.
 TIMEOUT = 60
@@ -124,7 +125,8 @@ class Laboratory:
             homes.clear()
             missing = minions
             for master in self.lab.masters:
-                if missing and (here := missing & self.answering(master.id)):
+                wanted = f"L@{','.join(sorted(missing))}"
+                if missing and (here := missing & self.answering(master.id, wanted)):
                     homes[master.id] = here
                     missing = missing - here
             return not missing
