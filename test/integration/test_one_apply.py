@@ -149,7 +149,7 @@ def test_far_away_and_with_losses_one_apply_is_enough(make: Callable[..., Labora
     lab = make(3, hosts=3, driver="docker")
     with lab.distant(delay="300ms", loss="2%"):
         # Or `salt` ends before the minions do.
-        apply_once(lab, "--gather-job-timeout=60")
+        apply_once(lab, "--timeout=600")
         until_whole(lab, 3)
 
 
