@@ -43,7 +43,8 @@ PAUSE = 5.0
 # Seconds for which the answer of a minion is waited for that may be away, no less than Salt's
 # manage.down waits.
 PATIENCE = 15.0
-# So many others are asked with it, and it may take so many times as long as the slowest of them.
+# So many others are asked with it, and it may take so many times as long as the slowest of them
+# that has answered by then.
 COMPARED, SLOWER = 5, 5
 # Times that they are asked until somebody answers at all.
 TRIES = 3

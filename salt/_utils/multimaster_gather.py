@@ -159,10 +159,9 @@ def _listen(
             there = connections() if connections else None
             if there and len(heard) >= there:
                 break
-            if lost := lost & set(left) - anew:
-                # Once: who loses it again is not going to answer.
+            if lost := {at for at in lost if at in left}:
                 _ask_anew(client, jobs, first, left, lost, timeout)
-                anew |= lost
+                anew, lost = anew | lost, set()
                 deadline, at_work = time.monotonic() + timeout, None
             elif now >= deadline:
                 if at_work is not None and not at_work & set(left):
@@ -189,7 +188,8 @@ def _listen(
                     if value:
                         at_work.add(at)
                         deadline = max(deadline, time.monotonic() + timeout)
-                    elif left.get(at) == looks[jid]:
+                    elif left.get(at) == looks[jid] and at not in anew:
+                        # Once: who loses it again is not going to answer.
                         lost.add(at)
                 if (first.get(jid), name) not in left:
                     continue

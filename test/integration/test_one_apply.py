@@ -105,7 +105,7 @@ def reboot(lab: Laboratory, minion: str) -> None:
 def test_at_any_speed_one_apply_makes_three_four_and_three_again(
     make: Callable[..., Laboratory], share: str, mode: str
 ) -> None:
-    # Salt's idle minions alone, seven of them, take a tenth of two cores.
+    # Six idle hosts take three quarters of a tenth of two cores.
     lab = make(3, 1 if share == "1/10" else MINIONS, **MODES[mode])
     with lab.slowed(share):
         for count in (3, 4, 3):

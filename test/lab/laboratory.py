@@ -198,18 +198,6 @@ class Laboratory:
         self.until(connected, "everything to be connected", problems)
         return seen
 
-    def until_said(self, words: str, master: str = "saltm1") -> tuple[str, dict[str, Any]]:
-        """Wait until a problem in a master's status has some words; return it and the status."""
-        data: dict[str, Any] = {}
-
-        def said() -> list[str]:
-            nonlocal data
-            data = self.status(master)[1]
-            return [line for line in data["problems"] if words in line]
-
-        self.until(lambda: bool(said()), f"a problem with {words!r}", lambda: data.get("problems"))
-        return said()[0], data
-
     def until_idle(self, *masters: str) -> None:
         """
         Wait until a broken-off apply is over: nobody applies or cuts over, and all minions answer.

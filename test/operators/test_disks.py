@@ -78,7 +78,7 @@ def test_what_a_master_could_not_write_is_named_and_comes_when_it_can(
             return [line for line in named if "pending keys" not in line]
 
         lab.until(said, "the status to name saltm2 for it", lambda: named)
-        print(said())
+        print(named)
     until_all_say(lab, name, "accepted")
     decide(lab, "saltm3", "delete", name)
     until_all_say(lab, name, None)

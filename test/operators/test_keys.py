@@ -226,8 +226,7 @@ def test_a_minion_that_is_connected_elsewhere_is_not_cleaned_up_with_the_dead(
         assert state(lab, "saltm1", "web1") == "accepted"
         assert state(lab, "saltm2", "web1") != "accepted"
         until_all_say(lab, "web1", "accepted", *OTHERS)
-        answers = lambda: lab.answering("saltm1", "web1")  # noqa: E731
-        lab.until(lambda: answers() == {"web1"}, "web1 to answer saltm1", answers)
+        lab.until(lambda: lab.answering("saltm1", "web1") == {"web1"}, "web1 to answer saltm1")
         settle(lab, "take_back", "web1")
         until_all_say(lab, "web1", "accepted")
     until_proposed(lab, "*", 0)

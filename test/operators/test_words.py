@@ -32,6 +32,19 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
         yield made
 
 
+def until_said(lab: Laboratory, words: str, master: str = "saltm1") -> tuple[str, dict[str, Any]]:
+    """Wait until a problem in a master's status has some words; return it and the status."""
+    data: dict[str, Any] = {}
+
+    def said() -> list[str]:
+        nonlocal data
+        data = lab.status(master)[1]
+        return [line for line in data["problems"] if words in line]
+
+    lab.until(lambda: bool(said()), f"a problem with {words!r}", lambda: data.get("problems"))
+    return said()[0], data
+
+
 def carry_out(lab: Laboratory, command: str, master: str = "saltm1") -> None:
     """Give a command as a status has it."""
     done = lab.run(master, "sh", "-c", command)
@@ -67,14 +80,14 @@ def test_a_master_that_cannot_write_a_key_does_not_agree(lab: Laboratory) -> Non
     with unwritable(lab, "saltm2", "kept"):
         decide(lab, "saltm1", "accept", "kept")
         until_all_say(lab, "kept", "accepted", "saltm1", "saltm3")
-        line, data = lab.until_said("has keys otherwise than decided: kept", "saltm3")
+        line, data = until_said(lab, "has keys otherwise than decided: kept", "saltm3")
         assert line.startswith("master saltm2 ")
         assert data["subjects"]["keys"]["differs"] is True
         drift = lab.json("saltm1", "salt-run", "multimaster.drift", "subject=keys")
         (one,) = [each for each in drift["drift"] if each["path"] == "stored:kept"]
         assert list(one["remedies"]) == ["saltm2"]
         if os.geteuid():
-            lab.until_said("master saltm2 cannot write keys, ")
+            until_said(lab, "master saltm2 cannot write keys, ")
     carry_out(lab, "salt-run multimaster.keys_repair")
     until_all_say(lab, "kept", "accepted")
     decide(lab, "saltm1", "delete", "kept")
@@ -88,7 +101,7 @@ def test_a_minion_that_was_installed_anew_is_let_in_by_what_the_status_says(
         pki = lab.host("web1").minion_pki_dir
         must(lab, "web1", "rm", f"{pki}/minion.pem", f"{pki}/minion.pub")
     on_all = f"minion web1 is denied on {', '.join(MASTERS)} with key "
-    line, data = lab.until_said(on_all, "saltm2")
+    line, data = until_said(lab, on_all, "saltm2")
     assert set(data["minions"]["web1"]["denied"]) == set(MASTERS)
     delete, accept = re.findall(r": (salt-run [^,;]+)[,;]", line)[:2]
     assert ".delete web1 " in delete
@@ -123,7 +136,7 @@ def test_a_private_key_that_does_not_fit_is_named_and_mended(lab: Laboratory) ->
     try:
         with lab.stopped("saltm2", "salt-master"):
             put(make_pair()[0])
-        line, data = lab.until_said("does not fit the public key beside it")
+        line, data = until_said(lab, "does not fit the public key beside it")
         assert line.startswith("master saltm2 ")
         assert not any("config differs" in problem for problem in data["problems"])
         assert data["masters"]["saltm2"]["reachable"] is None
@@ -144,7 +157,7 @@ def test_a_master_that_takes_no_commands_says_so_in_a_line(lab: Laboratory) -> N
         (line,) = [each for each in data["problems"] if "takes no commands" in each]
         assert "Traceback" not in line
         assert {row["reachable"] for row in data["masters"].values()} == {None}
-        line, data = lab.until_said("does not run; salt saltm3 service.start salt-master")
+        line, data = until_said(lab, "does not run; salt saltm3 service.start salt-master")
         assert data["masters"]["saltm3"]["reachable"] is False
     lab.until_connected()
 

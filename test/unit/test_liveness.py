@@ -440,6 +440,10 @@ def test_only_a_channel_that_hangs_is_told_from_what_else_keeps_a_return(world, 
     if fault != "master":
         found.judge()
     assert found.returns.stuck() == ([MASTERS[0]] if fault == "channel" else [])
+    if fault == "slowness":
+        later(found, found.module.SLOW)
+        found.returns.since[MASTERS[0]] -= found.module.SLOW
+        assert found.returns.stuck() == [MASTERS[0]]
 
 
 def test_a_minion_that_hangs_is_restarted_and_not_again_and_again(world, tmp_path):
