@@ -72,9 +72,9 @@ SAME = 30
 # connection to it at all, after which the minion is restarted; and between two such restarts.
 STUCK = 45
 CALM_DOWN = 3600
-# Seconds that it is instead where tries go on ending without an answer: that channel does not hang,
-# and its master may be slow.
-SLOW = 600
+# Tries of the daemon with one return that ended without an answer, after which the engine brings it
+# itself, as the master may take longer for an answer than a try lasts.
+LATE = 2
 # Events on the minion's bus, each with the id of a request: for the master at the end of the tag;
 # its answer.
 PAYLOAD = "__master_req_channel_payload/"
@@ -606,8 +606,9 @@ class _Returns:
         # Since when the minion has been connected to each master, without a gap; and when each has
         # answered to a return last.
         self.since, self.answered = {}, {}
-        # When a try to reach each has ended last, without an answer in its time.
-        self.ended = {}
+        # When a try to reach each has ended last, without an answer in its time; and those that the
+        # engine brings a return to.
+        self.ended, self.brought = {}, set()
         # Whether the minion moves from one master to the next.
         self.act = act
         # Not while Salt tries by itself.
@@ -664,13 +665,32 @@ class _Returns:
             if len(self.flight) >= self.window:
                 break
             if master in there and (moved or now - one.at > self.again):
-                self.flight[number] = now
-                log.info("The return of job %s is sent again, to %s", one.data.get("jid"), master)
-                one.tried(master, now)
                 if moved:
                     # That master does not know the job: with its target, jobs.lookup_jid shows it.
                     one.data = {"tgt": [__opts__["id"]], "tgt_type": "list", **one.data}
-                _fire(one.data, f"{PAYLOAD}{number}/{master}")
+                    one.late = 0
+                elif one.late >= LATE and master in self.brought:
+                    continue
+                log.info("The return of job %s is sent again, to %s", one.data.get("jid"), master)
+                one.tried(master, now)
+                if one.late >= LATE:
+                    self._bring(number, one)
+                else:
+                    self.flight[number] = now
+                    _fire(one.data, f"{PAYLOAD}{number}/{master}")
+
+    def _bring(self, number, one):
+        """Send a return through a channel of the engine's own, with more patience each time."""
+        master, load = one.master, one.data
+        patience = min(self.again * 2 ** (one.late - LATE + 1), LONGEST)
+        self.brought.add(master)
+
+        def bring():
+            answers = __utils__["multimaster_dial.give"](__opts__, master, patience, load)
+            self.brought.discard(master)
+            _fire({"ret": answers[0]} if answers else {"error": "timeout"}, f"{TAKEN}{number}")
+
+        _in_thread(bring)
 
     def _take(self, number, data, now):
         """Note how a try to send a return has ended."""
@@ -678,6 +698,7 @@ class _Returns:
         if data.get("error"):
             if one:
                 self.ended[one.master] = now
+                one.late += 1
             return
         if one:
             self.answered[one.master] = now
@@ -694,10 +715,10 @@ class _Returns:
         for one in list(self.waiting.values()):
             since = max(one.since, self.since.get(one.master, now))
             answers = now - self.heard.get(one.master, 0) < 3 * self.interval
+            # Where tries end the channel does not hang; and others may have got through since.
             ends = now - self.ended.get(one.master, -STUCK) < STUCK
-            wait = SLOW if ends else STUCK
-            # Others may have got through since this one.
-            if answers and now - since > wait and self.answered.get(one.master, 0) < one.since:
+            taken = self.answered.get(one.master, 0) >= one.since
+            if answers and now - since > STUCK and not ends and not taken:
                 found.add(one.master)
         return sorted(found)
 
@@ -710,12 +731,12 @@ class _Returns:
 
 
 class _Return:
-    """A return: its content, since when there is one, and to which master it was sent last."""
+    """A return: its content, since when there is one, to whom it was sent last; tries in vain."""
 
     def __init__(self, data, since):
         self.data = data
         self.since = self.at = since
-        self.master = ""
+        self.master, self.late = "", 0
 
     def tried(self, master, at):
         """Note that it was sent, by whomever."""

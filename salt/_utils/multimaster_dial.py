@@ -238,17 +238,28 @@ def tell(
     Not through the minion's daemon, which drops what it is given before it is ready, and may be
     connected by then (``handle_event`` in Salt 3008.3).
     """
+    load = {"cmd": "_minion_event", "id": opts["id"], "tag": tag, "data": dict(data)}
+    return give(opts, address, timeout, load) == [None]
+
+
+def give(
+    opts: Mapping[str, Any], address: str, timeout: float, load: Mapping[str, Any]
+) -> list[Any]:
+    """
+    Send a master an event, or the return of a job, as this minion.
+
+    Returns a list with its answer, which is None from who has taken it (Salt 3008.3), else ``""``,
+    False or ``{}``; an empty list without an answer.
+    """
     with contextlib.suppress(Exception, SystemExit):
         channel = _channel(opts, address, timeout)
         try:
-            load = {"cmd": "_minion_event", "id": opts["id"], "tag": tag, "data": dict(data)}
-            # Salt 3008 adds it by itself.
-            load["tok"] = channel.auth.gen_token(b"salt")
-            channel.send(load, tries=1, timeout=timeout)
-            return True
+            # Salt 3008 adds the token by itself; one that is there may be part of what was signed.
+            load = {"tok": channel.auth.gen_token(b"salt"), **load}
+            return [channel.send(load, tries=1, timeout=timeout)]
         finally:
             channel.close()
-    return False
+    return []
 
 
 def tell_each(

@@ -398,6 +398,46 @@ def test_where_no_return_is_taken_ever_fewer_are_sent_again(world):
     assert found.returns.window == found.module.AT_ONCE
 
 
+@pytest.mark.parametrize("delay", [3, 30, 200])
+def test_a_return_arrives_however_long_a_master_takes_to_answer(world, delay):
+    found = world(act=False)
+    tries, by_daemon = [], 0
+
+    def give(opts, address, timeout, load):
+        tries.append(timeout)
+        return [None] if timeout > delay else []
+
+    found.module.__utils__["multimaster_dial.give"] = give
+    found.module._in_thread = lambda function: function()
+    events = [payload(MASTERS[0], cmd="_return", id="web1"), TIMED_OUT]
+    for _ in range(20):
+        by_daemon += len(followed(found, *events))
+        # Its own tries end after two seconds, whatever comes later.
+        events = [
+            {"tag": tag, "data": data} if "return" in tag else TIMED_OUT
+            for tag, data in found.fired
+        ]
+        found.fired.clear()
+        later(found)
+    assert not found.returns.waiting
+    assert not found.returns.brought
+    assert by_daemon == found.module.LATE - 1
+    assert tries == sorted(set(tries))
+    assert tries[-1] > delay
+
+
+def test_a_slow_master_is_brought_one_return_at_a_time(world):
+    found = world(act=False)
+    begun = []
+    found.module._in_thread = begun.append
+    for number in "78":
+        for event in (payload(MASTERS[0], cmd="_return"), *[TIMED_OUT] * found.module.LATE):
+            followed(found, {**event, "tag": event["tag"].replace("/7", f"/{number}")})
+    later(found)
+    followed(found)
+    assert len(begun) == 1
+
+
 def test_a_return_to_one_master_goes_to_no_other_in_hot_mode(world):
     found = world(act=False)
     found.present = MASTERS[1]
@@ -440,10 +480,6 @@ def test_only_a_channel_that_hangs_is_told_from_what_else_keeps_a_return(world, 
     if fault != "master":
         found.judge()
     assert found.returns.stuck() == ([MASTERS[0]] if fault == "channel" else [])
-    if fault == "slowness":
-        later(found, found.module.SLOW)
-        found.returns.since[MASTERS[0]] -= found.module.SLOW
-        assert found.returns.stuck() == [MASTERS[0]]
 
 
 def test_a_minion_that_hangs_is_restarted_and_not_again_and_again(world, tmp_path):
