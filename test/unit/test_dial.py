@@ -7,6 +7,7 @@ The channels are made up here, to answer when a test wants it; the laboratory ha
 from __future__ import annotations
 
 import threading
+from typing import Any, ClassVar
 from unittest.mock import Mock
 
 import pytest
@@ -19,8 +20,10 @@ ADDRESS = "192.0.2.1"
 class Channel:
     """A channel that answers at once, or when it is told to, with what it is told to."""
 
+    FIRST: ClassVar[Any] = ["base"]
+
     def __init__(self):
-        self.answer = ["base"]
+        self.answer = self.FIRST
         self.goes_on = threading.Event()
         self.goes_on.set()
         self.asked = self.closed = 0
@@ -130,11 +133,25 @@ def test_to_sign_in_once_more_takes_another_channel(channels):
     assert kept == channels[1:]
 
 
-def test_an_event_goes_to_a_master_in_this_minions_name(channels):
+def test_an_event_goes_to_a_master_in_this_minions_name(channels, monkeypatch):
+    monkeypatch.setattr(Channel, "FIRST", None)
     assert dial.tell({"id": "web1"}, ADDRESS, 5, "tag", {"step": "kept"})
     load = {"cmd": "_minion_event", "id": "web1", "tag": "tag", "data": {"step": "kept"}}
     assert [one.loads for one in channels] == [[{**load, "tok": b"salt, signed"}]]
     assert channels[0].closed == 1
+
+
+@pytest.mark.parametrize("answer", ["", False, {}], ids=repr)
+def test_an_event_that_a_master_failed_to_take_or_refused_is_not_taken(
+    channels, monkeypatch, answer
+):
+    monkeypatch.setattr(Channel, "FIRST", answer)
+    assert not dial.tell({"id": "web1"}, ADDRESS, 5, "tag", {})
+
+
+def test_a_return_keeps_the_token_that_may_be_part_of_its_signature(channels):
+    dial.give({}, ADDRESS, 5, {"cmd": "_return", "tok": b"signed"})
+    assert channels[0].loads == [{"cmd": "_return", "tok": b"signed"}]
 
 
 def test_an_event_that_no_master_takes_is_not_taken(channels, late, monkeypatch):
@@ -195,7 +212,7 @@ class Masters:
 
 
 def test_an_event_goes_to_each_master_once_and_to_all_at_the_same_time(monkeypatch, late):
-    masters = Masters(monkeypatch, m1={}, m2=late, m3={})
+    masters = Masters(monkeypatch, m1=None, m2=late, m3=None)
     assert dial.tell_each({"id": "web1"}, ["m1", "m2", "m3"], 5, "tag", {"a": 1}) == ["m1", "m3"]
     assert {address: len(loads) for address, loads in masters.loads.items()} == dict.fromkeys(
         ("m1", "m2", "m3"), 1
