@@ -402,7 +402,7 @@ class _Watch:
         if heard(0):
             return
         better = [address for address, answer in better.items() if answer.is_set()]
-        if better and master not in self.minion.connected():
+        if act and master not in self.minion.connected():
             # It is on its way already, or there: its connection has ended.
             return
         if better and self.minion.runs():
