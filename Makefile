@@ -70,8 +70,8 @@ bench: setup ## measure the costs as ratios, side by side
 	    $(BIN)/python test/bench/$$part.py || status=1; \
 	done; exit $$status
 
-kitchen: setup ## Test Kitchen: create, converge, verify, destroy (needs Docker and Bundler)
-	test/kitchen/run
+kitchen: setup ## Test Kitchen: create, converge, verify, destroy; SUITE="hot failover clean"
+	test/kitchen/run $(SUITE)
 
 audit: ## look for known vulnerabilities in what the lock files name; "Error 3": not reached
 	test/setup/audit

@@ -2,21 +2,24 @@
 Hosts whose minions have never met a master converge without one, in Test Kitchen's way.
 
 ``salt-call`` has a configuration of its own, and the key pair comes in plain pillar, which leaves
-the host afterwards.  The tests build on each other, in this order.
+the host afterwards.  The suites are Kitchen's.  The tests build on each other, in this order.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import testinfra
 from testinfra.host import Host
 
 from kitchen import topology_checks as checks
-from lab import cli, keys
+from kitchen.keypair import pillars
+from kitchen.suites import suites
+from lab import cli
 from lab.docker_driver import FILES, container
 from lab.laboratory import Laboratory, changed, failures
 
@@ -30,8 +33,23 @@ systemctl --quiet enable --now salt-minion
 """
 
 
+SUITES = suites()["suites"]
+QUICK = "hot"
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=() if name == QUICK else pytest.mark.long) for name in SUITES],
+)
+def steps(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    """The steps of a suite."""
+    return SUITES[request.param]
+
+
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
+def lab(
+    steps: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Laboratory]:
     """Four hosts, each with a minion that looks for a master that is not there."""
     directory = tmp_path_factory.mktemp("lab") / "lab"
     try:
@@ -45,17 +63,35 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
 
 
 @pytest.fixture(scope="module")
-def pair() -> dict[str, str]:
-    """The masters' key pair."""
-    pem, pub = keys.make_pair()
-    return {"pem": pem, "pub": pub}
+def converge(lab: Laboratory) -> Callable[[str, dict[str, Any]], list[str]]:
+    """Upload and apply on a host, as kitchen-salt does; return what was changed."""
+    keys = pillars()
 
+    def converge(name: str, step: dict[str, Any]) -> list[str]:
+        keypair = keys["masters" if name in step["masters"] else "minions"]
+        masters = [{"id": one, "address": lab.host(one).address} for one in step["masters"]]
+        declared = {**step["declared"], "masters": masters}
+        declared |= {"config_dir": "/etc/salt", "extension_dir": "/var/lib/multimaster"}
+        pillar = {"topology": {"multimaster": declared}, "keypair": keypair}
+        pillar["top"] = {"base": {"*": ["topology", "keypair"]}}
+        options = {"id": name, "root_dir": KITCHEN, "file_client": "local"}
+        options |= {"file_roots": {"base": [f"{FILES}/0"]}}
+        options |= {"pillar_roots": {"base": [f"{KITCHEN}/srv/pillar"]}}
+        files = {f"srv/pillar/{file}.sls": content for file, content in pillar.items()}
+        for path, content in {"etc/salt/minion": options, **files}.items():
+            script = 'mkdir -p "$(dirname "$1")" && cat > "$1"'
+            argv = ["sh", "-c", script, "sh", f"{KITCHEN}/{path}"]
+            assert lab.run(name, *argv, input=json.dumps(content)).returncode == 0
+        states = step.get("states", {}).get(name, "multimaster")
+        try:
+            call = ["salt-call", f"--config-dir={KITCHEN}/etc/salt", "state.apply", states]
+            result = {name: lab.json(name, *call)["local"]}
+        finally:
+            lab.run(name, "rm", "-rf", f"{KITCHEN}/srv/pillar")
+        assert not (failed := failures(result)), failed
+        return changed(result)
 
-@pytest.fixture(scope="module")
-def topology(lab: Laboratory) -> checks.Topology:
-    """What is declared."""
-    masters = {master.id: master.address for master in lab.lab.masters}
-    return checks.Topology(masters, tuple(sorted(lab.ids - set(masters))))
+    return converge
 
 
 @pytest.fixture(scope="module")
@@ -67,43 +103,31 @@ def hosts(lab: Laboratory) -> dict[str, Host]:
     }
 
 
-def converge(lab: Laboratory, name: str, topology: checks.Topology, pair: dict[str, str]) -> list:
-    """Upload and apply, as kitchen-salt does; return what was changed."""
-    masters = [{"id": master, "address": at} for master, at in topology.masters.items()]
-    declared = {"mode": "hot", "masters": masters}
-    declared |= {"config_dir": "/etc/salt", "extension_dir": "/var/lib/multimaster"}
-    pillar = {"topology": {"multimaster": declared}, "top": {"base": {"*": ["topology"]}}}
-    if name in topology.masters:
-        pillar["keypair"] = {"multimaster": {"keypair": pair}}
-        pillar["top"]["base"]["*"].append("keypair")
-    options = {"id": name, "root_dir": KITCHEN, "file_client": "local"}
-    options |= {"file_roots": {"base": [f"{FILES}/0"]}}
-    options |= {"pillar_roots": {"base": [f"{KITCHEN}/srv/pillar"]}}
-    files = {f"srv/pillar/{file}.sls": content for file, content in pillar.items()}
-    for path, content in {"etc/salt/minion": options, **files}.items():
-        script = 'mkdir -p "$(dirname "$1")" && cat > "$1"'
-        argv = ["sh", "-c", script, "sh", f"{KITCHEN}/{path}"]
-        assert lab.run(name, *argv, input=json.dumps(content)).returncode == 0
-    try:
-        call = ["salt-call", f"--config-dir={KITCHEN}/etc/salt", "state.apply", "multimaster"]
-        result = {name: lab.json(name, *call)["local"]}
-    finally:
-        lab.run(name, "rm", "-rf", f"{KITCHEN}/srv/pillar")
-    assert not (failed := failures(result)), failed
-    return changed(result)
+def declared(lab: Laboratory, steps: list[dict[str, Any]], number: int) -> checks.Topology:
+    """Return what a step declares."""
+    step = steps[number]
+    return checks.Topology(
+        masters={one: lab.host(one).address for one in step["masters"]},
+        minions=tuple(sorted(lab.ids.difference(step["masters"]))),
+        former=tuple(set(steps[0]["masters"]).difference(step["masters"])),
+        failover=step["declared"]["mode"] == "failover",
+        signing=step["declared"].get("signing", False),
+    )
 
 
-def test_a_minion_may_come_before_its_masters_and_these_at_once(lab, topology, pair):
+def test_a_minion_may_come_before_its_masters_and_these_at_once(lab, steps, converge):
+    topology = declared(lab, steps, 0)
     for name in topology.minions:
-        assert f"{name}:multimaster-minion-keypair" in converge(lab, name, topology, pair)
+        assert f"{name}:multimaster-minion-keypair" in converge(name, steps[0])
     with ThreadPoolExecutor() as pool:
-        done = [pool.submit(converge, lab, name, topology, pair) for name in topology.masters]
+        done = [pool.submit(converge, name, steps[0]) for name in topology.masters]
         changes = [one for each in done for one in each.result()]
     for name in topology.masters:
         assert f"{name}:multimaster-minion-keypair" in changes
 
 
-def test_every_minion_has_one_identity_on_all_masters(lab, topology, hosts):
+def test_every_minion_has_one_identity_on_all_masters(lab, steps, hosts):
+    topology = declared(lab, steps, 0)
     for name in topology.masters:
         checks.accept_everyone(hosts[name], topology)
     checks.check_everything(hosts, topology)
@@ -114,6 +138,13 @@ def test_every_minion_has_one_identity_on_all_masters(lab, topology, hosts):
             assert known == own, f"{master.id} knows another {host.id}"
 
 
-def test_a_second_converge_changes_nothing(lab, topology, pair):
+def test_after_its_last_step_all_is_as_declared(lab, steps, converge, hosts):
+    for step in steps[1:]:
+        for name in sorted(lab.ids):
+            converge(name, step)
+    checks.check_everything(hosts, declared(lab, steps, -1))
+
+
+def test_a_second_converge_changes_nothing(lab, steps, converge):
     for name in sorted(lab.ids):
-        assert converge(lab, name, topology, pair) == []
+        assert converge(name, steps[-1]) == []

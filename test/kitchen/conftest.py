@@ -26,7 +26,13 @@ def declared() -> dict:
 @pytest.fixture(scope="session")
 def topology(declared: dict) -> Topology:
     """The declared masters and minions."""
-    return Topology(masters=declared["masters"], minions=tuple(declared["minions"]))
+    return Topology(
+        masters=declared["masters"],
+        minions=tuple(declared["minions"]),
+        former=tuple(declared["former"]),
+        failover=declared["declared"]["mode"] == "failover",
+        signing=declared["declared"].get("signing", False),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +61,6 @@ def decided(topology: Topology, masters: dict[str, Host]) -> None:
 
 
 @pytest.fixture
-def host_id() -> str:
-    """The minion id of the instance being verified: Kitchen's suites are named so."""
-    return os.environ["KITCHEN_SUITE"]
+def host_id(declared: dict) -> str:
+    """The minion id of the instance being verified."""
+    return declared["id"]

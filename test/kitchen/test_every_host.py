@@ -15,9 +15,13 @@ def test_the_minion_trusts_the_key_that_all_masters_hold(masters, host):
     checks.check_minion_trusts(host, masters)
 
 
-def test_the_minion_answers_every_master(topology, masters, host_id):
-    for master in masters.values():
-        checks.check_minion_answers(master, host_id)
+def test_the_minion_answers_its_masters(topology, masters, host_id):
+    checks.check_minion_answers(masters, topology, host_id)
+
+
+def test_the_minion_verifies_its_masters_where_they_sign(topology, host):
+    if topology.signing:
+        checks.check_verifies(host)
 
 
 def test_private_keys_lie_in_the_pki_directories_only(topology, host):

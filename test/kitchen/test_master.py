@@ -19,8 +19,8 @@ def test_all_masters_hold_the_same_key_pair(masters):
     checks.check_same_key(masters)
 
 
-def test_every_minion_answers_this_master(topology, host):
-    checks.check_everyone_answers(host, topology)
+def test_every_minion_answers_its_masters(topology, masters):
+    checks.check_everyone_answers(masters, topology)
 
 
 def test_no_key_waits_for_a_decision(topology, host):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,10 +29,16 @@ PATIENCE = 180
 
 @dataclass(frozen=True)
 class Topology:
-    """A declaration as the checks need it: masters by id with their addresses, other minions."""
+    """A declaration as the checks need it: masters by id with their addresses, other minions.
+
+    Some of these may have been masters, and been cleaned.
+    """
 
     masters: Mapping[str, str]
     minions: tuple[str, ...]
+    former: tuple[str, ...] = ()
+    failover: bool = False
+    signing: bool = False
 
     @property
     def ids(self) -> set[str]:
@@ -53,19 +60,21 @@ def check_everything(hosts: Mapping[str, Host], topology: Topology) -> None:
     """Every check below, on every host that it is for."""
     masters = {name: hosts[name] for name in topology.masters}
     check_same_key(masters)
+    check_everyone_answers(masters, topology)
     for name, master in masters.items():
         check_unit(master, "salt-master")
         check_listening(master, topology.masters[name])
         check_key_files(master, name)
-        check_everyone_answers(master, topology)
         check_no_key_waits(master, topology)
     for host in hosts.values():
         check_unit(host, "salt-minion")
         check_masters_of_minion(host, topology)
         check_minion_trusts(host, masters)
         check_private_keys_only_in_pki(host)
+        if topology.signing:
+            check_verifies(host)
     for name in topology.minions:
-        check_holds_no_master_key(hosts[name])
+        check_is_no_master(hosts[name], name in topology.former)
 
 
 def check_unit(host: Host, unit: str) -> None:
@@ -121,14 +130,34 @@ def check_minion_trusts(host: Host, masters: Mapping[str, Host]) -> None:
     _eventually(lambda: {_digest(host, MINION_MASTER)}, expected, "the minion to have met a master")
 
 
-def check_everyone_answers(master: Host, topology: Topology) -> None:
-    """Every minion of the topology answers a command that this master sends, and nobody else."""
-    _eventually(lambda: answering(master), topology.ids, "every minion to answer this master")
+def check_everyone_answers(masters: Mapping[str, Host], topology: Topology) -> None:
+    """Every minion answers a command that each master sends; one of them, in failover mode."""
+    each = 1 if topology.failover else len(masters)
+    _eventually(
+        lambda: Counter(one for master in masters.values() for one in answering(master)),
+        dict.fromkeys(topology.ids, each),
+        "every minion to answer as many masters as it is to be with",
+    )
 
 
-def check_minion_answers(master: Host, minion_id: str) -> None:
-    """This one minion answers a command that this master sends."""
-    _eventually(lambda: answering(master, minion_id), {minion_id}, f"{minion_id} to answer")
+def check_minion_answers(masters: Mapping[str, Host], topology: Topology, minion_id: str) -> None:
+    """This one minion answers a command that each master sends; one, in failover mode."""
+    each = 1 if topology.failover else len(masters)
+    _eventually(
+        lambda: sum(minion_id in answering(master, minion_id) for master in masters.values()),
+        each,
+        f"{minion_id} to answer",
+    )
+
+
+def check_verifies(host: Host) -> None:
+    """The minion takes no master for one of its own whose key is not signed."""
+    option = "verify_master_pubkey_sign"
+    _eventually(
+        lambda: _json(host, f"salt-call --local config.get {option}").get("local"),
+        True,
+        "the minion to verify its masters' signature",
+    )
 
 
 def accept_everyone(master: Host, topology: Topology) -> None:
@@ -170,10 +199,21 @@ def check_private_keys_only_in_pki(host: Host) -> None:
     assert not stray, f"private keys in {stray}"
 
 
-def check_holds_no_master_key(host: Host) -> None:
-    """A host that is no master has no master's program, configuration or key."""
-    assert not host.package("salt-master").is_installed, "salt-master is installed"
-    found = host.run(f"find {MASTER_PKI} -type f -o -type l").stdout.split()
+def check_is_no_master(host: Host, former: bool = False) -> None:
+    """A host that is no master has no master's program, configuration or key.
+
+    One that was a master keeps the package, and its pair in a backup.
+    """
+    if former:
+        service = host.service("salt-master")
+        assert not service.is_running, "salt-master runs"
+        assert not service.is_enabled, "salt-master starts with the system"
+        assert not host.file("/etc/salt/master.d/multimaster.conf").exists
+        find = f"find {MASTER_PKI} -maxdepth 1 -name '*.pem'"
+    else:
+        assert not host.package("salt-master").is_installed, "salt-master is installed"
+        find = f"find {MASTER_PKI} -type f -o -type l"
+    found = host.run(find).stdout.split()
     assert not found, f"a master's keys: {found}"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,10 @@ def checkout(tmp_path, monkeypatch):
     checkout = tmp_path / "checkout"
     (checkout / "test/kitchen").mkdir(parents=True)
     (checkout / ".kitchen").mkdir()
-    for name in ("run", "shared"):
+    for name in ("run", "shared", "suites.py", "suites.yml"):
         shutil.copy(SCRIPTS / name, checkout / "test/kitchen" / name)
+    (checkout / ".venv/bin").mkdir(parents=True)
+    (checkout / ".venv/bin/python").symlink_to(sys.executable)
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
@@ -62,42 +65,48 @@ def call(checkout, script, *arguments, **environment):
 class TestRun:
     @pytest.fixture
     def run(self, checkout, program):
-        def run(fails="nothing", **environment):
+        def run(*suites, fails="nothing", **environment):
             kitchen = program(
                 "kitchen",
-                f'case "$*" in "list --bare") printf "one\\ntwo\\n";; "{fails}") exit 20;; esac',
+                f'case "$*" in "list --bare"*) printf "one\\ntwo\\n";; {fails}) exit 20;; esac',
             )
-            return call(checkout, "run", KITCHEN=str(kitchen), KITCHEN_IMAGE="x", **environment)
+            environment |= {"KITCHEN": str(kitchen), "KITCHEN_IMAGE": "x"}
+            return call(checkout, "run", *suites, **environment)
 
         return run
 
-    def test_goes_through_all_phases(self, run, checkout):
-        assert run().returncode == 0
-        assert calls(checkout) == [
-            "kitchen version",
-            "kitchen create",
-            "kitchen converge",
-            "kitchen list --bare",
-            "kitchen verify one",
-            "kitchen verify two",
-            "kitchen destroy",
-        ]
+    @pytest.mark.parametrize("suites", [[], ["clean"], ["failover", "clean"]], ids=str)
+    def test_goes_through_all_phases_of_each_suite(self, run, checkout, suites):
+        assert run(*suites).returncode == 0
+        expected = ["kitchen version"]
+        for suite in suites or ["hot"]:
+            expected.append(f"kitchen create ^{suite}-")
+            expected += [f"kitchen converge ^{suite}-"] * (3 if suite == "clean" else 1)
+            expected.append(f"kitchen list --bare ^{suite}-")
+            expected += ["kitchen verify one", "kitchen verify two", f"kitchen destroy ^{suite}-"]
+        assert calls(checkout) == expected
 
     def test_stops_at_the_first_host_that_fails_and_destroys_all(self, run, checkout):
-        failed = run("verify one")
+        failed = run("hot", "clean", fails='"verify one"')
         assert failed.returncode == 20
         assert ".kitchen/logs" in failed.stderr
-        assert calls(checkout)[-2:] == ["kitchen verify one", "kitchen destroy"]
+        assert calls(checkout)[-2:] == ["kitchen verify one", "kitchen destroy ^hot-"]
 
-    @pytest.mark.parametrize("fails", ["nothing", "converge"])
+    def test_says_which_suites_there_are_before_it_makes_anything(self, run, checkout):
+        refused = run("none")
+        assert refused.returncode == 1
+        assert "got suite 'none'; supported: hot, failover, clean" in refused.stderr
+        assert calls(checkout) == ["kitchen version"]
+
+    @pytest.mark.parametrize("fails", ["nothing", "converge*"])
     def test_keeps_all_hosts_if_that_is_asked_for(self, run, checkout, fails):
-        ended = run(fails, KITCHEN_KEEP="1")
+        ended = run(fails=fails, KITCHEN_KEEP="1")
         assert ended.returncode == (0 if fails == "nothing" else 20)
-        assert "kitchen destroy" not in calls(checkout)
+        assert not any("destroy" in one for one in calls(checkout))
         assert "kitchen destroy" in ended.stdout
 
     def test_that_cannot_destroy_fails(self, run):
-        assert run("destroy").returncode == 1
+        assert run(fails="destroy*").returncode == 1
 
 
 class TestTwoCheckouts:
