@@ -20,7 +20,6 @@ import queue
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -1084,13 +1083,13 @@ def see_masters(within=SEEN_WITHIN):
 
         salt web1 multimaster.see_masters
     """
-    opts = _effective("minion", _config_dir())
+    opts = {"grains": __opts__.get("grains", {}), **_effective("minion", _config_dir())}
     masters = opts["master"] if isinstance(opts["master"], list) else [opts["master"]]
     seen = {}
     for address in masters:
         try:
             seen[address] = _see(opts, address, within)
-        except (OSError, SaltException, ValueError, KeyError, TypeError) as err:
+        except Exception as err:  # The answer may be anybody's, and of any shape.
             seen[address] = f"unknown: {err}"
     return seen
 
@@ -2593,36 +2592,35 @@ def _waited_for(opts, masters):
 
 def _see(opts, address, within):
     """Return what a fresh answer of a master proves, for ``see_masters``."""
-    opts = {**opts, "master": address}
-    opts.update(salt.minion.prep_ip_port(opts))
-    opts.update(salt.minion.resolve_dns({**opts, "retry_dns": 0}, fallback=False))
-    # Salt waits long for a master that is not there.
-    ip = opts["master_ip"].strip("[]")
-    with socket.create_connection((ip, opts["master_port"]), within):
-        pass
-    request = salt.crypt.SAuth(opts).minion_sign_in_payload()
-    with salt.channel.client.ReqChannel.factory(opts, crypt="clear") as channel:
-        answer = channel.send(request, tries=1, timeout=within)
-    pki = pathlib.Path(opts["pki_dir"])
-    known = pki / "minion_master.pub"
-    if not known.is_file():
-        return "unknown: this minion has not met its masters yet"
-    if not salt.crypt.verify_signature(
-        str(known), answer["load"], answer["sig"], algorithm=opts["signing_algorithm"]
-    ):
-        return "unknown: an answer that is not signed with the masters' key"
+    opts, nonce, answer = __utils__["multimaster_dial.knock"](opts, address, within)
     load = salt.payload.loads(answer["load"])
-    if load.get("nonce") != request["nonce"] or "pub_key" not in load:
-        return "unknown: no answer to this minion's request to sign in"
-    if "pub_sig" not in load:
-        return "plain"
-    signing = _read(pki / "master_sign.pub")
+    pki, algorithm = pathlib.Path(opts["pki_dir"]), opts["signing_algorithm"]
+    signature, signing = load.get("pub_sig"), _read(pki / "master_sign.pub")
     # Without it Salt compares with the known key alone; the next apply brings it.
-    if signing and not __utils__["multimaster_keypair.is_signed"](
-        load["pub_key"], load["pub_sig"], signing, opts["signing_algorithm"]
-    ):
-        return "signs with another signing key"
-    return "signs"
+    attested = bool(signature) and (
+        not signing
+        or __utils__["multimaster_keypair.is_signed"](
+            load["pub_key"], signature, signing, algorithm
+        )
+    )
+    with tempfile.NamedTemporaryFile("w") as key:
+        known = pki / "minion_master.pub"
+        if not known.is_file():
+            if not (signing and attested):
+                return "unknown: this minion has not met its masters yet"
+            # The masters' signing key says whose it is.
+            key.write(load["pub_key"])
+            key.flush()
+            known = key.name
+        if not salt.crypt.verify_signature(
+            str(known), answer["load"], answer["sig"], algorithm=algorithm
+        ):
+            return "unknown: an answer that is not signed with the masters' key"
+    if load.get("nonce") != nonce or "pub_key" not in load:
+        return "unknown: no answer to this minion's request to sign in"
+    if not signature:
+        return "plain"
+    return "signs" if attested else "signs with another signing key"
 
 
 def _read(path):

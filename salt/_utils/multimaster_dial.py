@@ -80,7 +80,6 @@ def lets_in(opts: Mapping[str, Any], address: str, timeout: float) -> bool:
 
 def _sign_in(opts: Mapping[str, Any], address: str, timeout: float) -> str:
     """Return what a master answers when this minion signs in; raise where it says nothing."""
-    import salt.channel.client
     import salt.crypt
     import salt.payload
     from salt.exceptions import SaltClientError
@@ -88,23 +87,12 @@ def _sign_in(opts: Mapping[str, Any], address: str, timeout: float) -> str:
     import multimaster_cutover as cutover
 
     try:
-        mine = _mine(opts, address, timeout)
-        # Salt waits long for a master that is not there.
-        ip = mine["master_ip"].strip("[]")
-        socket.create_connection((ip, mine["master_port"]), timeout).close()
-    except TimeoutError:
+        mine, nonce, answer = knock(opts, address, timeout)
+    except (TimeoutError, FileNotFoundError):
         return cutover.SILENT
     except (OSError, SaltClientError):
         # Nobody listens, there is no way, or no such name.
         return cutover.REFUSED
-    if not _has_pair(mine):
-        return cutover.SILENT
-    request = salt.crypt.SAuth(mine).minion_sign_in_payload()
-    channel = salt.channel.client.ReqChannel.factory(mine, crypt="clear")
-    try:
-        answer = channel.send(request, tries=1, timeout=timeout)
-    finally:
-        channel.close()
     load = answer["load"]
     known = os.path.join(mine["pki_dir"], "minion_master.pub")
     if not isinstance(load, bytes):
@@ -115,12 +103,39 @@ def _sign_in(opts: Mapping[str, Any], address: str, timeout: float) -> str:
     ):
         return cutover.FOREIGN
     load = salt.payload.loads(load)
-    if load["nonce"] != request["nonce"]:
+    if load["nonce"] != nonce:
         return cutover.FOREIGN
     if "pub_key" in load:
         return cutover.ACCEPTED
     words = {True: cutover.PENDING, False: cutover.REJECTED}
     return words.get(load["ret"], cutover.REFUSED)
+
+
+def knock(
+    opts: Mapping[str, Any], address: str, timeout: float
+) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """
+    Ask a master to sign this minion in.
+
+    Returns the minion's options for that master, the nonce of the request, and the answer as it
+    came: it may be anybody's.  Raises OSError where nobody answers or the minion has no key pair,
+    SaltClientError where the name leads nowhere, and SaltReqTimeoutError.
+    """
+    import salt.channel.client
+    import salt.crypt
+
+    mine = _mine(opts, address, timeout)
+    # Salt waits long for a master that is not there.
+    ip = mine["master_ip"].strip("[]")
+    socket.create_connection((ip, mine["master_port"]), timeout).close()
+    if not _has_pair(mine):
+        raise FileNotFoundError("the minion has no key pair")
+    request = salt.crypt.SAuth(mine).minion_sign_in_payload()
+    channel = salt.channel.client.ReqChannel.factory(mine, crypt="clear")
+    try:
+        return mine, request["nonce"], channel.send(request, tries=1, timeout=timeout)
+    finally:
+        channel.close()
 
 
 def _send(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from lab.model import LabError
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 # A wait ends after so many times its patience even if something keeps changing.
@@ -42,6 +45,7 @@ def until(
         latest = seen() if seen else result
         if latest != last:
             last, changed = latest, now
+            log.info("%.0f s for %s: %r", now - began, what, latest)
         left = min(changed + patience, began + ENOUGH * patience) - now
         if left <= 0:
             raise LabError(

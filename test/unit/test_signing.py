@@ -328,3 +328,62 @@ def test_a_public_key_that_is_none_is_refused(host):
     host.pillar = {"multimaster": {"keypair": {"sign_pub": GARBAGE}}}
     with pytest.raises(CommandExecutionError, match="public signing key"):
         host.call("install_signing_pub")
+
+
+# What a minion believes of an answer to its request to sign in
+
+
+@pytest.fixture
+def see(host, monkeypatch, pair, shared):
+    """Return what the minion sees of a master, given what it knows and what the master says."""
+    import salt.payload
+
+    def see(known=(), signed_by=shared, **load):
+        minion = host.config_dir / "pki/minion"
+        minion.mkdir(parents=True, exist_ok=True)
+        for name, pub in dict(known).items():
+            (minion / name).write_text(pub)
+        load = salt.payload.dumps({"nonce": "fresh", "pub_key": shared.pub, **load})
+        answer = {"load": load, "sig": signed(signed_by, load)}
+        opts = {"pki_dir": str(minion), "signing_algorithm": "PKCS1v15-SHA1"}
+        utils = host.modules.pack["__utils__"]
+        monkeypatch.setitem(
+            utils._dict, "multimaster_dial.knock", lambda *_: (opts, "fresh", answer)
+        )
+        return host.call("see_masters")["salt"]
+
+    return see
+
+
+def signed(pair, text):
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import padding
+
+    key = serialization.load_pem_private_key(pair.pem.encode(), None)
+    return key.sign(text, padding.PKCS1v15(), hashes.SHA1())
+
+
+def test_a_minion_that_has_met_no_master_believes_who_is_signed_by_their_signing_key(
+    see, pair, shared, other
+):
+    signature = keypair.sign_pub(shared.pub, pair.pem, "PKCS1v15-SHA1")
+    mine = {"master_sign.pub": pair.pub}
+    assert see(mine, pub_sig=signature) == "signs"
+    for odd in (
+        see(mine),
+        see(mine, pub_sig=keypair.sign_pub(shared.pub, other.pem, "PKCS1v15-SHA1")),
+        see(mine, pub_sig=signature, signed_by=other),
+        see(mine, pub_sig=signature, nonce="stale"),
+        see(mine, pub_sig=signature, pub_key=other.pub, signed_by=other),
+        see(mine, pub_sig=1, pub_key=["odd"]),
+    ):
+        assert odd.startswith("unknown: ")
+    met = {**mine, "minion_master.pub": shared.pub}
+    assert see(met, pub_sig=signature) == "signs"
+    assert see(met) == "plain"
+    assert see(met, pub_sig=signature, signed_by=other).startswith("unknown: ")
+
+
+def test_without_a_signing_key_a_minion_believes_nobody_at_first(see, pair, shared):
+    signature = keypair.sign_pub(shared.pub, pair.pem, "PKCS1v15-SHA1")
+    assert see(pub_sig=signature).startswith("unknown: ")
