@@ -345,7 +345,7 @@ def see(host, monkeypatch, pair, shared):
             (minion / name).write_text(pub)
         load = salt.payload.dumps({"nonce": "fresh", "pub_key": shared.pub, **load})
         answer = {"load": load, "sig": signed(signed_by, load)}
-        opts = {"pki_dir": str(minion), "signing_algorithm": "PKCS1v15-SHA1"}
+        opts = {"pki_dir": str(minion), "signing_algorithm": ALGORITHMS[1]}
         utils = host.modules.pack["__utils__"]
         monkeypatch.setitem(
             utils._dict, "multimaster_dial.knock", lambda *_: (opts, "fresh", answer)
@@ -360,18 +360,18 @@ def signed(pair, text):
     from cryptography.hazmat.primitives.asymmetric import padding
 
     key = serialization.load_pem_private_key(pair.pem.encode(), None)
-    return key.sign(text, padding.PKCS1v15(), hashes.SHA1())
+    return key.sign(text, padding.PKCS1v15(), hashes.SHA224())
 
 
 def test_a_minion_that_has_met_no_master_believes_who_is_signed_by_their_signing_key(
     see, pair, shared, other
 ):
-    signature = keypair.sign_pub(shared.pub, pair.pem, "PKCS1v15-SHA1")
+    signature = keypair.sign_pub(shared.pub, pair.pem, ALGORITHMS[1])
     mine = {"master_sign.pub": pair.pub}
     assert see(mine, pub_sig=signature) == "signs"
     for odd in (
         see(mine),
-        see(mine, pub_sig=keypair.sign_pub(shared.pub, other.pem, "PKCS1v15-SHA1")),
+        see(mine, pub_sig=keypair.sign_pub(shared.pub, other.pem, ALGORITHMS[1])),
         see(mine, pub_sig=signature, signed_by=other),
         see(mine, pub_sig=signature, nonce="stale"),
         see(mine, pub_sig=signature, pub_key=other.pub, signed_by=other),
@@ -385,5 +385,5 @@ def test_a_minion_that_has_met_no_master_believes_who_is_signed_by_their_signing
 
 
 def test_without_a_signing_key_a_minion_believes_nobody_at_first(see, pair, shared):
-    signature = keypair.sign_pub(shared.pub, pair.pem, "PKCS1v15-SHA1")
+    signature = keypair.sign_pub(shared.pub, pair.pem, ALGORITHMS[1])
     assert see(pub_sig=signature).startswith("unknown: ")
