@@ -1024,9 +1024,13 @@ def signs(config_dir=None):
     return _effective("master", config_dir or _config_dir())["master_sign_pubkey"]
 
 
-def verifies(config_dir=None):
+def verifies(config_dir=None, signing=False):
     """
     Tell whether this host's minion is configured to verify the signature of its masters.
+
+    signing
+        Whether they are declared to sign. One that has met none of them and is given their signing
+        key then begins with that: it would get in nowhere, and has no engine yet to follow with.
 
     CLI Example:
 
@@ -1034,7 +1038,10 @@ def verifies(config_dir=None):
 
         salt web1 multimaster.verifies
     """
-    return _effective("minion", config_dir or _config_dir())["verify_master_pubkey_sign"]
+    opts = _effective("minion", config_dir or _config_dir())
+    met = os.path.exists(os.path.join(opts["pki_dir"], "minion_master.pub"))
+    begins = bool(signing and not met and _given().get("sign_pub"))
+    return opts["verify_master_pubkey_sign"] or begins
 
 
 def install_signing_pub(config_dir=None, test=False):

@@ -69,7 +69,7 @@ def minion_config(name, declaration, config_dir):
     try:
         existing = _existing("minion", config_dir)
         # Its engine follows the masters, and whoever gets this far is at one with one of them.
-        verifies = __salt__["multimaster.verifies"](config_dir)
+        verifies = __salt__["multimaster.verifies"](config_dir, topology.signing)
     except CommandExecutionError as err:
         return _failed(_ret(name), str(err))
     options = __utils__["multimaster_topology.minion_options"](

@@ -330,6 +330,16 @@ def test_a_public_key_that_is_none_is_refused(host):
         host.call("install_signing_pub")
 
 
+def test_a_minion_begins_to_verify_if_it_has_met_no_master_and_has_the_key(host, pair):
+    given = {"multimaster": {"keypair": {"sign_pub": pair.pub}}}
+    assert not host.call("verifies", signing=True)
+    host.pillar = given
+    assert not host.call("verifies")
+    assert host.call("verifies", signing=True)
+    host.write("etc/salt/pki/minion/minion_master.pub", "known")
+    assert not host.call("verifies", signing=True)
+
+
 # What a minion believes of an answer to its request to sign in
 
 
