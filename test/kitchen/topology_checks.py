@@ -45,6 +45,10 @@ class Topology:
         """Every minion id: masters are minions too."""
         return {*self.masters, *self.minions}
 
+    def used(self, minion_id: str) -> int:
+        """Return how many masters a minion is with at a time: in failover mode those' own of all."""
+        return 1 if self.failover and minion_id not in self.masters else len(self.masters)
+
 
 def not_running(containers: Iterable[str]) -> list[str]:
     """Return those of some containers that do not run, or are not there at all.
@@ -131,21 +135,19 @@ def check_minion_trusts(host: Host, masters: Mapping[str, Host]) -> None:
 
 
 def check_everyone_answers(masters: Mapping[str, Host], topology: Topology) -> None:
-    """Every minion answers a command that each master sends; one of them, in failover mode."""
-    each = 1 if topology.failover else len(masters)
+    """Every minion answers a command that each of its masters sends, and no other."""
     _eventually(
         lambda: Counter(one for master in masters.values() for one in answering(master)),
-        dict.fromkeys(topology.ids, each),
+        {minion_id: topology.used(minion_id) for minion_id in topology.ids},
         "every minion to answer as many masters as it is to be with",
     )
 
 
 def check_minion_answers(masters: Mapping[str, Host], topology: Topology, minion_id: str) -> None:
-    """This one minion answers a command that each master sends; one, in failover mode."""
-    each = 1 if topology.failover else len(masters)
+    """This one minion answers a command that each of its masters sends."""
     _eventually(
         lambda: sum(minion_id in answering(master, minion_id) for master in masters.values()),
-        each,
+        topology.used(minion_id),
         f"{minion_id} to answer",
     )
 
