@@ -46,7 +46,7 @@ class Topology:
         return {*self.masters, *self.minions}
 
     def used(self, minion_id: str) -> int:
-        """Return how many masters a minion is with at a time; a master's own is with all of them."""
+        """Return how many masters a minion is with at a time; a master's own, with all."""
         return 1 if self.failover and minion_id not in self.masters else len(self.masters)
 
 
