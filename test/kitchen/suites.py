@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,14 @@ import yaml
 
 
 def suites() -> dict[str, Any]:
-    """Return what ``suites.yml`` says."""
-    return yaml.safe_load(Path(__file__).with_name("suites.yml").read_text())
+    """Return what ``suites.yml`` says, with the content of what it names for a declaration."""
+    here = Path(__file__)
+    made = yaml.safe_load(here.with_name("suites.yml").read_text())
+    for step in itertools.chain.from_iterable(made["suites"].values()):
+        if isinstance(named := step["declared"], str):
+            text = (here.parents[2] / named).read_text()
+            step["declared"] = yaml.safe_load(text)["multimaster"]
+    return made
 
 
 def main(suite: str) -> None:

@@ -27,6 +27,7 @@ def checkout(tmp_path, monkeypatch):
     (checkout / ".kitchen").mkdir()
     for name in ("run", "shared", "suites.py", "suites.yml"):
         shutil.copy(SCRIPTS / name, checkout / "test/kitchen" / name)
+    shutil.copy(SCRIPTS.parents[1] / "pillar.example", checkout)
     (checkout / ".venv/bin").mkdir(parents=True)
     (checkout / ".venv/bin/python").symlink_to(sys.executable)
     (tmp_path / "bin").mkdir()
