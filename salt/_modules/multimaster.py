@@ -1637,12 +1637,14 @@ def joined_by_us(config_dir=None):
     return os.path.exists(_ours(_effective("master", config_dir or _config_dir())))
 
 
-def other_masters_up(timeout=60):
+def other_masters_up(timeout=60, config_dir=None):
     """
     Return the first of this host's other masters that lets its minion in, as a list of one or none.
 
     timeout
         Seconds that each has for each of its two answers.
+    config_dir
+        Where the daemons of this host are configured; the running minion's own unless given.
 
     A frozen master, or another program at its port, takes connections too; the answer that counts
     is one that only a master can give which has accepted this minion's key.
@@ -1653,8 +1655,9 @@ def other_masters_up(timeout=60):
 
         salt saltm3 multimaster.other_masters_up
     """
-    opts = _effective("minion", _config_dir())
-    declared = _effective("master", _config_dir()).get("multimaster", {}).get("masters", [])
+    config_dir = config_dir or _config_dir()
+    opts = _effective("minion", config_dir)
+    declared = _effective("master", config_dir).get("multimaster", {}).get("masters", [])
     others = [master for master in declared if master["id"] != __opts__["id"]]
     classify, answers = __utils__["multimaster_dial.classify"], queue.Queue()
 

@@ -574,15 +574,17 @@ def left(name, config_dir):
     return ret
 
 
-def another_master(name):
+def another_master(name, config_dir):
     """
     Fail unless another declared master lets this host's minion in: a guard before one is stopped.
 
     name
         Shown only.
+    config_dir
+        Directory of the configuration of this host's daemons.
     """
     ret = _ret(name)
-    up = __salt__["multimaster.other_masters_up"]()
+    up = __salt__["multimaster.other_masters_up"](config_dir=config_dir)
     if not up:
         return _failed(ret, "No other declared master lets this host's minion in; this one stays")
     ret["comment"] = f"Also there: {', '.join(up)}"

@@ -25,6 +25,7 @@ multimaster-clean-again:
 multimaster-clean-guard:
   multimaster.another_master:
     - name: multimaster
+    - config_dir: {{ config_dir | json }}
     - require:
       - sls: multimaster.modules
 

@@ -127,7 +127,8 @@ class DockerDriver:
         _require_engine()
         if _containers(lab):
             raise LabError(f"the laboratory in {lab.directory} is up already; see: lab down")
-        yield from docker_image.build(lab.salt)
+        for release in sorted(set(docker_image.releases())):
+            yield from docker_image.build(lab.salt, release=release)
         # `down` asks the engine only when this file says that there may be something of ours.
         _marker(lab).write_text(name(lab) + "\n")
 
@@ -314,7 +315,9 @@ class DockerDriver:
         sources = trees.file_roots + trees.pillar_roots
         for source, target in zip(sources, file_paths + pillar_paths, strict=True):
             argv += ["--mount", f"type=bind,source={source.resolve()},target={target},readonly"]
-        _docker(*argv, docker_image.tag(lab.salt))
+        releases = docker_image.releases()
+        release = releases[lab.hosts.index(host) % len(releases)]
+        _docker(*argv, docker_image.tag(lab.salt, release=release))
         configuration = _archive(self._configuration(lab, host, trees))
         _docker("cp", "-", f"{container(lab, host)}:/", content=configuration)
         _docker("start", container(lab, host))

@@ -3,6 +3,9 @@
 The recipe is ``test/lab/docker/``; the Salt release comes from ``requirements/salt-<series>.txt``.
 Run it by hand (``PYTHONPATH=test python3 -m lab.docker_image --help``) to prepare an image for
 Test Kitchen or ahead of time; ``lab up --driver docker`` calls it by itself.
+
+``LAB_DEBIAN=13`` has all hosts of a laboratory run another Debian than 12, and ``LAB_DEBIAN=12,13``
+one after the other each of these.
 """
 
 from __future__ import annotations
@@ -29,9 +32,9 @@ from lab.model import REPOSITORY, SERIES, LabError
 RECIPE = Path(__file__).parent / "docker"
 NAME = "multimaster-lab"
 TARGETS = ("host", "kitchen")
-REGISTRY_BASE = "debian:bookworm-slim"
-LOCAL_BASE = f"{NAME}:base"
-SUITE, MIRROR = "bookworm", "http://deb.debian.org/debian"
+# What Debian's releases are called; the first is the default.
+DEBIAN = {"12": "bookworm", "13": "trixie"}
+MIRROR = "http://deb.debian.org/debian"
 
 PULL_TIMEOUT = 120
 DEBOOTSTRAP_TIMEOUT = 900
@@ -61,21 +64,36 @@ def salt_requirement(series: str) -> tuple[str, str]:
     return pinned[1], pinned[0] + "\n"
 
 
-def tag(series: str = "3008", target: str = "host") -> str:
+def releases() -> list[str]:
+    """Return which of Debian's releases the hosts run, in turns, by what ``LAB_DEBIAN`` says.
+
+    :raises LabError: for one that is not in ``DEBIAN``.
+    """
+    wanted = os.environ.get("LAB_DEBIAN", next(iter(DEBIAN))).split(",")
+    if unknown := set(wanted).difference(DEBIAN):
+        raise LabError(f"LAB_DEBIAN: got {unknown.pop()!r}; supported: {', '.join(DEBIAN)}")
+    return wanted
+
+
+def tag(series: str = "3008", target: str = "host", release: str | None = None) -> str:
     """Return the image's name: it changes whenever the recipe or the requirements do.
 
     :param target: ``host``, or ``kitchen`` (the same with an SSH server and sudo).
+    :param release: of Debian; by default the first one that is wanted.
     """
     digest = hashlib.sha256()
     for name, content in sorted(_recipe(series).items()):
         digest.update(name.encode() + b"\0" + content)
-    suffix = "" if target == "host" else f"-{target}"
-    return f"{NAME}:{series}-{digest.hexdigest()[:12]}{suffix}"
+    return f"{NAME}:{series}-{digest.hexdigest()[:12]}{_suffix(target, release)}"
 
 
-def moving_tag(series: str = "3008", target: str = "host") -> str:
+def moving_tag(series: str = "3008", target: str = "host", release: str | None = None) -> str:
     """Return the fixed name under which the newest image is also found, for ``kitchen.yml``."""
-    return f"{NAME}:{series}" if target == "host" else f"{NAME}:{series}-{target}"
+    return f"{NAME}:{series}{_suffix(target, release)}"
+
+
+def _suffix(target: str, release: str | None) -> str:
+    return f"-debian-{release or releases()[0]}" + ("" if target == "host" else f"-{target}")
 
 
 def exists(image: str) -> bool:
@@ -83,26 +101,27 @@ def exists(image: str) -> bool:
     return _run(["docker", "image", "inspect", image], timeout=30).returncode == 0
 
 
-def build(series: str = "3008", target: str = "host") -> Iterator[str]:
+def build(series: str = "3008", target: str = "host", release: str | None = None) -> Iterator[str]:
     """Make the image where it is missing; yield a progress line for each step.
 
     Afterwards the image is there as :func:`tag` and as :func:`moving_tag`.
 
-    :raises LabError: unknown series or target, no base image, or a failing build, whose last
-        lines of output are in the message.
+    :raises LabError: unknown series, target or release, no base image, or a failing build, whose
+        last lines of output are in the message.
     """
     if target not in TARGETS:
         raise LabError(f"target: got {target!r}; supported: {', '.join(TARGETS)}")
-    image = tag(series, target)
+    release = release or releases()[0]
+    image = tag(series, target, release)
     if not exists(image):
         with open(Path(tempfile.gettempdir(), f"{NAME}-{os.getuid()}.lock"), "w") as lock:
             yield f"building image {image} (once; a few minutes), or waiting for who builds one"
             # Given back by the end of this process, too.
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not exists(image):
-                base = yield from _base()
-                yield from _build(series, target, image, base)
-    named = _run(["docker", "tag", image, moving_tag(series, target)], timeout=30)
+                base = yield from _base(DEBIAN[release])
+                yield from _build(series, target, image, base, DEBIAN[release])
+    named = _run(["docker", "tag", image, moving_tag(series, target, release)], timeout=30)
     if named.returncode != 0:
         raise LabError(f"cannot tag image {image}: {named.stderr.strip()}")
 
@@ -118,36 +137,37 @@ def _run(argv: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str
         raise LabError(f"no result after {timeout:g} s: {' '.join(argv)}") from None
 
 
-def _base() -> Generator[str, None, str]:
+def _base(suite: str) -> Generator[str, None, str]:
     """Find or make the base image; yield progress, return its name."""
-    for image in (REGISTRY_BASE, LOCAL_BASE):
+    registry, local = f"debian:{suite}-slim", f"{NAME}:base-{suite}"
+    for image in (registry, local):
         if exists(image):
             return image
-    yield f"pulling {REGISTRY_BASE}"
+    yield f"pulling {registry}"
     try:
-        pulled = _run(["docker", "pull", "--quiet", REGISTRY_BASE], timeout=PULL_TIMEOUT)
+        pulled = _run(["docker", "pull", "--quiet", registry], timeout=PULL_TIMEOUT)
         refusal = pulled.stderr.strip()
     except LabError as err:
         refusal = str(err)
     else:
         if pulled.returncode == 0:
-            return REGISTRY_BASE
+            return registry
     yield "no answer from a registry; making the base image with debootstrap (a minute or two)"
     if shutil.which("debootstrap") is None or os.geteuid() != 0:
         raise LabError(
-            f"no base image: docker pull {REGISTRY_BASE} said {refusal!r}, and making one here "
+            f"no base image: docker pull {registry} said {refusal!r}, and making one here "
             "needs root and debootstrap (apt-get install debootstrap)"
         )
-    _debootstrap()
-    return LOCAL_BASE
+    _debootstrap(suite, local)
+    return local
 
 
-def _debootstrap() -> None:
+def _debootstrap(suite: str, image: str) -> None:
     # Not under /tmp, which may be mounted nodev or be small.
     root = Path(tempfile.mkdtemp(prefix=f"{NAME}-", dir="/var/tmp"))
     root.chmod(0o755)
     try:
-        argv = ["debootstrap", "--variant=minbase", SUITE, str(root), MIRROR]
+        argv = ["debootstrap", "--variant=minbase", suite, str(root), MIRROR]
         made = _run(argv, timeout=DEBOOTSTRAP_TIMEOUT)
         if made.returncode != 0:
             raise LabError("debootstrap failed:\n" + _tail(made.stdout + made.stderr))
@@ -156,7 +176,7 @@ def _debootstrap() -> None:
         pack += ["--exclude=./var/cache/apt/archives/*.deb", "--exclude=./var/lib/apt/lists/*", "."]
         with subprocess.Popen(pack, stdout=subprocess.PIPE) as archive:
             load = subprocess.run(
-                ["docker", "import", "-", LOCAL_BASE],
+                ["docker", "import", "-", image],
                 stdin=archive.stdout,
                 capture_output=True,
                 text=True,
@@ -203,11 +223,11 @@ def _context(series: str) -> bytes:
     return stream.getvalue()
 
 
-def _build(series: str, target: str, image: str, base: str) -> Iterator[str]:
+def _build(series: str, target: str, image: str, base: str, suite: str) -> Iterator[str]:
     argv = ["docker", "build", "--force-rm", "--tag", image, "--target", target]
     # Docker's networks may lack what the machine's own has (a proxy, a name server).
     argv += ["--network", "host"]
-    arguments = {"BASE": base, "SALT_VERSION": salt_requirement(series)[0]}
+    arguments = {"BASE": base, "SUITE": suite, "SALT_VERSION": salt_requirement(series)[0]}
     arguments |= {
         name: os.environ[name] for name in PIP_VARIABLES + PROXY_VARIABLES if name in os.environ
     }

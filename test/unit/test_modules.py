@@ -1002,6 +1002,20 @@ class TestOtherMastersUp:
         self.declare(host, saltm1="192.0.2.1", saltm2="192.0.2.2", saltm3="192.0.2.3")
         assert host.call("other_masters_up") == ["saltm3"]
 
+    def test_are_asked_as_the_daemons_of_this_host_are_configured(self, host, monkeypatch):
+        asked = []
+        host.modules.pack["__utils__"].get("multimaster_dial.classify")
+        monkeypatch.setitem(
+            host.modules.pack["__utils__"]._dict,
+            "multimaster_dial.classify",
+            lambda opts, *_: asked.append(opts["pki_dir"]) or "accepted",
+        )
+        self.declare(host, saltm1="192.0.2.1")
+        host.config_dir.rename(elsewhere := host.config_dir.with_name("daemons"))
+        host.write("etc/salt/minion", {"id": "saltm2"})
+        assert host.call("other_masters_up", config_dir=str(elsewhere)) == ["saltm1"]
+        assert asked == [f"{host.root}/etc/salt/pki/minion"]
+
     def test_are_none_that_only_take_connections(self, host):
         with listening("127.0.0.1") as port:
             self.declare(host, saltm1="127.0.0.1")

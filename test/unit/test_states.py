@@ -92,7 +92,7 @@ def state(host, request):
             "restarted": {"name": "salt-minion", "config_dir": config_dir},
             "withdrawn": {"name": "salt-minion", "config_dir": config_dir},
             "left": {"name": "salt-master", "config_dir": config_dir},
-            "another_master": {"name": "multimaster"},
+            "another_master": {"name": "multimaster", "config_dir": str(host.config_dir)},
         }[function]
         return host.state(function, test=test, **usual | changes)
 
@@ -396,10 +396,16 @@ def test_left_has_nothing_to_do_on_a_master_that_was_there_before(host, state, s
 def test_another_master_names_those_that_answer(host, state, monkeypatch):
     # Really asked for in test_modules.
     host.modules.get("multimaster.other_masters_up")
-    monkeypatch.setitem(
-        host.modules._dict, "multimaster.other_masters_up", lambda: ["saltm1", "saltm3"]
-    )
+    asked = []
+
+    def up(**arguments):
+        asked.append(arguments)
+        return ["saltm1", "saltm3"]
+
+    monkeypatch.setitem(host.modules._dict, "multimaster.other_masters_up", up)
     ret = state("another_master")
+    # Masterless, `salt-call` may have a configuration of its own.
+    assert asked == [{"config_dir": str(host.config_dir)}]
     assert (ret.result, ret.changes, ret.comment) == (True, {}, "Also there: saltm1, saltm3")
 
 
