@@ -40,9 +40,9 @@ GRACE = 15
 # Seconds until a second look that has to find the same: a change that is on its way to all masters
 # is no difference.
 CONFIRM = 5
-# Seconds that a master has for its report; twice as long after each look that lacked one, up to the
-# interval, so that a slow one takes part in the end.
-PATIENCE = 5
+# Seconds that a master has for its report; twice as long after each look that lacked one, so that a
+# slow one takes part in the end.
+PATIENCE, LONGEST = 5, 600
 # Seconds between two looks at whether it is time.
 TICK = 1
 
@@ -170,8 +170,9 @@ class _Watcher:
             {name: report for name, report in look.reports.items() if report}, self.clocks
         )
         complete = all(look.reports.values())
-        longer = min(self.patience * 2, max(PATIENCE, self.interval))
-        self.patience = PATIENCE if complete else longer
+        # Who was slow is not quick the next time.
+        longer = self.patience / 2 if complete else self.patience * 2
+        self.patience = min(max(longer, PATIENCE), LONGEST)
         return found, complete
 
     def _known(self):

@@ -42,7 +42,7 @@ BROUGHT = {
 }
 # Seconds for the compilation of one minion's pillar and top file.
 COMPILED_WITHIN = 600
-# Proofs of so many samples are kept.
+# Reports, and proofs of so many samples, that are kept.
 KEPT = 4
 # Seconds that a git remote has for its answer.
 REMOTE_WITHIN = 3
@@ -86,6 +86,9 @@ def report(
     asker
         The master that wants to know.  That it answers it knows by itself.
 
+    One at a time: whoever asks while one is made waits for it, and for the next one with all who
+    want to know the same.  On a slow host there may always be somebody who asks.
+
     CLI Example:
 
     .. code-block:: bash
@@ -98,13 +101,44 @@ def report(
         raise salt.exceptions.CommandExecutionError(
             f"sample: got {sample[0]!r}; supported: a minion id"
         )
+    ask = bool(ask and (minions or asker != __opts__["id"]))
+    what = [list(detail), minions, timeout, sample, max_age, compiles, ask]
+    directory = pathlib.Path(__opts__["cachedir"], "multimaster")
+    arrived = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        # On a disk that takes nothing each makes its own.
+        with contextlib.suppress(OSError):
+            stack.enter_context(__utils__["multimaster_cutover.alone"](directory / "report.lock"))
+        told = _made_since(arrived, directory / "reports.json", what, lambda: _report(*what))
+    if watch is not None:
+        _Look().note(watch)
+    told["now"] = time.time()
+    return told
+
+
+def _made_since(arrived, path, what, make):
+    """Return what somebody has begun to make since then, and what else is made now, for others."""
+    # The clock begins anew with the host.
+    key = json.dumps([pathlib.Path("/proc/sys/kernel/random/boot_id").read_text(), what])
+    made = {}
+    with contextlib.suppress(OSError, RecursionError, ValueError, KeyError, TypeError):
+        made = dict(json.loads(path.read_text()))
+        if arrived <= made[key]["begun"] <= time.monotonic():
+            return made[key]["told"]
+    begun = time.monotonic()
+    told = make()
+    made.pop(key, None)
+    made = {key: {"begun": begun, "told": told}, **dict(list(made.items())[: KEPT - 1])}
+    with contextlib.suppress(OSError):
+        __utils__["multimaster_files.write"](str(path), json.dumps(made), 0o600)
+    return told
+
+
+def _report(detail, minions, timeout, sample, max_age, compiles, ask):
     look = _Look()
-    ask = ask and look.daemon and (minions or asker != __opts__["id"])
-    answers = _Asked(look.opts, minions, timeout) if ask else None
+    answers = _Asked(look.opts, minions, timeout) if ask and look.daemon else None
     told = {"master": look.master(), "host": __salt__["multimaster.masters"]()}
     told["remotes"] = look.remotes()
-    if watch is not None:
-        look.note(watch)
     leaves, places = look.subjects()
     digest = __utils__["multimaster_drift.digest"]
     subjects = {name: digest(found) for name, found in leaves.items()}
@@ -124,7 +158,6 @@ def report(
     answered = answers.told() if answers else (False, None, None, None)
     told["master"]["answers"], *packed = answered
     told["minions"], told["unknown"], told["grainless"] = packed
-    told["now"] = time.time()
     return told
 
 

@@ -28,7 +28,16 @@ from typing import Any
 POLL = 0.2
 # Jobs that nobody misses: who looks so looks again, and on a host with much to do there may always
 # be one of them.
-LOOKS = {"multimaster_orch.facts", "multimaster.outstanding", "saltutil.find_job"}
+LOOKS = {
+    "multimaster.ledger_pull",
+    "multimaster.ledger_wake",
+    "multimaster.masters",
+    "multimaster.outstanding",
+    "multimaster.report",
+    "multimaster_drift.report",
+    "multimaster_orch.facts",
+    "saltutil.find_job",
+}
 # Times that a daemon is seen to end at its start before somebody should decide.
 FAILED = 5
 # Rounds in which the minion on this host answered and another one did not, after which nothing is

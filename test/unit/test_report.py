@@ -6,9 +6,13 @@ import importlib
 import json
 import os
 import subprocess
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
+import multimaster_files
 
 WORD = "hunter2hunter2"
 GRAINS = {"id": "web1", "os": "Debian"}
@@ -70,6 +74,69 @@ def json_safe(host, path):
 
 
 ALL = ["config", "access", "files:base", "pillar:base", "modules", "keys", "formula", "content"]
+
+
+def together(host, made_since, questions):
+    """Have questions come in while a report is made; return the answers, and those made."""
+    path, made, begun, go = host.root / "reports.json", [], threading.Event(), threading.Event()
+    one_at_a_time, arrived = threading.Lock(), threading.Barrier(len(questions) + 1)
+
+    def make(what):
+        def make():
+            made.append(what)
+            begun.set()
+            assert go.wait(60)
+            return f"report {len(made)}"
+
+        return make
+
+    def ask(what):
+        at = time.monotonic()
+        arrived.wait(60)
+        with one_at_a_time:
+            return made_since(at, path, what, make(what))
+
+    with ThreadPoolExecutor() as pool:
+        with one_at_a_time:
+            first = pool.submit(made_since, time.monotonic(), path, ["first"], make(["first"]))
+            assert begun.wait(60)
+            rest = [pool.submit(ask, what) for what in questions]
+            arrived.wait(60)
+            go.set()
+            first.result(60)
+        return [one.result(60) for one in rest], made
+
+
+def test_who_wants_to_know_the_same_meanwhile_shares_the_next_report(host, by_path):
+    module = by_path("salt/_modules/multimaster_drift.py")
+    module.__utils__ = {"multimaster_files.write": multimaster_files.write}
+    questions = [["first"], ["second"], ["first"], ["first"]]
+    told, made = together(host, module._made_since, questions)
+    # The one that was under way may not have what the others ask for.
+    assert sorted(made[1:]) == [["first"], ["second"]]
+    assert "report 1" not in told
+    assert told[0] == told[2] == told[3] != told[1]
+
+
+@pytest.mark.parametrize("left", ["", "[]", '{"x": 1}', "no JSON", "before the reboot"])
+def test_a_report_is_made_whatever_is_left_of_others(host, by_path, left):
+    module = by_path("salt/_modules/multimaster_drift.py")
+    module.__utils__ = {"multimaster_files.write": multimaster_files.write}
+    path = host.root / "reports.json"
+    since = time.monotonic()
+    if left == "before the reboot":
+        module._made_since(since, path, [], lambda: "old")
+        left = path.read_text().replace('"begun": ', '"begun": 9')
+    path.write_text(left)
+    assert module._made_since(since, path, [], lambda: "new") == "new"
+    assert module._made_since(since, path, [], lambda: "newer") == "new"
+
+
+def test_a_report_is_made_where_no_file_can_be_written(report, host, monkeypatch):
+    monkeypatch.setitem(
+        host.modules.pack["__opts__"], "cachedir", str(host.root / "etc/salt/minion/none")
+    )
+    assert report()["subjects"]
 
 
 @pytest.mark.parametrize("name", ["../web1", "/etc/x", "..", 5])

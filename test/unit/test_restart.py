@@ -115,15 +115,15 @@ def test_jobs_that_only_look_at_a_minion_are_not_waited_for(host, monkeypatch):
     import salt.utils.minion
 
     monkeypatch.undo()
-    functions = ["saltutil.find_job", "multimaster_orch.facts", "multimaster.outstanding"]
+    functions = ["saltutil.find_job", "multimaster_orch.facts", "multimaster.ledger_pull"]
     jobs = [{"fun": function} for function in functions]
     # Also if the answer is to be signed.
-    jobs.append({"fun": "multimaster.signed", "arg": ["multimaster_orch.facts", "nonce"]})
+    jobs.append({"fun": "multimaster.signed", "arg": ["multimaster_drift.report", "nonce"]})
     monkeypatch.setattr(salt.utils.minion, "running", lambda _: jobs)
     assert not host.busy()
     for job in (
         {"fun": "state.apply"},
-        {"fun": "multimaster.signed", "arg": ["multimaster_drift.report", "nonce"]},
+        {"fun": "multimaster.signed", "arg": ["multimaster.key_decide", "nonce"]},
         {"fun": "multimaster.signed"},
     ):
         monkeypatch.setattr(salt.utils.minion, "running", lambda _, job=job: [*jobs, job])

@@ -123,7 +123,7 @@ def test_a_master_that_needs_long_for_its_report_gets_the_time(engine):
     engine.reports["saltm3"] = report()
     for _ in range(2):
         watcher.turn()
-    assert engine.patience == [5, 10, 20, 40, 60, 60, 60, 5]
+    assert engine.patience == [5, 10, 20, 40, 80, 160, 320, 160]
 
 
 def test_masters_that_agree_are_no_news(engine):
