@@ -998,6 +998,19 @@ def install_signing(creator=None, config_dir=None, replace=False, test=False, op
     return ret
 
 
+def extension_modules(config_dir=None):
+    """
+    Return the directory that this host's minion loads its synced modules from.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local multimaster.extension_modules /etc/salt
+    """
+    return _effective("minion", config_dir or _config_dir())["extension_modules"]
+
+
 def signing_offered():
     """
     Tell whether the pillar gives this host's master the signing pair, sealed.

@@ -6,6 +6,7 @@ then acts.  What is right is for the core to say; files are written by ``file.se
 """
 
 import os
+import re
 
 from salt.exceptions import CommandExecutionError
 
@@ -14,6 +15,8 @@ __virtualname__ = "multimaster"
 SEEDED = ("accepted", "rejected")
 # Ids that a message names, at most.
 NAMED = 10
+# What a minion loads of the formula.
+OWN = re.compile(r"_(modules|states|utils|engines)/multimaster\w*\.py")
 
 
 def __virtual__():
@@ -347,6 +350,24 @@ def extended(name, files):
     else:
         ret["comment"] = f"All {len(files)} files are in place"
     return ret
+
+
+def provided(name, config_dir):
+    """
+    Give the minion's daemon the formula's modules, if it has not those of this run.
+
+    ``salt-call`` may have a configuration, and so a directory of modules, of its own.
+
+    name
+        Shown only.
+    config_dir
+        Directory of the daemon's configuration.
+    """
+    theirs = __salt__["multimaster.extension_modules"](config_dir)
+    if os.path.realpath(theirs) == os.path.realpath(__opts__["extension_modules"]):
+        return {**_ret(name), "comment": "The daemon has those of this run"}
+    files = [path[1:] for path in __salt__["cp.list_master"]() if OWN.fullmatch(path)]
+    return {**extended(theirs, files), "name": name}
 
 
 def keypair(name, declaration, config_dir, extension_dir, replace=False):

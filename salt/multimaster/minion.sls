@@ -21,6 +21,14 @@ multimaster-minion-config:
       - multimaster: multimaster-declaration
       - multimaster: multimaster-minion-signing
 
+# It may be another configuration's than that of this run.
+multimaster-minion-modules:
+  multimaster.provided:
+    - name: multimaster
+    - config_dir: {{ config_dir | json }}
+    - require:
+      - multimaster: multimaster-declaration
+
 # A fresh one has none until it meets a master; its new masters are asked before that.
 multimaster-minion-keypair:
   multimaster.minion_keypair:
@@ -35,6 +43,7 @@ multimaster-minion-service:
     - enable: true
     - require:
       - multimaster: multimaster-minion-keypair
+      - multimaster: multimaster-minion-modules
 
 # Last, since it ends this minion's process; detached, so that the job's return is sent first.
 multimaster-minion-restart:

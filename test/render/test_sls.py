@@ -75,6 +75,7 @@ class TestRoles:
             "multimaster-declaration",
             "multimaster-minion-signing",
             "multimaster-minion-config",
+            "multimaster-minion-modules",
             "multimaster-minion-keypair",
             "multimaster-minion-service",
             "multimaster-minion-restart",

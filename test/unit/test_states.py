@@ -92,6 +92,7 @@ def state(host, request):
             "restarted": {"name": "salt-minion", "config_dir": config_dir},
             "withdrawn": {"name": "salt-minion", "config_dir": config_dir},
             "left": {"name": "salt-master", "config_dir": config_dir},
+            "provided": {"name": "multimaster", "config_dir": config_dir},
             "another_master": {"name": "multimaster", "config_dir": str(host.config_dir)},
         }[function]
         return host.state(function, test=test, **usual | changes)
@@ -391,6 +392,22 @@ def test_left_has_nothing_to_do_on_a_master_that_was_there_before(host, state, s
     ret = state("left")
     assert (ret.result, ret.changes) == (True, {})
     assert host.files() == before
+
+
+def test_a_daemon_is_given_the_modules_of_a_run_with_another_configuration(host, state):
+    assert state("provided").changes == {}
+    theirs = host.root / "etc/daemon"
+    host.write(
+        "etc/daemon/minion", {"id": "saltm2", "extension_modules": f"{host.root}/var/theirs"}
+    )
+    given = state("provided", config_dir=str(theirs))
+    names = {f"{kind}/multimaster.py" for kind in ("modules", "states", "engines")}
+    assert names <= set(given.changes)
+    assert not any(path.startswith(("runners", "output")) for path in given.changes)
+    for path in given.changes:
+        written = (host.root / "var/theirs" / path).read_bytes()
+        assert written == (host.checkout / f"salt/_{path}").read_bytes()
+    assert state("provided", config_dir=str(theirs)).changes == {}
 
 
 def test_another_master_names_those_that_answer(host, state, monkeypatch):
