@@ -101,17 +101,23 @@ def report(
         raise salt.exceptions.CommandExecutionError(
             f"sample: got {sample[0]!r}; supported: a minion id"
         )
-    ask = bool(ask and (minions or asker != __opts__["id"]))
-    what = [list(detail), minions, timeout, sample, max_age, compiles, ask]
-    directory = pathlib.Path(__opts__["cachedir"], "multimaster")
-    arrived = time.monotonic()
+    arrived, look = time.monotonic(), _Look()
+    ask = ask and look.daemon and (minions or asker != __opts__["id"])
+    answers = _Asked(look.opts, minions, timeout) if ask else None
+    if watch is not None:
+        look.note(watch)
+    what = [list(detail), sample, max_age, compiles]
     with contextlib.ExitStack() as stack:
         # On a disk that takes nothing each makes its own.
         with contextlib.suppress(OSError):
-            stack.enter_context(__utils__["multimaster_cutover.alone"](directory / "report.lock"))
-        told = _made_since(arrived, directory / "reports.json", what, lambda: _report(*what))
-    if watch is not None:
-        _Look().note(watch)
+            path = os.path.join(look.cache, "report.lock")
+            stack.enter_context(__utils__["multimaster_cutover.alone"](path))
+        path = pathlib.Path(look.cache, "reports.json")
+        told = _made_since(arrived, path, what, lambda: _report(look, *what))
+    # Others' answers are waited for by all at the same time.
+    answered = answers.told() if answers else (False, None, None, None)
+    told["master"]["answers"], *packed = answered
+    told["minions"], told["unknown"], told["grainless"] = packed
     told["now"] = time.time()
     return told
 
@@ -134,9 +140,7 @@ def _made_since(arrived, path, what, make):
     return told
 
 
-def _report(detail, minions, timeout, sample, max_age, compiles, ask):
-    look = _Look()
-    answers = _Asked(look.opts, minions, timeout) if ask and look.daemon else None
+def _report(look, detail, sample, max_age, compiles):
     told = {"master": look.master(), "host": __salt__["multimaster.masters"]()}
     told["remotes"] = look.remotes()
     leaves, places = look.subjects()
@@ -155,9 +159,6 @@ def _report(detail, minions, timeout, sample, max_age, compiles, ask):
         if {"config", "access"} & set(detail):
             told["sources"], told["declared"] = look.sources(found)
         told["details"] = __utils__["multimaster_ledger.squeeze"](found)
-    answered = answers.told() if answers else (False, None, None, None)
-    told["master"]["answers"], *packed = answered
-    told["minions"], told["unknown"], told["grainless"] = packed
     return told
 
 
