@@ -686,8 +686,10 @@ class _Returns:
         self.brought.add(master)
 
         def bring():
-            answers = __utils__["multimaster_dial.give"](__opts__, master, patience, load)
-            self.brought.discard(master)
+            try:
+                answers = __utils__["multimaster_dial.give"](__opts__, master, patience, load)
+            finally:
+                self.brought.discard(master)
             _fire({"ret": answers[0]} if answers else {"error": "timeout"}, f"{TAKEN}{number}")
 
         _in_thread(bring)

@@ -1109,7 +1109,8 @@ def see_masters(within=SEEN_WITHIN):
     for address in masters:
         try:
             seen[address] = _see(opts, address, within)
-        except Exception as err:  # The answer may be anybody's, and of any shape.
+        # The answer may be anybody's, and of any shape; Salt even exits on some.
+        except (Exception, SystemExit) as err:
             seen[address] = f"unknown: {err}"
     return seen
 
