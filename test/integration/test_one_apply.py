@@ -185,7 +185,7 @@ def test_a_minion_that_is_ended_at_any_step_of_a_first_apply_gets_there(
         apply_once(lab)
         # Two of three let it in, and its daemon works on with what it has read.
         lab.until(lambda: lab.step("web1") == "proving", "web1 to prove its list", lab.steps)
-        assert "web1" in lab.answering("saltm1")
+        lab.until(lambda: "web1" in lab.answering("saltm1"), "web1 to work on")
         reboot(lab, "web1")
         lab.until(lambda: lab.step("web1") == "connecting", "web1 to go on", lab.steps)
         reboot(lab, "web1")
