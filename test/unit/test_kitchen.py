@@ -82,9 +82,12 @@ class TestRun:
         expected = ["kitchen version"]
         for suite in suites or ["hot"]:
             expected.append(f"kitchen create ^{suite}-")
-            expected += [f"kitchen converge ^{suite}-"] * (3 if suite == "clean" else 1)
-            expected.append(f"kitchen list --bare ^{suite}-")
-            expected += ["kitchen verify one", "kitchen verify two", f"kitchen destroy ^{suite}-"]
+            verify = [f"kitchen list --bare ^{suite}-", "kitchen verify one", "kitchen verify two"]
+            converge = [f"kitchen converge ^{suite}-"]
+            expected += converge + verify
+            if suite == "clean":
+                expected += 2 * converge + verify
+            expected.append(f"kitchen destroy ^{suite}-")
         assert calls(checkout) == expected
 
     def test_stops_at_the_first_host_that_fails_and_destroys_all(self, run, checkout):
