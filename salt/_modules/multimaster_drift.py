@@ -108,11 +108,11 @@ def report(
         look.note(watch)
     what = [list(detail), sample, max_age, compiles]
     with contextlib.ExitStack() as stack:
+        path = pathlib.Path(look.cache, "reports.json")
         # On a disk that takes nothing each makes its own.
         with contextlib.suppress(OSError):
-            path = os.path.join(look.cache, "report.lock")
-            stack.enter_context(__utils__["multimaster_cutover.alone"](path))
-        path = pathlib.Path(look.cache, "reports.json")
+            os.makedirs(look.cache, mode=0o700, exist_ok=True)
+            stack.enter_context(__utils__["multimaster_cutover.alone"](f"{path}.lock"))
         told = _made_since(arrived, path, what, lambda: _report(look, *what))
     # Others' answers are waited for by all at the same time.
     answered = answers.told() if answers else (False, None, None, None)
@@ -123,9 +123,9 @@ def report(
 
 
 def _made_since(arrived, path, what, make):
-    """Return what somebody has begun to make since then, and what else is made now, for others."""
-    # The clock begins anew with the host.
-    key = json.dumps([pathlib.Path("/proc/sys/kernel/random/boot_id").read_text(), what])
+    """Return what somebody has begun to make since then; else make it, and keep it for others."""
+    # The clock begins anew with the host, and so does its first process.
+    key = json.dumps([__utils__["multimaster_gather.process"](1), what])
     made = {}
     with contextlib.suppress(OSError, RecursionError, ValueError, KeyError, TypeError):
         made = dict(json.loads(path.read_text()))
@@ -417,23 +417,14 @@ class _Look:
             return {"sample": minion_id, "skipped": why or "its grains of it are others"}
         path = os.path.join(self.cache, "proofs.json")
 
-        def known():
-            found = _proofs(path).get(minion_id, {})
-            recent = time.time() - found.get("at", 0) <= max_age
-            same = (found.get("grains"), found.get("inputs")) == (grains_print, inputs)
-            return found if recent and same else None
-
-        found = known()
-        if not found and not compiles:
-            found = {"problem": "not compiled since something has changed"}
-        if not found:
-            with contextlib.ExitStack() as stack:
-                # Who asks again meanwhile, as it takes long, is given the same; not on a full disk.
-                with contextlib.suppress(OSError):
-                    os.makedirs(self.cache, mode=0o700, exist_ok=True)
-                    alone = __utils__["multimaster_cutover.alone"](f"{path}.lock")
-                    stack.enter_context(alone)
-                found = known() or self.prove(path, minion_id, grains, grains_print, inputs)
+        found = _proofs(path).get(minion_id, {})
+        recent = time.time() - found.get("at", 0) <= max_age
+        if not recent or (found.get("grains"), found.get("inputs")) != (grains_print, inputs):
+            found = (
+                self.prove(path, minion_id, grains, grains_print, inputs)
+                if compiles
+                else {"problem": "not compiled since something has changed"}
+            )
         if self.opts["pillar_cache"]:
             # Seconds that what a minion is given may be older than what was compiled here.
             found = {**found, "cached": self.opts["pillar_cache_ttl"]}

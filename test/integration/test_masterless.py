@@ -34,12 +34,11 @@ systemctl --quiet enable --now salt-minion
 
 
 SUITES = suites()["suites"]
-QUICK = "hot"
 
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=() if name == QUICK else pytest.mark.long) for name in SUITES],
+    params=[pytest.param(name, marks=() if name == "hot" else pytest.mark.long) for name in SUITES],
 )
 def steps(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     """The steps of a suite."""
@@ -106,12 +105,11 @@ def hosts(lab: Laboratory) -> dict[str, Host]:
 def declared(lab: Laboratory, steps: list[dict[str, Any]], number: int) -> checks.Topology:
     """Return what a step declares."""
     step = steps[number]
-    return checks.Topology(
+    return checks.Topology.of(
         masters={one: lab.host(one).address for one in step["masters"]},
-        minions=tuple(sorted(lab.ids.difference(step["masters"]))),
-        former=tuple(set(steps[0]["masters"]).difference(step["masters"])),
-        failover=step["declared"]["mode"] == "failover",
-        signing=step["declared"].get("signing", False),
+        minions=sorted(lab.ids.difference(step["masters"])),
+        former=set(steps[0]["masters"]).difference(step["masters"]),
+        declared=step["declared"],
     )
 
 
@@ -142,7 +140,9 @@ def test_after_its_last_step_all_is_as_declared(lab, steps, converge, hosts):
     for step in steps[1:]:
         for name in sorted(lab.ids):
             converge(name, step)
-    checks.check_everything(hosts, declared(lab, steps, -1))
+    # What there is after the first one has been looked at.
+    if len(steps) > 1:
+        checks.check_everything(hosts, declared(lab, steps, -1))
 
 
 def test_a_second_converge_changes_nothing(lab, steps, converge):

@@ -26,13 +26,8 @@ def declared() -> dict:
 @pytest.fixture(scope="session")
 def topology(declared: dict) -> Topology:
     """The declared masters and minions."""
-    return Topology(
-        masters=declared["masters"],
-        minions=tuple(declared["minions"]),
-        former=tuple(declared["former"]),
-        failover=declared["declared"]["mode"] == "failover",
-        signing=declared["declared"].get("signing", False),
-    )
+    names = ("masters", "minions", "former", "declared")
+    return Topology.of(*(declared[name] for name in names))
 
 
 @pytest.fixture(scope="session")

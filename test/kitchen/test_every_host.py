@@ -20,8 +20,7 @@ def test_the_minion_answers_its_masters(topology, masters, host_id):
 
 
 def test_the_minion_verifies_its_masters_where_they_sign(topology, host):
-    if topology.signing:
-        checks.check_verifies(host)
+    checks.check_verifies(host, topology)
 
 
 def test_private_keys_lie_in_the_pki_directories_only(topology, host):

@@ -12,8 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-import multimaster_files
-
 WORD = "hunter2hunter2"
 GRAINS = {"id": "web1", "os": "Debian"}
 
@@ -109,7 +107,7 @@ def together(host, made_since, questions):
 
 def test_who_wants_to_know_the_same_meanwhile_shares_the_next_report(host, by_path):
     module = by_path("salt/_modules/multimaster_drift.py")
-    module.__utils__ = {"multimaster_files.write": multimaster_files.write}
+    module.__utils__ = UTILS()
     questions = [["first"], ["second"], ["first"], ["first"]]
     told, made = together(host, module._made_since, questions)
     # The one that was under way may not have what the others ask for.
@@ -121,7 +119,7 @@ def test_who_wants_to_know_the_same_meanwhile_shares_the_next_report(host, by_pa
 @pytest.mark.parametrize("left", ["", "[]", '{"x": 1}', "no JSON", "before the reboot"])
 def test_a_report_is_made_whatever_is_left_of_others(host, by_path, left):
     module = by_path("salt/_modules/multimaster_drift.py")
-    module.__utils__ = {"multimaster_files.write": multimaster_files.write}
+    module.__utils__ = UTILS()
     path = host.root / "reports.json"
     since = time.monotonic()
     if left == "before the reboot":

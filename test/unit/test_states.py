@@ -93,7 +93,7 @@ def state(host, request):
             "withdrawn": {"name": "salt-minion", "config_dir": config_dir},
             "left": {"name": "salt-master", "config_dir": config_dir},
             "provided": {"name": "multimaster", "config_dir": config_dir},
-            "another_master": {"name": "multimaster", "config_dir": str(host.config_dir)},
+            "another_master": {"name": "multimaster", "config_dir": config_dir},
         }[function]
         return host.state(function, test=test, **usual | changes)
 
