@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import re
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -111,9 +112,33 @@ class Laboratory:
 
     def salt(self, master: str, target: str, *argv: str) -> dict[str, Any]:
         """Give a command on a master; return what each minion returned."""
-        flags = ["--static", f"--timeout={self.lab.slowed(TIMEOUT):.0f}", "--list"]
         ids = ",".join(sorted(self.ids)) if target == "*" else target
-        return dict(self.json(master, "salt", *flags, ids, *argv))
+        command = ["salt", f"--timeout={self.lab.slowed(TIMEOUT):.0f}", "--list", ids, *argv]
+        if self.lab.slowed(1) > 1:
+            return self._patiently(master, set(ids.split(",")), command)
+        return dict(self.json(master, *command, "--static"))
+
+    def _patiently(self, master: str, ids: set[str], command: Sequence[str]) -> dict[str, Any]:
+        """
+        Give a command on a slow master, and wait for the return of every minion.
+
+        Salt's own wait ends with an error when its master takes longer than `gather_job_timeout`
+        to take the question whether the job goes on.
+        """
+        given = self.run(master, *command, "--async")
+        found: dict[str, Any] = {}
+        job = re.search(r"\b\d{20}\b", given.stdout)
+        assert job, given.stdout + given.stderr
+
+        def returned() -> bool:
+            with contextlib.suppress(AssertionError):
+                found.update(self.json(master, "salt-run", "jobs.lookup_jid", job[0]))
+            return ids <= set(found)
+
+        self.until(
+            returned, f"the returns of {' '.join(command)}", lambda: f"missing: {ids - set(found)}"
+        )
+        return found
 
     def command(self, minions: set[str], *argv: str) -> dict[str, Any]:
         """Give a command to minions at one time, each through a master that it answers to."""
