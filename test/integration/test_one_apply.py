@@ -66,6 +66,7 @@ def until_whole(lab: Laboratory, count: int) -> dict[str, Any]:
     """Wait until the first so many hosts are masters, and everything is as declared."""
     seen: dict[str, Any] = {}
     ids = {master["id"] for master in lab.masters(count)}
+    lab.until(lab.restarted, "the end of every restart", lab.steps)
 
     def whole() -> bool:
         nonlocal seen

@@ -23,13 +23,6 @@ from lab.wait import ENOUGH, until
 
 SCANNER = Path(__file__).with_name("scan_host.py")
 RECORDER = Path(__file__).with_name("record_events.py")
-# Exit status 1 while the program that restarts daemons runs on this host.
-RESTARTING = """
-import psutil, sys
-lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
-program = "multimaster_restart.py"
-sys.exit(any(sys.argv[1] in line and any(a.endswith(program) for a in line) for line in lines))
-"""
 # Prints which minions answer. For one that is away the program ``salt`` waits 10 s more.
 PING = """
 import json, sys, salt.client
@@ -212,6 +205,8 @@ class Laboratory:
 
     def until_connected(self, master: str = "saltm1") -> dict[str, Any]:
         """Wait until the status on a master finds nothing wrong; return it."""
+        # Each look costs all hosts something, and a restart would only be later for it.
+        self.until(self.restarted, "the end of every restart", self.steps)
         seen: dict[str, Any] = {}
 
         def connected() -> bool:
@@ -261,8 +256,9 @@ class Laboratory:
         )
 
     def _restarting(self, host: Host) -> bool:
-        argv = [self.python, "-c", RESTARTING, f"--config={host.config_dir}/minion"]
-        return bool(self.run(host.id, *argv).returncode)
+        # With the process driver all hosts' processes are seen.
+        found = f"multimaster_restart.py --config={host.config_dir}/minion "
+        return not self.run(host.id, "pgrep", "--full", "--", found).returncode
 
     def cutting_over(self, minion: str) -> bool:
         """Tell whether a minion is on its way to a new configuration."""
