@@ -7,7 +7,6 @@ Every command goes through a master that its minion listens to, as in failover m
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -76,12 +75,8 @@ def reached_by(lab: Laboratory) -> dict[str, set[str]]:
     for master in masters_of(lab):
         # Who does not listen is not asked, as Salt would wait long for it.
         listening = lab.driver.connected(lab.lab, lab.host(master))  # type: ignore[attr-defined]
-        argv = ["salt", "--static", "--out=json", "--timeout=3", "-L", ",".join(sorted(listening))]
-        done = lab.run(master, *argv, "test.ping") if listening else None
-        found[master] = set()
-        with contextlib.suppress(ValueError):
-            answers = json.loads(done.stdout) if done else {}
-            found[master] = {name for name, value in answers.items() if value is True}
+        wanted = f"L@{','.join(sorted(listening))}"
+        found[master] = lab.answering(master, wanted) if listening else set()
     return found
 
 
