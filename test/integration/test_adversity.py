@@ -139,6 +139,7 @@ def test_a_full_disk_delays_a_decision_and_loses_none(lab: Laboratory) -> None:
     until_one_ledger(lab)
 
 
+@pytest.mark.long
 def test_a_master_that_leaves_is_cleaned(lab: Laboratory) -> None:
     lab.declare(masters=[master for master in lab.masters(3) if master["id"] != "saltm2"])
     result = lab.salt("saltm1", "saltm2", "state.apply", "multimaster.clean")

@@ -174,7 +174,7 @@ CASES = {
 
 
 # The others, too, with ``make test-long``: each takes a quarter of a minute.
-USUAL = ("worker_threads", "a secret", "a pillar")
+USUAL = ("a secret", "a pillar")
 
 
 @pytest.mark.parametrize(

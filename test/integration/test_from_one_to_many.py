@@ -80,6 +80,7 @@ def test_the_minion_that_was_away_is_served_by_the_next_apply(lab: Laboratory) -
     assert set(lab.until_connected()["minions"]) == lab.ids
 
 
+@pytest.mark.long
 def test_a_highstate_changes_nothing(lab: Laboratory) -> None:
     result = lab.salt("saltm2", "*", "state.highstate")
     assert not failures(result)

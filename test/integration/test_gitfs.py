@@ -76,7 +76,7 @@ def test_one_master_becomes_two_from_a_git_remote(lab: Laboratory) -> None:
     lab.until_connected()
 
 
-@pytest.mark.parametrize("master", ["saltm1", "saltm2"])
+@pytest.mark.parametrize("master", [pytest.param("saltm1", marks=pytest.mark.long), "saltm2"])
 def test_every_master_applies_it_from_there_and_changes_nothing(
     lab: Laboratory, master: str
 ) -> None:

@@ -10,6 +10,8 @@ from lab.laboratory import Laboratory, laboratory
 
 DRIVERS = ["process", pytest.param("docker", marks=pytest.mark.docker)]
 NETS = {"process": "127.0.69", "docker": "192.168.69"}
+# What is the supervisor's or systemd's, and not the driver's own.
+USUAL = [*DRIVERS[:1], pytest.param("docker", marks=[pytest.mark.docker, pytest.mark.long])]
 BUSY = """
 import time
 over = time.monotonic() + 4
@@ -42,6 +44,7 @@ def test_slow_hosts_have_their_share_and_still_answer(lab: Laboratory) -> None:
     lab.until_answering("saltm1")
 
 
+@pytest.mark.parametrize("lab", USUAL, indirect=True)
 def test_a_frozen_daemon_stays_frozen_while_its_host_is_slow(lab: Laboratory) -> None:
     web1 = lab.host("web1")
     lab.driver.control(lab.lab, web1, "freeze", "salt-minion")
@@ -54,6 +57,7 @@ def test_a_frozen_daemon_stays_frozen_while_its_host_is_slow(lab: Laboratory) ->
     lab.until_answering("saltm1")
 
 
+@pytest.mark.parametrize("lab", USUAL, indirect=True)
 def test_a_held_daemon_is_starting_until_it_is_released(lab: Laboratory) -> None:
     with lab.held("web1", "salt-minion"):
         # One that runs is left alone.
@@ -67,6 +71,7 @@ def test_a_held_daemon_is_starting_until_it_is_released(lab: Laboratory) -> None
     assert state(lab) in ("RUNNING", "active")
 
 
+@pytest.mark.parametrize("lab", USUAL, indirect=True)
 def test_a_held_daemon_can_be_stopped(lab: Laboratory) -> None:
     with lab.held("web1", "salt-minion"):
         with lab.stopped("web1", "salt-minion"):

@@ -108,6 +108,7 @@ def test_a_decision_on_a_master_that_is_down_reaches_the_others(
     until_all_say(lab, stranger, "accepted")
 
 
+@pytest.mark.long
 def test_of_two_decisions_on_masters_without_each_other_the_later_wins(
     lab: Laboratory, stranger: str
 ) -> None:
@@ -163,7 +164,10 @@ def test_a_lost_ledger_is_made_again_and_loses_no_decision(lab: Laboratory, stra
     assert len({row["digest"] for row in rows.values()}) == 1
 
 
-@pytest.mark.parametrize(("verb", "left"), [("reject", "rejected"), ("delete", "pending")])
+@pytest.mark.parametrize(
+    ("verb", "left"),
+    [("reject", "rejected"), pytest.param("delete", "pending", marks=pytest.mark.long)],
+)
 def test_who_is_shut_out_can_no_longer_run_anything(lab: Laboratory, verb: str, left: str) -> None:
     before = {master: rotations(lab, master) for master in MASTERS}
     decide(lab, "saltm2", verb, "web1")
@@ -189,7 +193,7 @@ def test_who_is_shut_out_can_no_longer_run_anything(lab: Laboratory, verb: str, 
 @pytest.mark.parametrize(
     ("path", "content"),
     [
-        ("autosign.conf", "web1"),
+        pytest.param("autosign.conf", "web1", marks=pytest.mark.long),
         pytest.param("autosign/id", "web1", marks=pytest.mark.long),
         ("master.d/auto-accept.conf", "auto_accept: True"),
     ],

@@ -176,6 +176,7 @@ def test_while_the_remote_is_down_its_last_content_is_served(
         lab.until_connected()
 
 
+@pytest.mark.long
 def test_a_master_that_fetches_no_more_is_named_until_it_does(
     lab: Laboratory, remote: Remote
 ) -> None:

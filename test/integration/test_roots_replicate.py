@@ -271,7 +271,7 @@ def control(lab: Laboratory, verb: str, master: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("runs", "changes"), [(60, 15), pytest.param(1000, 200, marks=pytest.mark.long)]
+    ("runs", "changes"), [(30, 8), pytest.param(1000, 200, marks=pytest.mark.long)]
 )
 def test_no_state_run_sees_two_versions(
     lab: Laboratory, live: Roots, runs: int, changes: int

@@ -13,7 +13,7 @@ from lab import cli
 from lab.laboratory import PATIENCE, Laboratory, applied, changed, failures
 from lab.wait import until
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.long]
 NET = "192.168.68"
 MOUNT = "/srv/shared"
 CONFIG = f"{MOUNT}/config"
