@@ -68,8 +68,12 @@ class Peer:
         # Until when; far away as long as it has not been said that the question is under way.
         self.until = 0.0
         self._sent = False
-        # Whether the open question was lost, perhaps, and whether somebody has called.
-        self._lost = self._called = False
+        # Seconds that its last answer took while it was answering.  A host that is that busy has to
+        # have as long for everything else.
+        self.took = 0.0
+        # Whether the open question was lost, perhaps, whether somebody has called, and whether all
+        # before it had been answered.
+        self._lost = self._called = self._answering = False
         self._asked = float("-inf")
         self._number = self._heard = self._unanswered = 0
 
@@ -80,10 +84,11 @@ class Peer:
 
     def next(self) -> float:
         """Return when :meth:`ready` is to be called though nothing happens."""
+        earliest = self._asked + max(self.shortest, 2 * self.took)
         if self.open is None:
-            return max(self.due, self._asked + self.shortest)
+            return max(self.due, earliest)
         if self._lost and self._sent:
-            return min(self.until, self._asked + self.shortest)
+            return min(self.until, earliest)
         return self.until
 
     def ready(self, now: float) -> bool:
@@ -101,6 +106,7 @@ class Peer:
         if self._called:
             self.shortest = min(self.shortest * 2, SPARSE)
         self._lost = self._called = self._sent = False
+        self._answering = not self._unanswered
         self._number += 1
         self.open = self.kept[jid] = Question(self._number, jid, nonce, about, now)
         for old in list(self.kept)[:-KEPT]:
@@ -131,10 +137,13 @@ class Peer:
         """It has answered, however late; no question is answered twice."""
         del self.kept[question.jid]
         self._unanswered = 0
-        self.patience = min(max(PATIENCE, 2 * (now - question.asked)), LONGEST)
+        took = now - question.asked
+        self.patience = min(max(PATIENCE, 2 * took), LONGEST)
         self._heard = max(self._heard, question.number)
         if question is self.open:
             self.open = None
+            # One that was frozen, or cut off, tells nothing about now.
+            self.took = min(took, LONGEST) if self._answering else 0.0
 
     def overtaken(self, question: Question) -> bool:
         """Tell whether a later question was answered before this one."""

@@ -205,10 +205,32 @@ def test_who_is_woken_while_a_question_is_open_asks_after_its_answer():
     question = asked(peer, 0.0)
     peer.woken(0.1)
     peer.answered(question, 0.15)
-    assert peer.next() == peers.SHORTEST
-    question = asked(peer, peers.SHORTEST)
+    assert peer.next() == 2 * 0.15
+    question = asked(peer, 0.3)
     peer.answered(question, 0.5)
-    assert peer.next() == peers.SHORTEST + peers.INTERVAL
+    assert peer.next() == 0.3 + peers.INTERVAL
+
+
+def test_a_peer_with_much_to_do_is_asked_half_of_the_time_whoever_calls():
+    peer = peers.Peer("saltm1", 0.0)
+    peer.answered(asked(peer, 0.0), 4.0)
+    peer.woken(4.0)
+    for now in (8, 16, 24):
+        question = asked(peer, now)
+        peer.returned(now + 1)
+        assert not peer.ready(now + 4)
+        peer.answered(question, now + 4)
+        peer.returned(now + 5)
+        assert peer.next() == now + 8
+
+
+def test_a_peer_that_was_frozen_is_asked_at_once_when_it_has_news():
+    peer = peers.Peer("saltm1", 0.0)
+    first, second = asked(peer, 0.0), asked(peer, 5.0)
+    for question in (first, second):
+        peer.answered(question, 14.0)
+    peer.woken(14.0)
+    assert peer.ready(14.0)
 
 
 def test_a_peer_that_is_back_is_asked_again_though_a_question_is_open():
