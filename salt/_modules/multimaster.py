@@ -335,7 +335,7 @@ def report(timeout=5, target=None):
     opts = _effective("master", _config_dir())
     keys = salt.key.get_key({**opts, "__role": "master"}).list_keys()
     running = _daemon(opts["pidfile"]) is not None
-    answers = {}
+    answers, within = {}, __utils__["multimaster_gather.whole"](timeout)
     if running:
         # One that is too busy to take a command is not working either.
         with (
@@ -345,8 +345,8 @@ def report(timeout=5, target=None):
             answers = __utils__["multimaster_gather.hardened"](client).cmd(
                 target or __opts__["id"],
                 "test.ping",
-                timeout=timeout,
-                gather_job_timeout=timeout,
+                timeout=within,
+                gather_job_timeout=within,
             )
     unfinished = __utils__["multimaster_gather.unfinished"](opts, keys["minions"])
     pub = _read_pair(opts)[1]

@@ -190,6 +190,7 @@ def ask(ids, function, arguments=(), timeout=10, config_dir=None):
     """
     if not set([function] if isinstance(function, str) else function) <= set(ASKED):
         raise CommandExecutionError(f"function: got {function!r}; supported: {', '.join(ASKED)}")
+    within = __utils__["multimaster_gather.whole"](timeout)
     try:
         with salt.client.get_local_client(mopts=_configured(config_dir)) as client:
             # Not cmd, which has a text for those that do not answer.
@@ -198,8 +199,8 @@ def ask(ids, function, arguments=(), timeout=10, config_dir=None):
                 function,
                 list(arguments),
                 tgt_type="list",
-                timeout=timeout,
-                gather_job_timeout=timeout,
+                timeout=within,
+                gather_job_timeout=within,
             )
             return {name: row["ret"] for part in answers for name, row in part.items()}
     except SaltException as err:

@@ -825,6 +825,7 @@ def _command(plan, ids, function, arguments=(), timeout=ANSWER):
 def _commanded(plan, ids, function, arguments, timeout):
     """Yield id and answer; nothing while this master is away, which its restart makes it."""
     hardened = __utils__["multimaster_gather.hardened"]
+    within = __utils__["multimaster_gather.whole"](timeout)
     for some, asked, given, read in _questions(plan, ids, function, arguments):
         try:
             # A new one each time: a master's restart changes what proves who gives the command.
@@ -834,8 +835,8 @@ def _commanded(plan, ids, function, arguments, timeout):
                     asked,
                     given,
                     tgt_type="list",
-                    timeout=timeout,
-                    gather_job_timeout=min(timeout, ANSWER),
+                    timeout=within,
+                    gather_job_timeout=min(within, ANSWER),
                 ):
                     for name, row in part.items():
                         yield from _told(read, {name: row.get("ret")}, some).items()

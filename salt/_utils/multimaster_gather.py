@@ -8,6 +8,7 @@ runner, engine and execution module need it.
 import contextlib
 import functools
 import logging
+import math
 import os
 import re
 import secrets
@@ -96,6 +97,16 @@ def next_event(bus: Any, wait: float) -> dict[str, Any] | None:
     nothing: dict[str, Any] = {"tag": "", "data": {}}
     event: dict[str, Any] | None = _heard(bus.get_event, nothing, wait=wait, full=True)
     return event
+
+
+def whole(seconds: float) -> int:
+    """
+    Return seconds as Salt's client takes them.
+
+    Of a number with a fraction it makes its option `timeout`, 5 by default (salt/client/__init__.py
+    ``_get_timeout``): a master that takes longer than that to take a job is given it three times.
+    """
+    return max(1, math.ceil(float(seconds)))
 
 
 def hardened(client: Any) -> Any:
@@ -248,7 +259,7 @@ def _give(client: Any, asked_for: Question, timeout: float) -> tuple[str, tuple[
         asked_for.function,
         list(asked_for.arguments),
         tgt_type="glob" if many else "list",
-        timeout=timeout,
+        timeout=whole(timeout),
         listen=True,
         # The answers are read here and now; the job cache would keep them for hours.
         nocache=True,

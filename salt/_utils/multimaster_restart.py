@@ -506,7 +506,7 @@ class _Host:
         from salt.exceptions import SaltException
 
         import multimaster_said as said
-        from multimaster_gather import hardened
+        from multimaster_gather import hardened, whole
 
         try:
             with salt.client.get_local_client(mopts=self._master_options()) as client:
@@ -515,8 +515,8 @@ class _Host:
                     function,
                     arguments,
                     tgt_type="list",
-                    timeout=patience,
-                    gather_job_timeout=patience,
+                    timeout=whole(patience),
+                    gather_job_timeout=whole(patience),
                 )
                 return {
                     name: said.told(function, row["ret"])

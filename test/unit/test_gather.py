@@ -17,7 +17,7 @@ class Master:
     """A master with minions that answer, but for what is lost."""
 
     def __init__(self, pidfile: Path) -> None:
-        self.pidfile = pidfile
+        self.pidfile, self.opts = pidfile, {"timeout": 5}
         self.given: list[tuple[str, list[str]]] = []
         self.event = SimpleNamespace(connect_pub=lambda: None, get_event=self.get_event)
         self.answers: list[dict[str, Any]] = []
@@ -27,7 +27,12 @@ class Master:
     def destroy(self) -> None:
         """Do what a client of Salt's has to do in the end: nothing here."""
 
-    def run_job(self, ids: list[str], function: str, *_: Any, **__: Any) -> dict[str, str]:
+    def run_job(self, ids: list[str], function: str, *_: Any, **flags: Any) -> dict[str, str]:
+        import salt.client
+
+        # Salt's own judge: another number than it was given stands for "as if none was".
+        salts = salt.client.LocalClient._get_timeout(self, flags["timeout"])
+        assert salts == flags["timeout"]
         jid = str(len(self.given))
         self.given.append((function, ids))
         said: Any = {} if function == "saltutil.find_job" else True
@@ -81,3 +86,11 @@ def test_a_minion_that_is_there_and_knows_of_no_job_is_asked_once_more(
     master.deaf = deaf
     assert ask(master, 0.5) == answers
     assert master.given.count(("test.ping", ["web2"])) == 1
+
+
+@pytest.mark.parametrize(("seconds", "taken"), [(0.1, 1), (5.0, 5), (12.5, 13), (60, 60)])
+def test_salt_takes_the_seconds_that_are_meant(seconds: float, taken: int) -> None:
+    import salt.client
+
+    client = SimpleNamespace(opts={"timeout": 5})
+    assert salt.client.LocalClient._get_timeout(client, gather.whole(seconds)) == taken

@@ -55,6 +55,7 @@ def runner(by_path, monkeypatch):
         for name in ("claimed", "proved")
     }
     module.__utils__["multimaster_gather.hardened"] = multimaster_gather.hardened
+    module.__utils__["multimaster_gather.whole"] = multimaster_gather.whole
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     monkeypatch.setattr("time.sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
