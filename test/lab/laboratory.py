@@ -271,8 +271,9 @@ class Laboratory:
         )
 
     def _restarting(self, host: Host) -> bool:
-        # With the process driver all hosts' processes are seen.
-        found = f"multimaster_restart.py --config={host.config_dir}/minion "
+        # With the process driver all hosts' processes are seen.  The brackets keep a driver's own
+        # process that carries this from being one.
+        found = f"[m]ultimaster_restart.py --config={host.config_dir}/minion "
         return not self.run(host.id, "pgrep", "--full", "--", found).returncode
 
     def cutting_over(self, minion: str) -> bool:
