@@ -69,8 +69,8 @@ class Peer:
         self.until = 0.0
         self._sent = False
         # Seconds that its last answer took while it was answering.  A host that is that busy has to
-        # have as long for everything else.
-        self.took = 0.0
+        # have as long for everything else.  And since when the open question has been under way.
+        self.took = self._since = 0.0
         # Whether the open question was lost, perhaps, whether somebody has called, and whether all
         # before it had been answered.
         self._lost = self._called = self._answering = False
@@ -111,14 +111,14 @@ class Peer:
         self.open = self.kept[jid] = Question(self._number, jid, nonce, about, now)
         for old in list(self.kept)[:-KEPT]:
             del self.kept[old]
-        self._asked, self.due = now, now + INTERVAL
+        self._asked, self._since, self.due = now, now, now + INTERVAL
         self.until = now + LONGEST + self.patience
         return self.open
 
     def sent(self, jid: str, now: float) -> None:
         """The question is under way, or could not be sent: patience begins."""
         if self.open and self.open.jid == jid:
-            self._sent, self.until = True, now + self.patience
+            self._sent, self._since, self.until = True, now, now + self.patience
 
     def woken(self, now: float) -> None:
         """It has news: ask it, if a question is open, then after the answer or without it."""
@@ -137,12 +137,12 @@ class Peer:
         """It has answered, however late; no question is answered twice."""
         del self.kept[question.jid]
         self._unanswered = 0
-        took = now - question.asked
-        self.patience = min(max(PATIENCE, 2 * took), LONGEST)
+        self.patience = min(max(PATIENCE, 2 * (now - question.asked)), LONGEST)
         self._heard = max(self._heard, question.number)
         if question is self.open:
             self.open = None
             # One that was frozen, or cut off, tells nothing about now.
+            took = max(now - self._since, 0.0)
             self.took = min(took, LONGEST) if self._answering else 0.0
 
     def overtaken(self, question: Question) -> bool:

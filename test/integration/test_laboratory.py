@@ -10,7 +10,7 @@ from lab.laboratory import Laboratory, laboratory
 
 DRIVERS = ["process", pytest.param("docker", marks=pytest.mark.docker)]
 NETS = {"process": "127.0.69", "docker": "192.168.69"}
-# What is the supervisor's or systemd's, and not the driver's own.
+# In Docker with ``make test-long``.
 USUAL = [*DRIVERS[:1], pytest.param("docker", marks=[pytest.mark.docker, pytest.mark.long])]
 BUSY = """
 import time

@@ -144,7 +144,9 @@ class Laboratory:
             return ids <= set(found)
 
         self.until(
-            returned, f"the returns of {' '.join(command)}", lambda: f"missing: {ids - set(found)}"
+            returned,
+            f"the returns of {' '.join(command)}",
+            lambda: f"missing: {sorted(ids - set(found))}",
         )
         return found
 

@@ -224,6 +224,16 @@ def test_a_peer_with_much_to_do_is_asked_half_of_the_time_whoever_calls():
         assert peer.next() == now + 8
 
 
+def test_what_taking_in_an_answer_costs_is_not_the_peers_delay():
+    peer = peers.Peer("saltm1", 0.0)
+    question = peer.ask(0.0, "jid", "", None)
+    # What was before it took until now.
+    peer.sent("jid", 30.0)
+    peer.answered(question, 30.0)
+    peer.woken(30.0)
+    assert peer.ready(30.0)
+
+
 def test_a_peer_that_was_frozen_is_asked_at_once_when_it_has_news():
     peer = peers.Peer("saltm1", 0.0)
     first, second = asked(peer, 0.0), asked(peer, 5.0)

@@ -7,6 +7,7 @@ answer a master's questions or do not; test/integration has those.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -533,6 +534,28 @@ def test_a_master_that_runs_with_a_key_of_its_own_has_no_turn_to_wait_for(
     monkeypatch.setattr(host, "ask", lambda _, at, __: said.get(at, "silent"))
     monkeypatch.setattr(multimaster_dial, "lets_in", lambda _, at, __: at == "192.0.2.1")
     host._until_turn()
+
+
+def test_salt_gives_a_question_as_patiently_as_it_is_asked(host, monkeypatch):
+    import salt.client
+    from salt.exceptions import SaltClientError
+
+    given = []
+
+    def pub(*_, timeout, **__):
+        given.append(timeout)
+        raise SaltClientError("no master")
+
+    # Salt's own way from a question to the request of its master, which is not there.
+    client = salt.client.LocalClient.__new__(salt.client.LocalClient)
+    client.opts, client.pub = {"timeout": 5, "gather_job_timeout": 10}, pub
+    client.event = SimpleNamespace(get_event=None, cpub=True, destroy=lambda: None)
+    monkeypatch.setattr(
+        "salt.client.get_local_client", lambda mopts: contextlib.nullcontext(client)
+    )
+    monkeypatch.setattr(host, "_master_options", dict)
+    assert host._command({"web1"}, "test.ping", [], 40.0) == {}
+    assert given == [40]
 
 
 def test_a_request_holds_no_secret_and_is_for_nobody_else(host):
